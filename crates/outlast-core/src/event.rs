@@ -1,0 +1,356 @@
+//! What happened: the closed list of events that the journal keeps.
+//!
+//! An event knows its name, what it is about, a sentence for people and its fields for programs; the journal's JSON, the
+//! terminal and the status page are all printed from these four.
+
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::fmt;
+use core::time::Duration;
+
+use crate::health::Health;
+use crate::pair::{Epoch, Side, Stage};
+use crate::time::Timestamp;
+use crate::topology::PartRef;
+use crate::units::show_duration;
+use crate::view::ServiceState;
+
+/// One line of the journal.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Event {
+    /// Counts up by one on each node; a gap means that lines were lost.
+    pub seq: u64,
+    pub at: Timestamp,
+    pub node: String,
+    pub fact: Fact,
+}
+
+/// Something that a probe looks at.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Target {
+    Backend { service: String, backend: String },
+    External { name: String },
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Backend { service, backend } => write!(f, "service.{service} {backend}"),
+            Target::External { name } => write!(f, "external.{name}"),
+        }
+    }
+}
+
+/// Everything that can happen.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Fact {
+    AgentStarted { version: String, resumed: bool },
+    AgentStopping { reason: String },
+    TopologyApplied { changes: String },
+    TopologyRefused { reason: String },
+    HealthChanged { target: Target, from: Health, to: Health, reason: String, began_ago: Duration },
+    ServiceChanged { service: String, from: ServiceState, to: ServiceState, reason: String },
+    Ejected { service: String, backend: String, reason: String, time: Duration },
+    Returned { service: String, backend: String },
+    DrainStarted { service: String, backend: String },
+    DrainEnded { service: String, backend: String },
+    FailoverStarted { service: String, epoch: Epoch, from: Side, to: Side, reason: String },
+    FailoverStage { service: String, epoch: Epoch, stage: Stage, took: Duration },
+    FailoverFinished { service: String, epoch: Epoch, to: Side, took: Duration },
+    FailoverFailed { service: String, epoch: Epoch, reason: String },
+    FailbackFinished { service: String, epoch: Epoch, reason: String },
+    BothDown { service: String },
+    BothDownEnded { service: String },
+    ProcessStarted { process: String, pid: u32, adopted: bool },
+    ProcessExited { process: String, pid: u32, status: String },
+    ProcessKilled { process: String, pid: u32, reason: String },
+    ProcessWaiting { process: String, back_off: Duration },
+    ProcessReadiness { process: String, ready: bool, reason: String },
+    ProxyStarted { pid: u32 },
+    ProxyAdopted { pid: u32 },
+    ProxyReplaced { old: u32, new: u32 },
+    ProxyLost { pid: u32, reason: String },
+    PartUnreachable { part: PartRef, reason: String },
+}
+
+/// A field's value as a program reads it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    Text(String),
+    Number(u64),
+    Flag(bool),
+    /// Written in seconds.
+    Seconds(Duration),
+}
+
+impl Fact {
+    /// The event's stable name: `health_changed`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Fact::AgentStarted { .. } => "agent_started",
+            Fact::AgentStopping { .. } => "agent_stopping",
+            Fact::TopologyApplied { .. } => "topology_applied",
+            Fact::TopologyRefused { .. } => "topology_refused",
+            Fact::HealthChanged { .. } => "health_changed",
+            Fact::ServiceChanged { .. } => "service_changed",
+            Fact::Ejected { .. } => "ejected",
+            Fact::Returned { .. } => "returned",
+            Fact::DrainStarted { .. } => "drain_started",
+            Fact::DrainEnded { .. } => "drain_ended",
+            Fact::FailoverStarted { .. } => "failover_started",
+            Fact::FailoverStage { .. } => "failover_stage",
+            Fact::FailoverFinished { .. } => "failover_finished",
+            Fact::FailoverFailed { .. } => "failover_failed",
+            Fact::FailbackFinished { .. } => "failback_finished",
+            Fact::BothDown { .. } => "both_down",
+            Fact::BothDownEnded { .. } => "both_down_ended",
+            Fact::ProcessStarted { .. } => "process_started",
+            Fact::ProcessExited { .. } => "process_exited",
+            Fact::ProcessKilled { .. } => "process_killed",
+            Fact::ProcessWaiting { .. } => "process_waiting",
+            Fact::ProcessReadiness { .. } => "process_readiness",
+            Fact::ProxyStarted { .. } => "proxy_started",
+            Fact::ProxyAdopted { .. } => "proxy_adopted",
+            Fact::ProxyReplaced { .. } => "proxy_replaced",
+            Fact::ProxyLost { .. } => "proxy_lost",
+            Fact::PartUnreachable { .. } => "part_unreachable",
+        }
+    }
+
+    /// The part of the topology that the event is about: `service.web`, `process.api`, `agent`.
+    pub fn subject(&self) -> String {
+        match self {
+            Fact::AgentStarted { .. } | Fact::AgentStopping { .. } => "agent".to_string(),
+            Fact::TopologyApplied { .. } | Fact::TopologyRefused { .. } => "topology".to_string(),
+            Fact::HealthChanged { target, .. } => match target {
+                Target::Backend { service, .. } => alloc::format!("service.{service}"),
+                Target::External { name } => alloc::format!("external.{name}"),
+            },
+            Fact::ServiceChanged { service, .. }
+            | Fact::Ejected { service, .. }
+            | Fact::Returned { service, .. }
+            | Fact::DrainStarted { service, .. }
+            | Fact::DrainEnded { service, .. }
+            | Fact::FailoverStarted { service, .. }
+            | Fact::FailoverStage { service, .. }
+            | Fact::FailoverFinished { service, .. }
+            | Fact::FailoverFailed { service, .. }
+            | Fact::FailbackFinished { service, .. }
+            | Fact::BothDown { service }
+            | Fact::BothDownEnded { service } => alloc::format!("service.{service}"),
+            Fact::ProcessStarted { process, .. }
+            | Fact::ProcessExited { process, .. }
+            | Fact::ProcessKilled { process, .. }
+            | Fact::ProcessWaiting { process, .. }
+            | Fact::ProcessReadiness { process, .. } => alloc::format!("process.{process}"),
+            Fact::ProxyStarted { .. }
+            | Fact::ProxyAdopted { .. }
+            | Fact::ProxyReplaced { .. }
+            | Fact::ProxyLost { .. } => "proxy".to_string(),
+            Fact::PartUnreachable { part, .. } => part.to_string(),
+        }
+    }
+
+    /// The event's details, in a fixed order.
+    pub fn fields(&self) -> Vec<(&'static str, Value)> {
+        use Value::{Flag, Number, Seconds, Text};
+        let text = |t: &dyn ToString| Text(t.to_string());
+        match self {
+            Fact::AgentStarted { version, resumed } => {
+                alloc::vec![("version", text(version)), ("resumed", Flag(*resumed))]
+            }
+            Fact::AgentStopping { reason } | Fact::TopologyRefused { reason } => {
+                alloc::vec![("reason", text(reason))]
+            }
+            Fact::TopologyApplied { changes } => alloc::vec![("changes", text(changes))],
+            Fact::HealthChanged { target, from, to, reason, began_ago } => {
+                let mut fields = Vec::new();
+                if let Target::Backend { backend, .. } = target {
+                    fields.push(("backend", text(backend)));
+                }
+                fields.extend([
+                    ("from", text(from)),
+                    ("to", text(to)),
+                    ("reason", text(reason)),
+                    ("began_ago", Seconds(*began_ago)),
+                ]);
+                fields
+            }
+            Fact::ServiceChanged { from, to, reason, .. } => {
+                alloc::vec![("from", text(from)), ("to", text(to)), ("reason", text(reason))]
+            }
+            Fact::Ejected { backend, reason, time, .. } => {
+                alloc::vec![
+                    ("backend", text(backend)),
+                    ("reason", text(reason)),
+                    ("time", Seconds(*time))
+                ]
+            }
+            Fact::Returned { backend, .. }
+            | Fact::DrainStarted { backend, .. }
+            | Fact::DrainEnded { backend, .. } => {
+                alloc::vec![("backend", text(backend))]
+            }
+            Fact::FailoverStarted { epoch, from, to, reason, .. } => alloc::vec![
+                ("epoch", Number(epoch.0)),
+                ("from", text(from)),
+                ("to", text(to)),
+                ("reason", text(reason))
+            ],
+            Fact::FailoverStage { epoch, stage, took, .. } => {
+                alloc::vec![
+                    ("epoch", Number(epoch.0)),
+                    ("stage", text(stage)),
+                    ("took", Seconds(*took))
+                ]
+            }
+            Fact::FailoverFinished { epoch, to, took, .. } => {
+                alloc::vec![("epoch", Number(epoch.0)), ("to", text(to)), ("took", Seconds(*took))]
+            }
+            Fact::FailoverFailed { epoch, reason, .. }
+            | Fact::FailbackFinished { epoch, reason, .. } => {
+                alloc::vec![("epoch", Number(epoch.0)), ("reason", text(reason))]
+            }
+            Fact::BothDown { .. } | Fact::BothDownEnded { .. } => Vec::new(),
+            Fact::ProcessStarted { pid, adopted, .. } => {
+                alloc::vec![("pid", Number(u64::from(*pid))), ("adopted", Flag(*adopted))]
+            }
+            Fact::ProcessExited { pid, status, .. } => {
+                alloc::vec![("pid", Number(u64::from(*pid))), ("status", text(status))]
+            }
+            Fact::ProcessKilled { pid, reason, .. } | Fact::ProxyLost { pid, reason } => {
+                alloc::vec![("pid", Number(u64::from(*pid))), ("reason", text(reason))]
+            }
+            Fact::ProcessWaiting { back_off, .. } => alloc::vec![("back_off", Seconds(*back_off))],
+            Fact::ProcessReadiness { ready, reason, .. } => {
+                alloc::vec![("ready", Flag(*ready)), ("reason", text(reason))]
+            }
+            Fact::ProxyStarted { pid } | Fact::ProxyAdopted { pid } => {
+                alloc::vec![("pid", Number(u64::from(*pid)))]
+            }
+            Fact::ProxyReplaced { old, new } => {
+                alloc::vec![("old", Number(u64::from(*old))), ("new", Number(u64::from(*new)))]
+            }
+            Fact::PartUnreachable { reason, .. } => alloc::vec![("reason", text(reason))],
+        }
+    }
+
+    /// How loud the event is: an error means that someone must look.
+    pub fn severity(&self) -> Severity {
+        match self {
+            Fact::BothDown { .. } | Fact::FailoverFailed { .. } | Fact::ProxyLost { .. } => {
+                Severity::Error
+            }
+            Fact::HealthChanged { to: Health::Down, .. }
+            | Fact::ServiceChanged { to: ServiceState::Down, .. }
+            | Fact::Ejected { .. }
+            | Fact::TopologyRefused { .. }
+            | Fact::FailoverStarted { .. }
+            | Fact::ProcessExited { .. }
+            | Fact::ProcessKilled { .. }
+            | Fact::ProcessWaiting { .. }
+            | Fact::PartUnreachable { .. } => Severity::Warn,
+            Fact::AgentStarted { .. }
+            | Fact::AgentStopping { .. }
+            | Fact::TopologyApplied { .. }
+            | Fact::HealthChanged { to: Health::Up | Health::Unknown, .. }
+            | Fact::ServiceChanged { .. }
+            | Fact::Returned { .. }
+            | Fact::DrainStarted { .. }
+            | Fact::DrainEnded { .. }
+            | Fact::FailoverStage { .. }
+            | Fact::FailoverFinished { .. }
+            | Fact::FailbackFinished { .. }
+            | Fact::BothDownEnded { .. }
+            | Fact::ProcessStarted { .. }
+            | Fact::ProcessReadiness { .. }
+            | Fact::ProxyStarted { .. }
+            | Fact::ProxyAdopted { .. }
+            | Fact::ProxyReplaced { .. } => Severity::Info,
+        }
+    }
+}
+
+/// How loud an event is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    Info,
+    Warn,
+    Error,
+}
+
+impl fmt::Display for Fact {
+    /// The event as a sentence without its subject.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fact::AgentStarted { version, resumed: false } => {
+                write!(f, "started, version {version}")
+            }
+            Fact::AgentStarted { version, resumed: true } => {
+                write!(
+                    f,
+                    "started, version {version}, carrying on with what the running proxy believed"
+                )
+            }
+            Fact::AgentStopping { reason } => write!(f, "stopping: {reason}"),
+            Fact::TopologyApplied { changes } => write!(f, "applied: {changes}"),
+            Fact::TopologyRefused { reason } => {
+                write!(f, "refused, the old one stays in force: {reason}")
+            }
+            Fact::HealthChanged { target, from, to, reason, began_ago } => {
+                if let Target::Backend { backend, .. } = target {
+                    write!(f, "{backend} ")?;
+                }
+                write!(f, "{from} -> {to}: {reason}")?;
+                if *to == Health::Down && !began_ago.is_zero() {
+                    write!(f, " (began {} ago)", show_duration(*began_ago))?;
+                }
+                Ok(())
+            }
+            Fact::ServiceChanged { from, to, reason, .. } => write!(f, "{from} -> {to}: {reason}"),
+            Fact::Ejected { backend, reason, time, .. } => {
+                write!(f, "{backend} ejected for {}: {reason}", show_duration(*time))
+            }
+            Fact::Returned { backend, .. } => write!(f, "{backend} returned after ejection"),
+            Fact::DrainStarted { backend, .. } => write!(f, "{backend} drains: no new requests"),
+            Fact::DrainEnded { backend, .. } => write!(f, "{backend} takes requests again"),
+            Fact::FailoverStarted { epoch, from, to, reason, .. } => {
+                write!(f, "failover {from} -> {to}, epoch {}: {reason}", epoch.0)
+            }
+            Fact::FailoverStage { stage, took, .. } => {
+                write!(f, "failover stage `{stage}` took {}", show_duration(*took))
+            }
+            Fact::FailoverFinished { to, took, .. } => {
+                write!(
+                    f,
+                    "failover finished, {to} serves, {} after the first failed probe",
+                    show_duration(*took)
+                )
+            }
+            Fact::FailoverFailed { reason, .. } => write!(f, "failover failed: {reason}"),
+            Fact::FailbackFinished { reason, .. } => {
+                write!(f, "failback finished, primary serves: {reason}")
+            }
+            Fact::BothDown { .. } => f.write_str("primary and backup are both down"),
+            Fact::BothDownEnded { .. } => f.write_str("no longer both down"),
+            Fact::ProcessStarted { pid, adopted: false, .. } => write!(f, "started, pid {pid}"),
+            Fact::ProcessStarted { pid, adopted: true, .. } => {
+                write!(f, "found running, pid {pid}")
+            }
+            Fact::ProcessExited { pid, status, .. } => write!(f, "pid {pid} exited: {status}"),
+            Fact::ProcessKilled { pid, reason, .. } => write!(f, "killed pid {pid}: {reason}"),
+            Fact::ProcessWaiting { back_off, .. } => {
+                write!(f, "restarts in {}", show_duration(*back_off))
+            }
+            Fact::ProcessReadiness { ready: true, reason, .. } => write!(f, "ready: {reason}"),
+            Fact::ProcessReadiness { ready: false, reason, .. } => write!(f, "not ready: {reason}"),
+            Fact::ProxyStarted { pid } => write!(f, "started, pid {pid}"),
+            Fact::ProxyAdopted { pid } => write!(f, "found running, pid {pid}"),
+            Fact::ProxyReplaced { old, new } => {
+                write!(f, "pid {new} took over from pid {old}, which drains")
+            }
+            Fact::ProxyLost { pid, reason } => write!(f, "pid {pid} is gone: {reason}"),
+            Fact::PartUnreachable { reason, .. } => write!(f, "unreachable: {reason}"),
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! The words and the decisions of outlast.
+//!
+//! Everything here is plain data and pure functions: no clock, no I/O, no randomness, no async. Time comes in as an
+//! argument, so that a simulator can drive a decision through millions of faults.
+#![no_std]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod agent;
+pub mod event;
+pub mod health;
+pub mod pair;
+pub mod time;
+pub mod topology;
+pub mod units;
+pub mod view;

@@ -102,11 +102,16 @@ fn term<'a>(
     }
     let whole: u64 = whole.parse().map_err(|_digits_only| Fault::TooLarge)?;
     let mut value = whole.checked_mul(scale).ok_or(Fault::TooLarge)?;
-    let mut place = scale;
-    for digit in fraction.bytes().map(|d| u64::from(d - b'0')) {
-        place /= 10;
-        value = value.checked_add(digit.saturating_mul(place)).ok_or(Fault::TooLarge)?;
+    let mut place: u128 = 1;
+    let mut part: u128 = 0;
+    // Beyond nine digits a fraction is smaller than a nanosecond or a byte.
+    for digit in fraction.bytes().take(9) {
+        place *= 10;
+        part = part * 10 + u128::from(digit - b'0');
     }
+    let part =
+        u64::try_from(part * u128::from(scale) / place).map_err(|_below_scale| Fault::TooLarge)?;
+    value = value.checked_add(part).ok_or(Fault::TooLarge)?;
     Ok((value, unit, rest))
 }
 

@@ -1,1 +1,5 @@
-//! Room not furnished yet.
+//! Senses and hands on one machine: probes, processes, the journal, vital signs.
+//!
+//! Everything here reads or does; nothing decides. Decisions live in `outlast-core`.
+
+pub mod probe;

@@ -116,20 +116,8 @@ impl Layout {
         layout
     }
 
-    /// A part that names no node is one cell of which nothing is said.
-    fn add(
-        &mut self,
-        kind: PartKind,
-        name: &str,
-        at_least: usize,
-        mut cells: Vec<Cell>,
-    ) -> PartRef {
+    fn add(&mut self, kind: PartKind, name: &str, at_least: usize, cells: Vec<Cell>) -> PartRef {
         let part = PartRef { kind, name: name.to_owned() };
-        let mut at_least = at_least;
-        if cells.is_empty() {
-            at_least = 1;
-            cells.push(Cell { name: String::new(), node: None, own: None });
-        }
         self.groups.insert(part.clone(), Group { part: part.clone(), at_least, cells });
         part
     }
@@ -147,7 +135,11 @@ impl Layout {
     }
 }
 
+/// One cell per node; without nodes the file is about one machine, of which it says nothing.
 fn on_nodes(nodes: &[String], own: Option<Availability>) -> Vec<Cell> {
+    if nodes.is_empty() {
+        return vec![Cell { name: String::new(), node: None, own }];
+    }
     nodes
         .iter()
         .map(|node| Cell { name: format!("node.{node}"), node: Some(node.clone()), own })

@@ -256,6 +256,20 @@ fn a_backend_elsewhere_is_as_good_as_its_service_says() {
 }
 
 #[test]
+fn a_part_of_a_file_without_nodes_is_on_one_machine() {
+    let mut topology = Topology::default();
+    topology.postgres.insert("orders".into(), postgres(&[], Durability::Async));
+    let report = analyse(&topology);
+    assert_eq!(figures(&report, "postgres.orders").certainty, Certainty::Unknown);
+    assert_eq!(report.assumed[0].subject, "postgres.orders");
+    let orders = topology.postgres.get_mut("orders").unwrap();
+    orders.reliability = Some(Reliability::Availability(0.999));
+    let report = analyse(&topology);
+    check_close(figures(&report, "postgres.orders").availability.down(), 1e-3);
+    assert_eq!(report.assumed, []);
+}
+
+#[test]
 fn parts_that_need_each_other_are_counted_once() {
     let mut topology = three_nodes(Some(0.9));
     topology.services.insert("one".into(), service(&topology, &["a"], &["service.two"]));

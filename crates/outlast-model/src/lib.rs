@@ -53,6 +53,8 @@ pub struct Figures {
     /// Of the part with all that it needs.
     pub availability: Availability,
     pub certainty: Certainty,
+    /// False: parts that share too many nodes were multiplied as if they shared none; the exact figure is no worse.
+    pub exact: bool,
     pub downtime: Downtime,
     /// `None` of a part that is never down by these numbers.
     pub nines: Option<Nines>,
@@ -84,16 +86,18 @@ pub struct Assumption {
 pub fn analyse(topology: &Topology) -> Report {
     let layout = Layout::of(topology);
     let critical = spof::critical(topology, &layout);
-    let figures = |part: &PartRef| figures(part, topology, &layout, &critical);
-    let (services, parts): (Vec<PartRef>, Vec<PartRef>) =
-        layout.groups.keys().cloned().partition(|part| part.kind == PartKind::Service);
+    let all: Vec<Figures> =
+        layout.groups.keys().map(|part| figures(part, topology, &layout, &critical)).collect();
+    let caveats = caveats(&layout, &all);
+    let (services, parts) =
+        all.into_iter().partition(|figures| figures.part.kind == PartKind::Service);
     Report {
         cluster: topology.cluster.name.clone(),
-        services: services.iter().map(figures).collect(),
-        parts: parts.iter().map(figures).collect(),
+        services,
+        parts,
         spofs: spof::find(&critical, &layout),
         assumed: assumed(&layout),
-        caveats: caveats(&layout),
+        caveats,
         revenue_per_hour: topology.cost.revenue_per_hour,
         currency: topology.cost.currency.clone(),
     }
@@ -107,7 +111,7 @@ fn figures(
 ) -> Figures {
     let group = &layout.groups[part];
     let required = layout.required(part);
-    let availability = sweep::all_up(&required, &layout.nodes).availability;
+    let sweep::Together { availability, exact } = sweep::all_up(&required, &layout.nodes);
     Figures {
         part: part.clone(),
         critical: critical.contains_key(part),
@@ -116,6 +120,7 @@ fn figures(
         itself: sweep::all_up(&[group], &layout.nodes).availability,
         availability,
         certainty: certainty(&required, layout),
+        exact,
         downtime: Downtime::of(availability),
         nines: Nines::of(availability),
         outage_cost_per_year: topology
@@ -194,7 +199,7 @@ fn blank_cells(group: &Group) -> String {
     }
 }
 
-fn caveats(layout: &Layout) -> Vec<String> {
+fn caveats(layout: &Layout, figures: &[Figures]) -> Vec<String> {
     let short = layout.groups.values().filter(|group| group.spare().is_none()).map(|group| {
         format!(
             "{} asks for {} of {}: it can never be up",
@@ -203,15 +208,12 @@ fn caveats(layout: &Layout) -> Vec<String> {
             group.cells.len()
         )
     });
-    let multiplied = layout
-        .groups
-        .keys()
-        .filter(|part| !sweep::all_up(&layout.required(part), &layout.nodes).exact)
-        .map(|part| {
-            format!(
-                "{part} shares nodes with what it needs in more than {STATES_MAX} ways: its layers are multiplied as if they shared none, which is no better than the exact figure"
-            )
-        });
+    let multiplied = figures.iter().filter(|figures| !figures.exact).map(|figures| {
+        format!(
+            "{} shares nodes with what it needs in more than {STATES_MAX} ways: its layers are multiplied as if they shared none; the exact figure is no worse",
+            figures.part
+        )
+    });
     short.chain(multiplied).collect()
 }
 

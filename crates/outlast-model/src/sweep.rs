@@ -1,14 +1,16 @@
 //! The exact share of time that several groups are all up, although they stand on the same machines.
 //!
-//! Multiplying the groups would be wrong where one node carries cells of two of them: its loss would be counted twice. So
-//! the nodes are gone through one by one, and what is remembered is only how many cells of each group are up so far.
+//! Multiplying the groups would be wrong where one node carries cells of two of them: its loss would be counted twice.
+//! Two exact ways lead round that. The sweep goes through the nodes one by one and remembers only how many cells of each
+//! group are up so far: good for many nodes and few groups. The other takes every case of shared nodes up and down, within
+//! which the groups are independent: good for few nodes and many groups.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::availability::{Availability, k_of_n, serial};
 use crate::layout::{Cell, Group};
 
-/// Beyond this many states the product of the groups is taken, and the report says so.
+/// When both ways have more states or cases than this, the product of the groups is taken, and the report says so.
 pub const STATES_MAX: usize = 1 << 14;
 
 /// What the groups come to.
@@ -27,7 +29,7 @@ pub(crate) fn all_up(groups: &[&Group], nodes: &Nodes) -> Together {
         .into_iter()
         .map(|cluster| match cluster.as_slice() {
             [group] if stands_alone(group) => one_up(group, nodes),
-            shared => match sweep(shared, nodes) {
+            shared => match sweep(shared, nodes).or_else(|| by_cases(shared, nodes)) {
                 Some(availability) => Together { availability, exact: true },
                 None => Together { availability: product(shared, nodes), exact: false },
             },
@@ -75,7 +77,7 @@ fn independent(group: &Group, nodes: &Nodes) -> Availability {
     let cells: Vec<Availability> = group
         .cells
         .iter()
-        .map(|cell| of_node(cell, nodes).and(cell.own.unwrap_or(Availability::PERFECT)))
+        .map(|cell| of_machine(cell, nodes).and(cell.own.unwrap_or(Availability::PERFECT)))
         .collect();
     k_of_n(group.at_least, &cells)
 }
@@ -84,16 +86,23 @@ fn independent(group: &Group, nodes: &Nodes) -> Availability {
 fn product(groups: &[&Group], nodes: &Nodes) -> Availability {
     let each: Vec<Availability> = groups
         .iter()
-        .map(|group| sweep(&[group], nodes).unwrap_or_else(|| independent(group, nodes)))
+        .map(|&group| {
+            let alone: &[&Group] = &[group];
+            sweep(alone, nodes)
+                .or_else(|| by_cases(alone, nodes))
+                .unwrap_or_else(|| independent(group, nodes))
+        })
         .collect();
     serial(&each)
 }
 
-fn of_node(cell: &Cell, nodes: &Nodes) -> Availability {
-    cell.node
-        .as_ref()
-        .and_then(|name| *nodes.get(name).expect("a part stands on nodes of the file"))
-        .unwrap_or(Availability::PERFECT)
+fn of_machine(cell: &Cell, nodes: &Nodes) -> Availability {
+    cell.node.as_ref().map_or(Availability::PERFECT, |node| of_node(node, nodes))
+}
+
+/// What the file does not say counts as never down.
+fn of_node(node: &str, nodes: &Nodes) -> Availability {
+    nodes.get(node).expect("a part stands on nodes of the file").unwrap_or(Availability::PERFECT)
 }
 
 /// One machine and the cells on it, each with the number of its group.
@@ -105,54 +114,109 @@ struct Host<'a> {
 /// How many cells of each group are up among the hosts so far, at most as many as it asks for; and how likely that is.
 type States = BTreeMap<Vec<usize>, f64>;
 
+/// What is left to go through, and what is certain already.
+struct Sweep<'a> {
+    groups: &'a [&'a Group],
+    /// Cells of each group that are still to come.
+    ahead: Vec<usize>,
+    /// How likely it is that a group cannot reach its number any more, whatever is still to come.
+    down: f64,
+}
+
 /// Goes through the hosts; `None` when there are too many states to remember.
-fn sweep(groups: &[&Group], nodes: &Nodes) -> Option<Availability> {
-    let mut ahead: Vec<usize> = groups.iter().map(|group| group.cells.len()).collect();
+pub(crate) fn sweep(groups: &[&Group], nodes: &Nodes) -> Option<Availability> {
+    let ahead = groups.iter().map(|group| group.cells.len()).collect();
+    let mut sweep = Sweep { groups, ahead, down: 0.0 };
     let mut states = States::from([(vec![0; groups.len()], 1.0)]);
-    let mut down = 0.0;
     for host in hosts(groups, nodes) {
-        let mut next = with_host_up(groups, &host, &states);
-        if host.availability.down() > 0.0 {
-            for (state, mass) in states {
-                *next.entry(state).or_default() += mass * host.availability.down();
+        let mut lost = scaled(&states, host.availability.down());
+        let mut kept = scaled(&states, host.availability.up());
+        for &(group, cell) in &host.cells {
+            sweep.ahead[group] -= 1;
+            kept = sweep.open(with_cell(kept, group, cell, groups[group].at_least));
+            lost = sweep.open(lost);
+            if kept.len() > STATES_MAX {
+                return None;
             }
         }
-        for (group, _) in &host.cells {
-            ahead[*group] -= 1;
+        for (state, mass) in lost {
+            *kept.entry(state).or_default() += mass;
         }
-        // A group that cannot reach its number any more is down, whatever the other hosts do.
-        next.retain(|state, mass| {
-            let open = (0..groups.len()).all(|g| state[g] + ahead[g] >= groups[g].at_least);
+        if kept.len() > STATES_MAX {
+            return None;
+        }
+        states = kept;
+    }
+    // Of what is still open, nothing is missing.
+    Some(Availability::from_masses(states.values().fold(0.0, |up, mass| up + mass), sweep.down))
+}
+
+impl Sweep<'_> {
+    /// The states in which every group can still reach its number; the others are down.
+    fn open(&mut self, mut states: States) -> States {
+        states.retain(|state, mass| {
+            let open = (0..self.groups.len())
+                .all(|group| state[group] + self.ahead[group] >= self.groups[group].at_least);
             if !open {
-                down += *mass;
+                self.down += *mass;
             }
             open
         });
-        if next.len() > STATES_MAX {
-            return None;
-        }
-        states = next;
+        states
     }
-    // Of what is still open, nothing is missing.
-    Some(Availability::from_masses(states.values().fold(0.0, |up, mass| up + mass), down))
 }
 
-fn with_host_up(groups: &[&Group], host: &Host<'_>, states: &States) -> States {
-    let up: States =
-        states.iter().map(|(state, mass)| (state.clone(), mass * host.availability.up())).collect();
-    host.cells.iter().fold(up, |states, &(group, cell)| {
-        let own = cell.own.unwrap_or(Availability::PERFECT);
-        let mut next = States::new();
-        for (state, mass) in states {
-            let mut more = state.clone();
-            more[group] = (more[group] + 1).min(groups[group].at_least);
-            *next.entry(more).or_default() += mass * own.up();
-            if own.down() > 0.0 {
-                *next.entry(state).or_default() += mass * own.down();
-            }
+/// The states when something happens of this probability; none when it never does.
+fn scaled(states: &States, share: f64) -> States {
+    if share <= 0.0 {
+        return States::new();
+    }
+    states.iter().map(|(state, mass)| (state.clone(), mass * share)).collect()
+}
+
+/// One more cell, on a host that is up.
+fn with_cell(states: States, group: usize, cell: &Cell, at_least: usize) -> States {
+    let own = cell.own.unwrap_or(Availability::PERFECT);
+    let mut next = scaled(&states, own.down());
+    for (mut state, mass) in states {
+        state[group] = (state[group] + 1).min(at_least);
+        *next.entry(state).or_default() += mass * own.up();
+    }
+    next
+}
+
+/// Takes every case of the shared nodes up and down; `None` when there are too many.
+pub(crate) fn by_cases(groups: &[&Group], nodes: &Nodes) -> Option<Availability> {
+    let mut cells_on: BTreeMap<&str, usize> = BTreeMap::new();
+    for node in groups.iter().flat_map(|group| &group.cells).filter_map(|cell| cell.node.as_deref())
+    {
+        *cells_on.entry(node).or_default() += 1;
+    }
+    let shared: Vec<&str> =
+        cells_on.into_iter().filter(|&(_, cells)| cells > 1).map(|(node, _)| node).collect();
+    if shared.len() > STATES_MAX.ilog2() as usize {
+        return None;
+    }
+    let (mut up, mut down) = (0.0, 0.0);
+    for case in 0..1_usize << shared.len() {
+        let mut mass = 1.0;
+        let mut certain = nodes.clone();
+        for (bit, &node) in shared.iter().enumerate() {
+            let availability = of_node(node, nodes);
+            let is_up = case >> bit & 1 == 1;
+            mass *= if is_up { availability.up() } else { availability.down() };
+            let known = if is_up { Availability::PERFECT } else { Availability::NONE };
+            certain.insert(node.to_owned(), Some(known));
         }
-        next
-    })
+        if mass > 0.0 {
+            let each: Vec<Availability> =
+                groups.iter().map(|group| independent(group, &certain)).collect();
+            let whole = serial(&each);
+            up += mass * whole.up();
+            down += mass * whole.down();
+        }
+    }
+    Some(Availability::from_masses(up, down))
 }
 
 /// Nodes by name; a cell on no node has a host to itself.
@@ -161,7 +225,7 @@ fn hosts<'a>(groups: &[&'a Group], nodes: &Nodes) -> Vec<Host<'a>> {
     let mut nameless = Vec::new();
     for (number, group) in groups.iter().enumerate() {
         for cell in &group.cells {
-            let availability = of_node(cell, nodes);
+            let availability = of_machine(cell, nodes);
             match &cell.node {
                 Some(node) => named
                     .entry(node)

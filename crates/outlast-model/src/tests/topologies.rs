@@ -1,5 +1,7 @@
 use super::fixture::{add_node, backend, count, external, part, service, service_at};
 use super::{check_close, check_printed};
+use crate::layout::Layout;
+use crate::sweep::{by_cases, sweep};
 use crate::{Certainty, Figures, Report, Subject, analyse};
 use outlast_core::topology::{
     Durability, Failback, Pair, Pool, Postgres, Redis, Reliability, Standby, Store, StoreMode,
@@ -307,6 +309,25 @@ fn too_many_ways_of_sharing_are_multiplied_and_said() {
     assert!(!report.caveats.iter().any(|caveat| caveat.starts_with("service.s4")));
 }
 
+#[test]
+fn many_parts_on_few_machines_are_exact_too() {
+    let mut topology = three_nodes(Some(0.9));
+    topology.nodes.remove("c");
+    let names: Vec<String> = (0..20).map(|number| format!("service.s{number:02}")).collect();
+    for number in 0..20 {
+        let needs: Vec<&str> = names.get(number + 1).map(String::as_str).into_iter().collect();
+        let mut some = service(&topology, &["a", "b"], &needs);
+        some.reliability = Some(Reliability::Availability(0.99));
+        topology.services.insert(format!("s{number:02}"), some);
+    }
+    let report = analyse(&topology);
+    assert_eq!(report.caveats, [""; 0]);
+    let both = 0.81 * (1.0 - 0.01 * 0.01_f64).powi(20);
+    let one = 0.18 * 0.99_f64.powi(20);
+    check_close(figures(&report, "service.s00").availability.up(), both + one);
+    check_close(figures(&report, "service.s00").availability.down(), 1.0 - both - one);
+}
+
 /// A service of the generated topologies: which node each backend is on, how many must be up, and its software.
 #[derive(Clone, Debug)]
 struct Sketch {
@@ -381,6 +402,18 @@ proptest! {
         prop_assert!((got.up() - expected).abs() < 1e-12, "{got:?} {expected}");
         prop_assert!((got.down() + expected - 1.0).abs() < 1e-12, "{got:?} {expected}");
         prop_assert_eq!(report.caveats.len(), 0);
+    }
+
+    #[test]
+    fn both_exact_ways_agree(
+        (shares, sketches) in (1..4_usize).prop_flat_map(|n| (vec(0.0..=1.0, n), sketches(n))),
+    ) {
+        let layout = Layout::of(&drawn(&shares, &sketches));
+        let groups = layout.required(&part("service.s0"));
+        let swept = sweep(&groups, &layout.nodes).unwrap();
+        let cased = by_cases(&groups, &layout.nodes).unwrap();
+        prop_assert!((swept.up() - cased.up()).abs() < 1e-12, "{swept:?} {cased:?}");
+        prop_assert!((swept.down() - cased.down()).abs() < 1e-12, "{swept:?} {cased:?}");
     }
 
     #[test]

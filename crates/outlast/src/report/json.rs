@@ -33,6 +33,7 @@ fn figures(figures: &Figures) -> Value {
         "at_least": figures.at_least,
         "of": figures.cells,
         "certainty": certainty_word(figures.certainty),
+        "exact": figures.exact,
         "availability": of_known(figures.availability.up()),
         "unavailability": of_known(figures.availability.down()),
         "availability_itself": of_known(figures.itself.up()),

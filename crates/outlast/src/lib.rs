@@ -1,1 +1,4 @@
 //! The binary and the agent loop.
+
+pub mod export;
+pub mod report;

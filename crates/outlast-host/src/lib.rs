@@ -2,4 +2,7 @@
 //!
 //! Everything here reads or does; nothing decides. Decisions live in `outlast-core`.
 
+pub mod command;
+mod leader;
 pub mod probe;
+mod text;

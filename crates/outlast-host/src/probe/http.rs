@@ -1,5 +1,10 @@
 //! One HTTP/1.1 request on a connection of its own; the status and, if asked for, the body decide.
 
+use std::convert::Infallible;
+use std::error::Error;
+use std::future::pending;
+use std::sync::OnceLock;
+
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
@@ -10,7 +15,8 @@ use outlast_core::topology::{Authority, Backend, HttpCheck, HttpTarget, StatusSe
 
 use super::dial::{Cover, Speech, Tls, io_cause, io_fault, open};
 use super::io::Hyper;
-use super::{Code, Fault, Limit, authority, fault, internal, quote, user_agent};
+use super::{Code, Fault, Limit, authority, fault, internal, user_agent};
+use crate::text::quote;
 
 /// Bytes of a body that are searched for the expected text.
 pub(super) const BODY_MAX: usize = 64 << 10;
@@ -34,16 +40,29 @@ pub(super) async fn ask(
         let response = sender.send_request(request).await.map_err(|e| hyper_fault(&e))?;
         judge(check, response).await
     };
-    tokio::select! {
-        result = exchange => result,
-        never = drive(connection) => match never {},
-    }
+    over(connection, exchange).await
 }
 
-/// Keeps a connection going while something else waits for what comes over it.
-pub(super) async fn drive<T>(connection: impl Future<Output = T>) -> std::convert::Infallible {
-    drop(connection.await);
-    std::future::pending().await
+/// Does an exchange while its connection is kept going; what ends the connection reaches the exchange.
+pub(super) async fn over<T>(
+    connection: impl Future<Output = Result<(), hyper::Error>>,
+    exchange: impl Future<Output = Result<T, Fault>>,
+) -> Result<T, Fault> {
+    let broken = OnceLock::new();
+    let drive = async {
+        if let Err(error) = connection.await {
+            broken.get_or_init(|| hyper_fault(&error));
+        }
+        pending::<Infallible>().await
+    };
+    let result = tokio::select! {
+        result = exchange => result,
+        never = drive => match never {},
+    };
+    result.map_err(|fault| match broken.into_inner() {
+        Some(cause) if fault.code == Code::Reset => cause,
+        Some(_) | None => fault,
+    })
 }
 
 /// Where a check goes and what it asks for.
@@ -165,11 +184,15 @@ pub(super) fn hyper_fault(error: &hyper::Error) -> Fault {
     if let Some(io) = io_cause(error) {
         return io_fault("", io);
     }
+    // A request that was never sent carries the connection's own error.
+    if let Some(cause) = error.source().and_then(|cause| cause.downcast_ref()) {
+        return hyper_fault(cause);
+    }
     if error.is_incomplete_message() || error.is_closed() || error.is_canceled() {
         return fault(Code::Reset, "closed by the other side");
     }
-    if error.is_parse() {
-        return fault(Code::Protocol, format!("the answer is not HTTP: {error}"));
+    if error.is_user() {
+        return internal(format!("the request cannot be sent: {error}"));
     }
-    fault(Code::Other, error.to_string())
+    fault(Code::Protocol, format!("the answer is not HTTP: {error}"))
 }

@@ -3,7 +3,9 @@
 //! A probe is always a fresh question: a new connection, a new TLS handshake, a new process. It never outlasts its
 //! timeout and never decides; counting is the business of a `Belief`.
 
+mod command;
 mod dial;
+mod grpc;
 mod http;
 mod io;
 mod spread;
@@ -21,10 +23,7 @@ use tokio::time::Instant;
 
 pub use spread::{first_offset, round};
 
-use dial::Tls;
-
-/// Characters of foreign text (an output line, a message) that a reason may carry.
-const QUOTE_MAX: usize = 200;
+use dial::{Cover, Speech, Tls};
 
 /// What a probe found out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,7 +138,20 @@ impl Prober {
                 }
                 Err(fault) => Err(fault),
             },
-            Check::Command(_) | Check::Grpc { .. } => Err(internal("not built yet")),
+            Check::Command(argv) => command::ask(argv, backend, &limit).await,
+            Check::Grpc { service, address, tls, tls_verify } => {
+                match place(address.as_ref(), backend) {
+                    Ok(place) => {
+                        let encrypt = *tls || (address.is_none() && backend.is_some_and(|b| b.tls));
+                        let (name, verify) = (&place.host, *tls_verify);
+                        let cover =
+                            encrypt.then_some(Cover { name, verify, speech: Speech::Http2 });
+                        let asked = grpc::ask(&self.tls, &place, cover, service, &limit);
+                        limit.keep("", Box::pin(asked)).await
+                    }
+                    Err(fault) => Err(fault),
+                }
+            }
         };
         let (code, reason) = match result {
             Ok(reason) => (Code::Ok, reason),
@@ -216,14 +228,4 @@ fn authority(backend: &Backend) -> Authority {
 /// What probes say they are.
 fn user_agent() -> &'static str {
     concat!("outlast/", env!("CARGO_PKG_VERSION"))
-}
-
-/// Foreign text made fit for a sentence: one line, printable, not long.
-fn quote(text: &str) -> String {
-    let clean = |c: char| if c.is_control() { ' ' } else { c };
-    let mut quoted: String = text.trim().chars().map(clean).take(QUOTE_MAX).collect();
-    if text.trim().chars().nth(QUOTE_MAX).is_some() {
-        quoted.push('…');
-    }
-    quoted
 }

@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
-use outlast_core::topology::{Authority, Backend, Check, HttpCheck, HttpTarget, StatusSet};
+use outlast_core::topology::{
+    Authority, Backend, Check, Command, HttpCheck, HttpTarget, StatusSet,
+};
 use rcgen::{CertificateParams, Issuer, KeyPair};
 use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -256,7 +258,7 @@ async fn an_open_port_is_enough_for_a_tcp_probe_even_if_it_closes_at_once() {
 async fn a_silent_server_is_given_up_on_in_time() {
     let server = server(|connection| async {
         let _held = connection;
-        std::future::pending().await
+        std::future::pending::<()>().await;
     })
     .await;
     for backend in [server.backend(false), server.backend(true)] {
@@ -348,12 +350,6 @@ async fn a_plain_server_asked_for_tls_says_so() {
 }
 
 #[test]
-fn foreign_text_is_quoted_short_and_on_one_line() {
-    assert_eq!(quote("  a\nb\u{1b}[31m \n"), "a b [31m");
-    assert_eq!(quote(&"x".repeat(300)).chars().count(), QUOTE_MAX + 1);
-}
-
-#[test]
 fn our_own_trouble_is_told_from_the_other_sides() {
     use rustix::io::Errno;
     for (errno, code) in [
@@ -366,4 +362,132 @@ fn our_own_trouble_is_told_from_the_other_sides() {
     ] {
         assert_eq!(dial::io_fault("", &io::Error::from(errno)).code, code, "{errno}");
     }
+}
+
+fn command(argv: &[&str]) -> Check {
+    Check::Command(Command(argv.iter().map(|&word| word.to_owned()).collect()))
+}
+
+#[tokio::test]
+async fn a_command_answers_by_its_exit_status() {
+    let port = NonZeroU16::new(5432).unwrap();
+    let backend = Backend { url: String::new(), tls: false, host: "::1".to_owned(), port };
+    let prober = Prober::new();
+    for (script, code, says) in [
+        ("exit 0", Code::Ok, "exit status 0"),
+        ("echo fine", Code::Ok, "exit status 0: fine"),
+        ("echo starting; echo no reply >&2; exit 2", Code::Exit, "exit status 2: no reply"),
+    ] {
+        check_answer(&prober, command(&["sh", "-c", script]), &backend, code, says).await;
+    }
+    let check = command(&["echo", "--at={backend}"]);
+    check_answer(&prober, check.clone(), &backend, Code::Ok, "exit status 0: --at=[::1]:PORT")
+        .await;
+    assert_eq!(prober.ask(&check, None, TIMEOUT).await.code, Code::Internal);
+
+    let says = "run /nowhere/check: no such file or directory";
+    check_answer(&prober, command(&["/nowhere/check"]), &backend, Code::Exit, says).await;
+
+    let answer = prober.ask(&command(&["sleep", "60"]), None, SHORT).await;
+    assert_eq!((answer.code, answer.reason.as_str()), (Code::Timeout, "no answer within 200ms"));
+    assert!(answer.took < SHORT * 5, "{:?}", answer.took);
+}
+
+/// A gRPC server whose health is what the service's name says.
+async fn health(request: Request<Incoming>) -> Result<Response<GrpcBody>, Infallible> {
+    assert_eq!(request.uri().path(), "/grpc.health.v1.Health/Check");
+    assert_eq!(request.headers()["te"], "trailers");
+    let bytes = request.into_body().collect().await.unwrap().to_bytes();
+    let asked = String::from_utf8_lossy(&bytes[bytes.len().min(7)..]).into_owned();
+    let trailers = |status: &'static str| {
+        let mut trailers = hyper::HeaderMap::new();
+        trailers.insert("grpc-status", hyper::header::HeaderValue::from_static(status));
+        trailers
+    };
+    let body = |message: &'static [u8], status| {
+        let body = Full::new(Bytes::from_static(message));
+        body.with_trailers(std::future::ready(Some(Ok(trailers(status))))).boxed()
+    };
+    let response = Response::builder().header("content-type", "application/grpc+proto");
+    let empty = || Full::new(Bytes::new()).boxed();
+    Ok(match asked.as_str() {
+        "" => response.body(body(b"\0\0\0\0\x02\x08\x01", "0")),
+        "ill" => response.body(body(b"\0\0\0\0\x02\x08\x02", "0")),
+        "torn" => response.body(body(b"\0\0\0\0\x02\x08", "0")),
+        "late" => response.body(body(b"", "14")),
+        "none" => response.header("grpc-status", "5").body(empty()),
+        "old" => response.header("grpc-status", "12").body(empty()),
+        "full" => response
+            .header("grpc-status", "8")
+            .header("grpc-message", "too many probes")
+            .body(empty()),
+        "web" => Response::builder().header("content-type", "text/html").body(empty()),
+        _ => response.status(503).body(empty()),
+    }
+    .unwrap())
+}
+
+type GrpcBody = http_body_util::combinators::BoxBody<Bytes, Infallible>;
+
+/// Runs what the server wants run.
+#[derive(Clone)]
+struct Spawn;
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Spawn {
+    fn execute(&self, task: F) {
+        drop(tokio::spawn(task));
+    }
+}
+
+fn grpc(service: &str, tls: bool) -> Check {
+    Check::Grpc { service: service.to_owned(), address: None, tls, tls_verify: true }
+}
+
+#[tokio::test]
+async fn a_grpc_probe_takes_only_serving_for_a_yes() {
+    let server = server(|connection| async {
+        let http = hyper::server::conn::http2::Builder::new(Spawn);
+        drop(http.serve_connection(Hyper(connection), service_fn(health)).await);
+    })
+    .await;
+    let backend = server.backend(false);
+    let prober = Prober::new();
+    for (service, code, says) in [
+        ("", Code::Ok, "gRPC SERVING"),
+        ("ill", Code::Grpc, "gRPC NOT_SERVING"),
+        ("torn", Code::Grpc, "malformed health answer: not as long as its frame says"),
+        ("late", Code::Grpc, "gRPC UNAVAILABLE"),
+        ("none", Code::Grpc, "gRPC NOT_FOUND: no service `none`"),
+        ("old", Code::Grpc, "gRPC UNIMPLEMENTED: the server does not answer health checks"),
+        ("full", Code::Grpc, "gRPC RESOURCE_EXHAUSTED: too many probes"),
+        ("web", Code::Protocol, "the answer is not gRPC"),
+        ("down", Code::Status, "HTTP status 503, expected 200"),
+    ] {
+        check_answer(&prober, grpc(service, false), &backend, code, says).await;
+    }
+}
+
+#[tokio::test]
+async fn a_grpc_probe_speaks_tls() {
+    let pki = pki("localhost", |_| {});
+    let prober = Prober::trusting([pki.ca]);
+    let acceptor = TlsAcceptor::from(Arc::new(pki.config));
+    let server = server(move |connection| {
+        let accept = acceptor.accept(connection);
+        async {
+            let Ok(stream) = accept.await else { return };
+            let http = hyper::server::conn::http2::Builder::new(Spawn);
+            drop(http.serve_connection(Hyper(stream), service_fn(health)).await);
+        }
+    })
+    .await;
+    check_answer(&prober, grpc("", true), &server.backend(false), Code::Ok, "gRPC SERVING").await;
+    check_answer(&prober, grpc("", false), &server.backend(true), Code::Ok, "gRPC SERVING").await;
+}
+
+#[tokio::test]
+async fn a_grpc_probe_of_another_kind_of_server_fails() {
+    let server = http_server().await;
+    let answer = Prober::new().ask(&grpc("", false), Some(&server.backend(false)), TIMEOUT).await;
+    assert!([Code::Protocol, Code::Reset].contains(&answer.code), "{answer:?}");
 }

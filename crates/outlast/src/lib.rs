@@ -1,1 +1,3 @@
 //! The binary and the agent loop.
+
+pub mod file;

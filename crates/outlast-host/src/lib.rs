@@ -3,6 +3,7 @@
 //! Everything here reads or does; nothing decides. Decisions live in `outlast-core`.
 
 pub mod command;
+pub mod journal;
 mod leader;
 pub mod probe;
 mod text;

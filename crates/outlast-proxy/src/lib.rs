@@ -24,3 +24,8 @@ mod worker;
 
 pub use live::Notice;
 pub use server::{Proxy, Refused};
+
+/// Whether a table could be put in force: its certificates and keys work.
+pub fn check(table: &table::Table) -> Result<(), String> {
+    table.services.iter().try_for_each(|service| tls::server_config(service).map(drop))
+}

@@ -10,10 +10,10 @@ pub mod table;
 
 mod processes;
 mod proxy;
+mod run;
 mod standby;
 mod start;
 mod state;
-mod run;
 
 pub use run::run;
 pub use start::Options;

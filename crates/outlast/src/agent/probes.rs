@@ -47,8 +47,12 @@ impl Probes {
         let mut wanted = BTreeMap::new();
         for (name, service) in &topology.services {
             for backend in service.pool.backends() {
-                let target = Target::Backend { service: name.clone(), backend: backend.url.clone() };
-                wanted.insert(target, What { probe: service.probe.clone(), backend: Some(backend.clone()) });
+                let target =
+                    Target::Backend { service: name.clone(), backend: backend.url.clone() };
+                wanted.insert(
+                    target,
+                    What { probe: service.probe.clone(), backend: Some(backend.clone()) },
+                );
             }
         }
         for (name, external) in &topology.externals {
@@ -81,14 +85,20 @@ impl Probes {
     }
 
     fn start(&self, target: Target, what: What) -> Task {
-        let (prober, inbox, now) = (self.prober.clone(), self.inbox.clone(), Arc::new(Notify::new()));
+        let (prober, inbox, now) =
+            (self.prober.clone(), self.inbox.clone(), Arc::new(Notify::new()));
         let (asked, woken) = (what.clone(), now.clone());
-        #[expect(clippy::disallowed_methods, reason = "held in `tasks`, aborted when its target goes")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "held in `tasks`, aborted when its target goes"
+        )]
         let handle = tokio::task::spawn(async move {
             let seed = seed(&target);
             tokio::time::sleep(first_offset(asked.probe.every, seed) + asked.probe.delay).await;
             for turn in 0.. {
-                let answer = prober.ask(&asked.probe.check, asked.backend.as_ref(), asked.probe.timeout).await;
+                let answer = prober
+                    .ask(&asked.probe.check, asked.backend.as_ref(), asked.probe.timeout)
+                    .await;
                 // The prober's own trouble says nothing about the target.
                 if answer.code != Code::Internal {
                     let said = Said::Probed { target: target.clone(), answer };

@@ -75,7 +75,8 @@ impl DataPlane {
                 plane.retire(link);
                 continue;
             }
-            let sockets = link.take_sockets().context("take the listening sockets from the running proxy")?;
+            let sockets =
+                link.take_sockets().context("take the listening sockets from the running proxy")?;
             plane.sockets.extend(sockets);
             table = serde_json::from_value::<Table>(link.hello.table.clone()).ok();
             if link.hello.build == crate::build_id() && table.is_some() {
@@ -121,8 +122,11 @@ impl DataPlane {
         self.generation += 1;
         table.generation = self.generation;
         let wanted: Vec<SocketAddr> = table.services.iter().map(|s| s.listen).collect();
-        let new: Vec<SocketAddr> =
-            wanted.iter().filter(|a| !self.given.contains(a) && self.sockets.contains_key(a)).copied().collect();
+        let new: Vec<SocketAddr> = wanted
+            .iter()
+            .filter(|a| !self.given.contains(a) && self.sockets.contains_key(a))
+            .copied()
+            .collect();
         let fds = new.iter().filter_map(|a| self.sockets.get(a).cloned()).collect();
         if link.send(ToProxy::Apply { table: Box::new(table.clone()), sockets: new }, fds) {
             self.sockets.retain(|a, _| wanted.contains(a));
@@ -137,7 +141,8 @@ impl DataPlane {
         if self.link.as_ref().is_none_or(|l| l.hello.pid != pid) {
             return;
         }
-        let waiting: Vec<u32> = self.draining.iter().filter(|(_, l)| !l.hello.draining).map(|(&pid, _)| pid).collect();
+        let waiting: Vec<u32> =
+            self.draining.iter().filter(|(_, l)| !l.hello.draining).map(|(&pid, _)| pid).collect();
         for old in waiting {
             if let Some(link) = self.draining.remove(&old) {
                 facts.push(Fact::ProxyReplaced { old, new: pid });
@@ -205,6 +210,13 @@ impl DataPlane {
             self.draining.insert(link.hello.pid, link);
         }
         self.sockets.clear();
+    }
+
+    /// Open work is cut off now.
+    pub fn drain_now(&mut self) {
+        for link in self.draining.values() {
+            link.send(ToProxy::Drain { deadline: Duration::ZERO }, Vec::new());
+        }
     }
 
     pub fn all_gone(&self) -> bool {

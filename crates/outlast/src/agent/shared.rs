@@ -20,6 +20,7 @@ pub struct Shared {
     pub picture: watch::Receiver<Arc<Picture>>,
     pub stats: Arc<Mutex<StatsAt>>,
     pub stopping: watch::Receiver<bool>,
+    pub data_dir: std::path::PathBuf,
 }
 
 /// One whole picture.
@@ -28,7 +29,8 @@ pub struct Picture {
     pub view: View,
     pub topology: Arc<Topology>,
     pub proxy: ProxyView,
-    pub probes: std::collections::BTreeMap<(outlast_core::event::Target, outlast_host::probe::Code), u64>,
+    pub probes:
+        std::collections::BTreeMap<(outlast_core::event::Target, outlast_host::probe::Code), u64>,
     /// When it was made.
     pub at: Timestamp,
 }
@@ -52,6 +54,7 @@ pub struct StatsAt {
 
 /// Now, by the wall clock.
 pub fn wall() -> Timestamp {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let since =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }

@@ -51,8 +51,15 @@ pub fn stop(topology: &Topology, service: &str, epoch: Epoch) {
 }
 
 /// Runs a command to its end. The epoch goes along, so that the command can refuse an order that is older than one it obeyed.
-async fn run(command: &Command, service: &str, epoch: Epoch, limit: Duration) -> Result<(), String> {
-    let Some((program, arguments)) = command.0.split_first() else { return Err("the command is empty".to_owned()) };
+async fn run(
+    command: &Command,
+    service: &str,
+    epoch: Epoch,
+    limit: Duration,
+) -> Result<(), String> {
+    let Some((program, arguments)) = command.0.split_first() else {
+        return Err("the command is empty".to_owned());
+    };
     let child = tokio::process::Command::new(program)
         .args(arguments)
         .env("OUTLAST_SERVICE", service)
@@ -69,7 +76,11 @@ async fn run(command: &Command, service: &str, epoch: Epoch, limit: Duration) ->
         Ok(Ok(output)) => {
             let said = String::from_utf8_lossy(&output.stderr);
             let last = said.lines().last().unwrap_or_default();
-            Err(format!("`{program}` ended with {}: {}", output.status, last.chars().take(200).collect::<String>()))
+            Err(format!(
+                "`{program}` ended with {}: {}",
+                output.status,
+                last.chars().take(200).collect::<String>()
+            ))
         }
         Ok(Err(error)) => Err(format!("wait for `{program}`: {error}")),
         Err(_elapsed) => Err(format!("`{program}` took longer than {limit:?}")),

@@ -46,10 +46,16 @@ pub fn who_am_i(topology: &Topology, told: Option<&str>) -> anyhow::Result<Strin
     let ours: Vec<&String> = ours.map(|(name, _)| name).collect();
     match ours.as_slice() {
         [one] => Ok((*one).clone()),
-        [] => bail!("no node of the file has an address of this machine; say which one it is: --node {}", names.join("|")),
+        [] => bail!(
+            "no node of the file has an address of this machine; say which one it is: --node {}",
+            names.join("|")
+        ),
         several => {
             let several: Vec<&str> = several.iter().map(|s| s.as_str()).collect();
-            bail!("{} all have addresses of this machine; say which one it is: --node NAME", several.join(", "))
+            bail!(
+                "{} all have addresses of this machine; say which one it is: --node NAME",
+                several.join(", ")
+            )
         }
     }
 }

@@ -41,7 +41,12 @@ pub fn load(data_dir: &Path) -> anyhow::Result<BTreeMap<String, (Side, Epoch)>> 
     let saved: Saved = serde_json::from_slice(&text).with_context(|| {
         format!("understand {}; move it away to begin with every primary serving", path.display())
     })?;
-    anyhow::ensure!(saved.v == VERSION, "{} has version {}, this binary reads {VERSION}", path.display(), saved.v);
+    anyhow::ensure!(
+        saved.v == VERSION,
+        "{} has version {}, this binary reads {VERSION}",
+        path.display(),
+        saved.v
+    );
     let pairs = saved.pairs.into_iter().map(|(name, pair)| {
         let side = match pair.active {
             SavedSide::Primary => Side::Primary,

@@ -9,8 +9,8 @@ use outlast_core::pair::Side;
 use outlast_core::topology::{self, Pool, Topology};
 use outlast_core::view::{BackendView, View};
 use outlast_proxy::table::{
-    Backend, BackendState, Balance, Certificate, Eject, Forwarded, Limits, Protocol, ProxyVersion, Retry, Service,
-    Table, Timeouts,
+    Backend, BackendState, Balance, Certificate, Eject, Forwarded, Limits, Protocol, ProxyVersion,
+    Retry, Service, Table, Timeouts,
 };
 
 /// Addresses of backend host names, as last resolved.
@@ -105,8 +105,12 @@ fn balance(pool: &Pool) -> Balance {
         topology::Balance::LeastRequests => Balance::LeastRequests,
         topology::Balance::Hash(topology::HashKey::ClientIp) => Balance::HashIp,
         topology::Balance::Hash(topology::HashKey::Path) => Balance::HashPath,
-        topology::Balance::Hash(topology::HashKey::Header(name)) => Balance::HashHeader(name.clone()),
-        topology::Balance::Hash(topology::HashKey::Cookie(name)) => Balance::HashCookie(name.clone()),
+        topology::Balance::Hash(topology::HashKey::Header(name)) => {
+            Balance::HashHeader(name.clone())
+        }
+        topology::Balance::Hash(topology::HashKey::Cookie(name)) => {
+            Balance::HashCookie(name.clone())
+        }
     }
 }
 
@@ -152,7 +156,8 @@ fn limits(spec: &topology::Limits) -> Limits {
 pub fn certificates(topology: &Topology, base: &Path) -> anyhow::Result<Certificates> {
     let read = |what: &str, path: &str| {
         let path = base.join(path);
-        std::fs::read_to_string(&path).map_err(|e| anyhow::anyhow!("read the {what} {}: {e}", path.display()))
+        std::fs::read_to_string(&path)
+            .map_err(|e| anyhow::anyhow!("read the {what} {}: {e}", path.display()))
     };
     let mut certificates = BTreeMap::new();
     for tls in topology.services.values().flat_map(|s| &s.tls) {
@@ -174,8 +179,10 @@ pub fn beliefs(table: &Table) -> BTreeMap<outlast_core::event::Target, Health> {
             BackendState::Down => Health::Down,
             BackendState::Unknown | BackendState::Draining | BackendState::Passive => return None,
         };
-        let target =
-            outlast_core::event::Target::Backend { service: service.name.clone(), backend: backend.name.clone() };
+        let target = outlast_core::event::Target::Backend {
+            service: service.name.clone(),
+            backend: backend.name.clone(),
+        };
         Some((target, health))
     };
     table.services.iter().flat_map(|s| s.backends.iter().filter_map(move |b| of(s, b))).collect()

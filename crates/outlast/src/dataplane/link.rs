@@ -146,7 +146,8 @@ pub fn start(data_dir: &Path, threads: usize) -> anyhow::Result<(Link, Child)> {
     let exe = std::env::current_exe().context("find our own binary")?;
     // After the file was replaced, /proc names it "(deleted)": the running image still starts.
     let exe = if exe.exists() { exe } else { PathBuf::from("/proc/self/exe") };
-    let log = std::fs::OpenOptions::new().create(true).append(true).open(data_dir.join("proxy.log"));
+    let log =
+        std::fs::OpenOptions::new().create(true).append(true).open(data_dir.join("proxy.log"));
     let mut child = Command::new(exe)
         .arg("proxy")
         .arg("--data-dir")
@@ -171,9 +172,14 @@ pub fn start(data_dir: &Path, threads: usize) -> anyhow::Result<(Link, Child)> {
             }
             Err(_not_yet) => {
                 if let Some(status) = child.try_wait().context("look after the new proxy")? {
-                    anyhow::bail!("the proxy ended at once, {status}; see proxy.log in the data directory");
+                    anyhow::bail!(
+                        "the proxy ended at once, {status}; see proxy.log in the data directory"
+                    );
                 }
-                #[expect(clippy::disallowed_methods, reason = "bounded by START_MAX; not on the runtime")]
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "bounded by START_MAX; not on the runtime"
+                )]
                 std::thread::sleep(Duration::from_millis(5));
             }
         }

@@ -32,7 +32,12 @@ pub fn run(data_dir: &Path, threads: usize) -> anyhow::Result<()> {
     roots.add_parsable_certificates(native.certs);
     let (proxy, mut notices) = Proxy::start(threads, roots).context("start the workers")?;
     let control = UnixListener::bind(&path).with_context(|| format!("bind {}", path.display()))?;
-    let room = Arc::new(Room { proxy: Mutex::new(Some(proxy)), agent: Mutex::new(None), drain: Mutex::new(None), told: Condvar::new() });
+    let room = Arc::new(Room {
+        proxy: Mutex::new(Some(proxy)),
+        agent: Mutex::new(None),
+        drain: Mutex::new(None),
+        told: Condvar::new(),
+    });
 
     let teller = room.clone();
     spawn("notices", move || {
@@ -90,9 +95,16 @@ impl Room {
     fn serve(&self, stream: UnixStream) {
         stream.set_write_timeout(Some(SEND_TIMEOUT)).ok();
         let stream = Arc::new(stream);
-        let table = self.with_proxy(Proxy::table).and_then(|t| serde_json::to_value(t).ok()).unwrap_or_default();
-        let hello =
-            Hello { pid: std::process::id(), build: super::super::build_id(), draining: self.draining(), table };
+        let table = self
+            .with_proxy(Proxy::table)
+            .and_then(|t| serde_json::to_value(t).ok())
+            .unwrap_or_default();
+        let hello = Hello {
+            pid: std::process::id(),
+            build: crate::build_id().to_owned(),
+            draining: self.draining(),
+            table,
+        };
         {
             // Held over the greeting, so that no notice comes before it.
             let mut agent = self.agent.lock().expect("no panic while held");
@@ -125,11 +137,15 @@ impl Room {
                     sockets.into_iter().zip(fds.into_iter().map(TcpListener::from)).collect();
                 match self.with_proxy(|proxy| proxy.apply(*table, sockets)) {
                     Some(Ok(())) => FromProxy::Applied { generation },
-                    Some(Err(Refused::NoSocket(missing))) => {
-                        FromProxy::NotApplied { generation, reason: format!("no socket for {missing:?}") }
-                    }
+                    Some(Err(Refused::NoSocket(missing))) => FromProxy::NotApplied {
+                        generation,
+                        reason: format!("no socket for {missing:?}"),
+                    },
                     Some(Err(Refused::Tls(reason))) => FromProxy::NotApplied { generation, reason },
-                    None => FromProxy::NotApplied { generation, reason: "the proxy is stopping".to_owned() },
+                    None => FromProxy::NotApplied {
+                        generation,
+                        reason: "the proxy is stopping".to_owned(),
+                    },
                 }
             }
             ToProxy::GiveSockets => {
@@ -139,7 +155,9 @@ impl Room {
                 self.answer(stream, &message, &fds);
                 return;
             }
-            ToProxy::GiveStats => FromProxy::Stats(self.with_proxy(Proxy::stats).unwrap_or_default()),
+            ToProxy::GiveStats => {
+                FromProxy::Stats(self.with_proxy(Proxy::stats).unwrap_or_default())
+            }
             ToProxy::Drain { deadline } => {
                 let connections = self.with_proxy(|proxy| {
                     proxy.drain();

@@ -14,7 +14,8 @@ use outlast_proxy::Notice;
 use outlast_proxy::stats::Stats;
 use outlast_proxy::table::Table;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -29,24 +30,38 @@ pub const SOCKETS_MAX: usize = 128;
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToProxy {
     /// Put this table in force. The sockets for `sockets` come with the message, in their order.
-    Apply { table: Box<Table>, sockets: Vec<SocketAddr> },
+    Apply {
+        table: Box<Table>,
+        sockets: Vec<SocketAddr>,
+    },
     GiveSockets,
     GiveStats,
     /// Stop accepting, finish what is open, end after `deadline` at the latest.
-    Drain { deadline: Duration },
+    Drain {
+        deadline: Duration,
+    },
 }
 
 /// What a proxy says.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum FromProxy {
     Hello(Hello),
-    Applied { generation: u64 },
-    NotApplied { generation: u64, reason: String },
+    Applied {
+        generation: u64,
+    },
+    NotApplied {
+        generation: u64,
+        reason: String,
+    },
     /// The listening sockets come with the message, in their order.
-    Sockets { addresses: Vec<SocketAddr> },
+    Sockets {
+        addresses: Vec<SocketAddr>,
+    },
     Stats(Stats),
     Notice(Notice),
-    Draining { connections: u64 },
+    Draining {
+        connections: u64,
+    },
 }
 
 /// Who a proxy is.
@@ -61,10 +76,16 @@ pub struct Hello {
 }
 
 /// Sends one message with its descriptors.
-pub fn send<T: Serialize>(stream: &UnixStream, message: &T, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+pub fn send<T: Serialize>(
+    stream: &UnixStream,
+    message: &T,
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<()> {
     let mut bytes = vec![0; 4];
     serde_json::to_writer(&mut bytes, message).map_err(io::Error::other)?;
-    let length = u32::try_from(bytes.len() - 4).ok().filter(|&l| usize::try_from(l).is_ok_and(|l| l <= MESSAGE_MAX));
+    let length = u32::try_from(bytes.len() - 4)
+        .ok()
+        .filter(|&l| usize::try_from(l).is_ok_and(|l| l <= MESSAGE_MAX));
     let length = length.ok_or_else(|| io::Error::other("message too long"))?;
     bytes[..4].copy_from_slice(&length.to_be_bytes());
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS_MAX))];
@@ -73,7 +94,12 @@ pub fn send<T: Serialize>(stream: &UnixStream, message: &T, fds: &[BorrowedFd<'_
         return Err(io::Error::other("too many listening sockets"));
     }
     let mut sent = loop {
-        match rustix::net::sendmsg(stream, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL) {
+        match rustix::net::sendmsg(
+            stream,
+            &[IoSlice::new(&bytes)],
+            &mut control,
+            SendFlags::NOSIGNAL,
+        ) {
             Ok(count) => break count,
             Err(rustix::io::Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),
@@ -99,7 +125,12 @@ pub fn receive<T: DeserializeOwned>(stream: &UnixStream) -> io::Result<Option<(T
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS_MAX))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut slices = [IoSliceMut::new(&mut head[have..])];
-        let got = match rustix::net::recvmsg(stream.as_fd(), &mut slices, &mut control, RecvFlags::CMSG_CLOEXEC) {
+        let got = match rustix::net::recvmsg(
+            stream.as_fd(),
+            &mut slices,
+            &mut control,
+            RecvFlags::CMSG_CLOEXEC,
+        ) {
             Ok(got) => got.bytes,
             Err(rustix::io::Errno::INTR) => continue,
             Err(errno) => return Err(errno.into()),

@@ -2,7 +2,11 @@
 //!
 //! Everything here reads or does; nothing decides. Decisions live in `outlast-core`.
 
+pub mod clock;
 pub mod command;
 mod leader;
 pub mod probe;
+pub mod process;
+#[cfg(test)]
+mod scratch;
 mod text;

@@ -4,9 +4,11 @@
 
 pub mod clock;
 pub mod command;
+pub mod journal;
 mod leader;
 pub mod probe;
 pub mod process;
 #[cfg(test)]
 mod scratch;
 mod text;
+pub mod vitals;

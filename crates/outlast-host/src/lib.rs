@@ -2,8 +2,13 @@
 //!
 //! Everything here reads or does; nothing decides. Decisions live in `outlast-core`.
 
+pub mod clock;
 pub mod command;
 pub mod journal;
 mod leader;
 pub mod probe;
+pub mod process;
+#[cfg(test)]
+mod scratch;
 mod text;
+pub mod vitals;

@@ -1,7 +1,14 @@
 //! The project's own commands: `cargo xtask demo`, `cargo xtask test`, `cargo xtask bench`.
 
 mod args;
+mod backend;
+mod children;
+mod demo;
+mod histogram;
+mod http;
+mod load;
 mod out;
+mod procs;
 mod test;
 mod tools;
 mod workspace;
@@ -23,7 +30,12 @@ struct Verb {
     run: fn(Args) -> anyhow::Result<Verdict>,
 }
 
-const VERBS: &[Verb] = &[Verb { name: "test", help: test::HELP, run: test::run }];
+const VERBS: &[Verb] = &[
+    Verb { name: "demo", help: demo::HELP, run: demo::run },
+    Verb { name: "test", help: test::HELP, run: test::run },
+    Verb { name: "backend", help: "", run: backend::run },
+    Verb { name: "leash", help: "", run: children::leash },
+];
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);

@@ -2,6 +2,7 @@
 
 mod args;
 mod backend;
+mod bench;
 mod children;
 mod demo;
 mod histogram;
@@ -33,6 +34,7 @@ struct Verb {
 const VERBS: &[Verb] = &[
     Verb { name: "demo", help: demo::HELP, run: demo::run },
     Verb { name: "test", help: test::HELP, run: test::run },
+    Verb { name: "bench", help: bench::HELP, run: bench::run },
     Verb { name: "backend", help: "", run: backend::run },
     Verb { name: "leash", help: "", run: children::leash },
 ];

@@ -67,9 +67,22 @@ pub struct Supervisor {
 impl Supervisor {
     /// Adopts the program if it runs, else starts it.
     pub fn start(name: &str, process: Process, setting: Setting) -> Supervisor {
+        Supervisor::start_after(None, name, process, setting)
+    }
+
+    /// The same, once an earlier form of the program has been stopped.
+    pub fn start_after(
+        before: Option<Supervisor>,
+        name: &str,
+        process: Process,
+        setting: Setting,
+    ) -> Supervisor {
         let (wish, wishes) = watch::channel(Wish::Run);
         let name = name.to_owned();
         let task = tokio::spawn(async move {
+            if let Some(before) = before {
+                before.stop().await;
+            }
             let mut keeper = Keeper::new(&name, process, setting, wishes);
             keeper.run().await;
         });

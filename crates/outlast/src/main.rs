@@ -2,7 +2,9 @@
 
 mod check;
 mod cli;
+mod events;
 mod output;
+mod status;
 mod verbs;
 
 use std::process::ExitCode;
@@ -27,6 +29,8 @@ fn main() -> ExitCode {
         Verb::Check(args) => check::run(&args),
         Verb::Schema => schema(),
         Verb::Run(args) => verbs::run(&args),
+        Verb::Status(args) => status::run(&args),
+        Verb::Events(args) => events::run(&args),
         Verb::Reload(at) => verbs::order(&at, "/v1/reload", None, None),
         Verb::Drain(args) => {
             verbs::order(&args.at, "/v1/drain", Some(args.service), Some(args.backend))

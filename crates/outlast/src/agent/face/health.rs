@@ -11,7 +11,8 @@ use outlast_core::time::Timestamp;
 use outlast_core::units::show_duration;
 use outlast_core::view::{ProcessState, ProcessView, ServiceState, ServiceView};
 use outlast_host::vitals::{DISK, Level, Limits, MEMORY, Usage};
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde_json::Value;
 
 use super::scene::Scene;
 
@@ -65,7 +66,7 @@ impl Verdict {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
     pub verdict: Verdict,
-    pub body: Value,
+    pub body: String,
 }
 
 /// One check of the answer.
@@ -252,42 +253,72 @@ fn usage_check(name: &str, what: &str, usage: Option<Usage>, limits: Limits) -> 
     check
 }
 
-fn body(scene: &Scene, verdict: Verdict, checks: &[Check], detail: Detail) -> Value {
+fn body(scene: &Scene, verdict: Verdict, checks: &[Check], detail: Detail) -> String {
     let full = detail == Detail::Full;
-    let mut body = Map::new();
-    body.insert("status".to_owned(), verdict.word().into());
-    if full {
-        let cluster = &scene.picture.topology.cluster.name;
-        body.insert("version".to_owned(), scene.version.into());
-        body.insert("serviceId".to_owned(), format!("{cluster}/{}", scene.node).into());
-        let description = format!("outlast node {} of cluster {cluster}", scene.node);
-        body.insert("description".to_owned(), description.into());
-    }
+    let cluster = &scene.picture.topology.cluster.name;
     let at = scene.picture.at.to_string();
-    let mut shown: BTreeMap<&str, Value> = BTreeMap::new();
-    for check in checks {
-        let mut one = json!({ "status": check.verdict.word() });
-        if full {
-            one["componentType"] = check.kind.into();
-            if let Some((value, unit)) = &check.observed {
-                one["observedValue"] = value.clone();
-                if let Some(unit) = unit {
-                    one["observedUnit"] = (*unit).into();
-                }
-            }
-            one["time"] = at.clone().into();
-            if let Some(since) = check.since {
-                one["since"] = since.to_string().into();
-            }
-            // A check that passes has nothing to say: section 4.8 of the draft.
-            if check.verdict != Verdict::Pass && !check.output.is_empty() {
-                one["output"] = check.output.clone().into();
-            }
+    let shown = checks.iter().map(|check| {
+        let line = CheckLine { status: check.verdict.word(), ..CheckLine::default() };
+        let line = if full { CheckLine::full(check, &at) } else { line };
+        (check.name.as_str(), [line])
+    });
+    let body = Body {
+        status: verdict.word(),
+        version: full.then_some(scene.version),
+        service_id: full.then(|| format!("{cluster}/{}", scene.node)),
+        description: full.then(|| format!("outlast node {} of cluster {cluster}", scene.node)),
+        checks: shown.collect(),
+    };
+    let mut text = serde_json::to_string_pretty(&body).expect("plain data always serializes");
+    text.push('\n');
+    text
+}
+
+/// The answer in the draft's order of fields.
+#[derive(Serialize)]
+struct Body<'a> {
+    status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<&'static str>,
+    #[serde(rename = "serviceId", skip_serializing_if = "Option::is_none")]
+    service_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    description: Option<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    checks: BTreeMap<&'a str, [CheckLine<'a>; 1]>,
+}
+
+#[derive(Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct CheckLine<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    component_type: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    observed_value: Option<&'a Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    observed_unit: Option<&'static str>,
+    status: &'static str,
+    /// Since when it is as it is: an addition of ours.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    since: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output: Option<&'a str>,
+}
+
+impl<'a> CheckLine<'a> {
+    fn full(check: &'a Check, at: &'a str) -> CheckLine<'a> {
+        // A check that passes has nothing to say: section 4.8 of the draft.
+        let speaks = check.verdict != Verdict::Pass && !check.output.is_empty();
+        CheckLine {
+            component_type: Some(check.kind),
+            observed_value: check.observed.as_ref().map(|(value, _)| value),
+            observed_unit: check.observed.as_ref().and_then(|(_, unit)| *unit),
+            status: check.verdict.word(),
+            since: check.since.map(|since| since.to_string()),
+            time: Some(at),
+            output: speaks.then_some(check.output.as_str()),
         }
-        shown.insert(&check.name, json!([one]));
     }
-    if !checks.is_empty() {
-        body.insert("checks".to_owned(), json!(shown));
-    }
-    Value::Object(body)
 }

@@ -7,6 +7,8 @@ pub mod scene;
 pub mod status_json;
 
 #[cfg(test)]
+mod doors;
+#[cfg(test)]
 mod tests;
 
 use std::convert::Infallible;
@@ -198,7 +200,7 @@ fn draw(place: Place, headers: &HeaderMap, shared: &Shared, door: Door) -> Respo
                 Verdict::Pass | Verdict::Warn => StatusCode::OK,
                 Verdict::Fail => StatusCode::SERVICE_UNAVAILABLE,
             };
-            answer(status, "application/health+json", format!("{:#}\n", found.body))
+            answer(status, "application/health+json", found.body)
         }
         Place::Metrics => {
             let accept: Vec<&str> =

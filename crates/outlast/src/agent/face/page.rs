@@ -119,7 +119,7 @@ fn service_card(html: &mut Html, name: &str, service: &ServiceStatus) {
     html.text(&service.why);
     if let Some(active) = &service.active {
         let epoch = active.epoch.to_string();
-        html.raw(" · ").text(&active.side).raw(" serves, epoch ").text(&epoch);
+        html.raw(" · active ").text(&active.side).raw(", epoch ").text(&epoch);
     }
     html.raw("</p>");
     if let Some(next) = &service.next {
@@ -192,11 +192,7 @@ fn parts(html: &mut Html, status: &Status) {
     html.raw("<section><h2>Other parts</h2><div class=\"scroll\"><table><thead><tr><th>part<th>state<th>for");
     html.raw("<th>what is known</tr></thead><tbody>");
     for (name, process) in &status.processes {
-        let mark = match process.state.as_str() {
-            "running" if process.ready => Mark::Up,
-            "running" | "starting" | "stopping" => Mark::Degraded,
-            _waiting_or_stopped => Mark::Down,
-        };
+        let mark = process.health;
         html.raw("<tr><td>process.").text(name).raw("<td class=\"").raw(class(mark)).raw("\">");
         html.raw("<span class=\"badge\">").raw(sign(mark)).raw(" ").text(&process.state);
         html.raw("</span>");

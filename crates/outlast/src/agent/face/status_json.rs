@@ -7,7 +7,9 @@ use outlast_core::pair::Side;
 use outlast_core::time::Timestamp;
 use outlast_core::topology::{PartKind, PartRef, Protocol, Service};
 use outlast_core::units::show_duration;
-use outlast_core::view::{BackendView, PartView, ProcessView, ServiceState, ServiceView};
+use outlast_core::view::{
+    BackendView, PartView, ProcessState, ProcessView, ServiceState, ServiceView,
+};
 use outlast_proxy::stats::{ErrorKind, Snapshot};
 use serde::{Deserialize, Serialize};
 
@@ -167,6 +169,8 @@ pub struct BackendStatus {
 #[serde(default)]
 pub struct ProcessStatus {
     pub state: String,
+    /// `state` and `ready` in one word.
+    pub health: Mark,
     pub ready: bool,
     pub since: Option<String>,
     pub for_seconds: Option<u64>,
@@ -313,7 +317,7 @@ fn trend(backend: &BackendView, thresholds: Thresholds) -> Option<String> {
     }
 }
 
-/// What will happen without anybody's doing, of a service that is not as it should be.
+/// What will happen to a service of which something is not as it should be.
 fn what_next(view: &ServiceView, spec: &Service) -> Option<String> {
     let every = show_duration(spec.probe.every);
     let (rise, fall) = (spec.probe.thresholds.rise, spec.probe.thresholds.fall);
@@ -323,10 +327,18 @@ fn what_next(view: &ServiceView, spec: &Service) -> Option<String> {
         let (name, probes) = (&backend.name, plural(left, "more failed probe"));
         return Some(format!("{name} is down after {probes}, one every {every}"));
     }
-    let down = view.backends.iter().find(|b| b.health == Health::Down && !b.draining)?;
-    let left = i32::from(rise.get()).saturating_sub(down.streak.max(0)).unsigned_abs();
-    let probes = plural(left, "good probe");
-    Some(format!("{} is up after {probes}, one every {every}", down.name))
+    // The backup of a service that is up may be meant to be down: a cold standby.
+    let down = view.backends.iter().find(|b| b.health == Health::Down && !b.draining);
+    if let Some(down) = down.filter(|_| view.state != ServiceState::Up) {
+        let left = i32::from(rise.get()).saturating_sub(down.streak.max(0)).unsigned_abs();
+        let probes = plural(left, "good probe");
+        return Some(format!("{} is up after {probes}, one every {every}", down.name));
+    }
+    if let Some(ejected) = view.backends.iter().find(|b| b.ejected) {
+        return Some(format!("{} is tried with one request when its ejection ends", ejected.name));
+    }
+    let draining = view.backends.iter().find(|b| b.draining)?;
+    Some(format!("{} gets no requests until `outlast undrain`", draining.name))
 }
 
 fn plural(count: u32, what: &str) -> String {
@@ -334,8 +346,14 @@ fn plural(count: u32, what: &str) -> String {
 }
 
 fn process(scene: &Scene, view: &ProcessView) -> ProcessStatus {
+    let health = match view.state {
+        ProcessState::Running if view.ready => Mark::Up,
+        ProcessState::Running | ProcessState::Starting | ProcessState::Stopping => Mark::Degraded,
+        ProcessState::Waiting | ProcessState::Stopped => Mark::Down,
+    };
     ProcessStatus {
         state: view.state.to_string(),
+        health,
         ready: view.ready,
         since: moment(view.since),
         for_seconds: seconds(scene, view.since),

@@ -211,7 +211,8 @@ const REFERENCE_HEAD: &str = "\
 1.0 if the client's `Accept` likes that best, else as Prometheus's text form 0.0.4. This page is printed from the same
 table as the metrics.
 
-- Counters count since the data plane was started; a new agent or a new binary carries on with them.
+- Counters of traffic count since the data plane was started, and outlive the agent and an upgrade; counters of probes and
+  restarts count since the agent was started.
 - What is not known is left out. A backend that has not been probed has no `outlast_backend_up`, neither 0 nor 1.
 - `backend` is the backend's text in the file; `none` is what the proxy answered by itself.
 - Of each set of states (`health`, `state`, `side`) one is 1 and the others are 0.

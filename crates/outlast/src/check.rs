@@ -32,7 +32,11 @@ fn read(path: &Path) -> anyhow::Result<(String, String)> {
     let limit = FILE_MAX as u64 + 1;
     let mut bytes = Vec::new();
     let name = if path == Path::new("-") {
-        std::io::stdin().lock().take(limit).read_to_end(&mut bytes).context("read standard input")?;
+        std::io::stdin()
+            .lock()
+            .take(limit)
+            .read_to_end(&mut bytes)
+            .context("read standard input")?;
         "standard input".to_owned()
     } else {
         let name = path.display().to_string();

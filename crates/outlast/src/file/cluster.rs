@@ -30,7 +30,9 @@ pub(super) fn cluster(section: &Section<'_>, notes: &mut Notes) -> Option<Cluste
     };
     if let Some(Some(address)) = face {
         match section.item("face") {
-            Some(item) => notes.listen(address, "`face` in [cluster]".to_owned(), item.span(), None),
+            Some(item) => {
+                notes.listen(address, "`face` in [cluster]".to_owned(), item.span(), None);
+            }
             None => notes.listen_by_default(address, "`face` in [cluster]"),
         }
     }
@@ -45,9 +47,8 @@ fn tls(item: Item<'_>) -> Option<TlsFiles> {
 
 pub(super) fn consensus(section: &Section<'_>) -> Option<Consensus> {
     let voters = section.optional("voters", |item| item.distinct(Item::node_name));
-    let endpoints = section.optional("endpoints", |item| {
-        item.distinct(|item| item.parsed(words::http_url))
-    });
+    let endpoints =
+        section.optional("endpoints", |item| item.distinct(|item| item.parsed(words::http_url)));
     if section.word("kind")? == "etcd" {
         section.refuse(
             &["voters"],
@@ -60,11 +61,7 @@ pub(super) fn consensus(section: &Section<'_>) -> Option<Consensus> {
         let kind = ConsensusKind::Etcd { endpoints: endpoints?? };
         return Some(Consensus { kind, voters: Vec::new() });
     }
-    section.refuse(
-        &["endpoints"],
-        "goes with `kind = \"etcd\"`",
-        "write that too, or take it out",
-    );
+    section.refuse(&["endpoints"], "goes with `kind = \"etcd\"`", "write that too, or take it out");
     let all = || section.names.nodes.iter().cloned().collect();
     Some(Consensus { kind: ConsensusKind::Embedded, voters: voters?.unwrap_or_else(all) })
 }

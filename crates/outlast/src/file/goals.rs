@@ -11,7 +11,6 @@ use super::desk::Span;
 use super::item::Item;
 use super::names::listed;
 use super::section::Section;
-use super::shape::nearest;
 use super::words;
 
 pub(super) fn objective(section: &Section<'_>) -> Option<Objective> {
@@ -23,8 +22,8 @@ pub(super) fn objective(section: &Section<'_>) -> Option<Objective> {
     let rpo = section.optional("rpo", |item| item.duration());
     let targets = ["availability", "latency", "rto", "rpo"];
     if !targets.into_iter().any(|name| section.has(name)) {
-        section.desk.complain_of_absence(
-            section.span(),
+        section.complain_of_none(
+            &targets,
             "this objective asks for nothing",
             "add availability = 0.999, latency = { p95 = \"200ms\" }, rto = \"30s\" or rpo = \"0s\"",
         );
@@ -91,12 +90,18 @@ fn objective_name(item: Item<'_>) -> Option<String> {
     if item.names.objectives.contains(name) {
         return Some(name.to_owned());
     }
-    let help = match nearest(name, names()) {
+    let help = match item.near(name, names()) {
         Some(near) => format!("write \"objective.{near}\""),
-        None if item.names.objectives.is_empty() => "define it in a section [objective.NAME]".to_owned(),
+        None if item.names.objectives.is_empty() => {
+            "define it in a section [objective.NAME]".to_owned()
+        }
         None => format!("name one of {}", listed(names())),
     };
-    item.desk.complain_of_absence(item.span(), format!("there is no objective {}", quote(name)), help);
+    item.desk.complain_of_absence(
+        item.span(),
+        format!("there is no objective {}", quote(name)),
+        help,
+    );
     None
 }
 
@@ -153,14 +158,15 @@ pub(super) fn notify(section: &Section<'_>) -> Option<Notify> {
     let email = section.optional("email", |item| {
         let section = item.section()?;
         let smtp = section.item("smtp").map(|item| item.parsed(words::smtp_url));
-        let to = section.item("to").map(|item| {
-            item.distinct(|address| address.parsed(words::mail_address))
-        });
+        let to = section
+            .item("to")
+            .map(|item| item.distinct(|address| address.parsed(words::mail_address)));
         Some(Email { smtp: smtp??, to: to?? })
     });
-    if !["pagerduty", "slack", "email"].into_iter().any(|channel| section.has(channel)) {
-        section.desk.complain_of_absence(
-            section.span(),
+    let channels = ["pagerduty", "slack", "email"];
+    if !channels.into_iter().any(|channel| section.has(channel)) {
+        section.complain_of_none(
+            &channels,
             "nobody is told anything here",
             "add pagerduty, slack or email",
         );

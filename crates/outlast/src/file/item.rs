@@ -14,7 +14,7 @@ use super::complaint::quote;
 use super::desk::{Desk, Span};
 use super::names::{Names, listed};
 use super::section::Section;
-use super::shape::{Kind, nearest};
+use super::shape::{Kind, nearest, one_of};
 use super::words;
 
 /// A value, where it stands.
@@ -23,7 +23,7 @@ pub(crate) struct Item<'t> {
     pub(crate) desk: &'t Desk<'t>,
     pub(crate) names: &'t Names,
     pub(crate) value: &'t Spanned<DeValue<'t>>,
-    pub(crate) key: &'static str,
+    pub(crate) key: &'t str,
     pub(crate) kind: &'static Kind,
 }
 
@@ -55,11 +55,21 @@ impl<'t> Item<'t> {
 
     fn complain_of_range<T>(&self) -> Option<T> {
         let shown = self.desk.text().get(self.span()).unwrap_or_default();
+        let kinds = self.kind.alternatives().iter().filter(|kind| kind.is_numeric());
         self.complain(
             format!("`{}` is out of range: {}", self.key, quote(shown).trim_matches('`')),
-            format!("write {}", self.kind.wanted()),
+            format!("write {}", one_of(kinds.map(Kind::wanted))),
         );
         None
+    }
+
+    /// The candidate that was most likely meant, if anybody is still to be told.
+    pub(crate) fn near<'a>(
+        &self,
+        word: &str,
+        candidates: impl IntoIterator<Item = &'a str>,
+    ) -> Option<&'a str> {
+        if self.desk.is_full() { None } else { nearest(word, candidates) }
     }
 
     /// The string, if it is one; no complaint.
@@ -128,7 +138,7 @@ impl<'t> Item<'t> {
         if number.is_finite() && kinds.iter().any(|kind| kind.holds(number)) {
             return Some(number);
         }
-        if kinds.iter().any(|kind| matches!(kind, Kind::Share)) && number > 1.0 && number <= 100.0 {
+        if kinds.iter().any(Kind::is_share) && (2.0..=100.0).contains(&number) {
             self.complain(
                 format!("`{}` is out of range: {number}", self.key),
                 format!("a share is at most 1: for {number} % write {}", words::share(number)),
@@ -140,7 +150,9 @@ impl<'t> Item<'t> {
 
     /// A whole number in the range of its kind.
     pub(crate) fn count(&self) -> Option<u64> {
-        let Some(digits) = self.value.get_ref().as_integer() else { return self.complain_of_kind() };
+        let Some(digits) = self.value.get_ref().as_integer() else {
+            return self.complain_of_kind();
+        };
         let count = u64::from_str_radix(digits.as_str(), digits.radix()).ok();
         let fits = |count: &u64| self.kind.alternatives().iter().any(|kind| kind.counts(*count));
         count.filter(fits).or_else(|| self.complain_of_range())
@@ -154,7 +166,10 @@ impl<'t> Item<'t> {
             .iter()
             .any(|kind| matches!(kind, Kind::Duration { zero: true }));
         if duration.is_zero() && !zero_is_fine {
-            self.complain(format!("`{}` cannot be zero", self.key), "write a duration, like \"5s\"");
+            self.complain(
+                format!("`{}` cannot be zero", self.key),
+                "write a duration, like \"5s\"",
+            );
             return None;
         }
         Some(duration)
@@ -198,7 +213,7 @@ impl<'t> Item<'t> {
         let words = || self.kind.alternatives().iter().filter_map(Kind::of_words).flatten();
         let found = words().copied().find(|word| *word == text);
         if found.is_none() {
-            let help = match nearest(text, words().copied()) {
+            let help = match self.near(text, words().copied()) {
                 Some(word) => format!("write \"{word}\""),
                 None => format!("write {}", self.kind.wanted()),
             };
@@ -282,14 +297,19 @@ impl<'t> Item<'t> {
     pub(crate) fn section(&self) -> Option<Section<'t>> {
         let Some(table) = self.value.get_ref().as_table() else { return self.complain_of_kind() };
         let shape = self.kind.alternatives().iter().find_map(Kind::of_table)?;
-        Some(Section::open(self.desk, self.names, shape, table, self.span()))
+        Some(Section::open(self.desk, self.names, shape, None, table, self.span()))
     }
 
     /// The entries of a table whose keys are free.
     pub(crate) fn entries(&self) -> Option<Vec<(&'t Spanned<DeString<'t>>, Item<'t>)>> {
         let Some(table) = self.value.get_ref().as_table() else { return self.complain_of_kind() };
         let kind = self.kind.alternatives().iter().find_map(Kind::of_entries)?;
-        Some(table.iter().map(|(key, value)| (key, Item { value, kind, ..*self })).collect())
+        Some(
+            table
+                .iter()
+                .map(|(key, value)| (key, Item { value, kind, key: key.get_ref(), ..*self }))
+                .collect(),
+        )
     }
 
     /// The name of a node of this file.
@@ -298,12 +318,19 @@ impl<'t> Item<'t> {
         if self.names.nodes.contains(name) {
             return Some(name.to_owned());
         }
-        let help = match nearest(name, self.names.nodes.iter().map(String::as_str)) {
+        let near = self.near(name, self.names.nodes.iter().map(String::as_str));
+        let help = match near {
             Some(node) => format!("write \"{node}\""),
-            None if self.names.nodes.is_empty() => "name the machines first, in sections [node.NAME]".to_owned(),
+            None if self.names.nodes.is_empty() => {
+                "name the machines first, in sections [node.NAME]".to_owned()
+            }
             None => format!("name one of {}", listed(self.names.nodes.iter().map(String::as_str))),
         };
-        self.desk.complain_of_absence(self.span(), format!("there is no node {}", quote(name)), help);
+        self.desk.complain_of_absence(
+            self.span(),
+            format!("there is no node {}", quote(name)),
+            help,
+        );
         None
     }
 
@@ -316,17 +343,22 @@ impl<'t> Item<'t> {
             let known = kinds.iter().find(|&&kind| self.names.has(kind, text));
             let help = match known {
                 Some(kind) => format!("write \"{}.{text}\"", kind.word()),
-                None => format!("write the section and the name, like \"{}.NAME\"", kinds[0].word()),
+                None => {
+                    format!("write the section and the name, like \"{}.NAME\"", kinds[0].word())
+                }
             };
             self.complain(format!("{} does not say which section it is in", quote(text)), help);
             return None;
         };
         let Some(kind) = kinds.iter().copied().find(|kind| kind.word() == word) else {
-            let help = match nearest(word, words()) {
+            let help = match self.near(word, words()) {
                 Some(near) => format!("write \"{near}.{}\"", quote(name).trim_matches('`')),
                 None => format!("name a part in one of {}", listed(words())),
             };
-            self.complain(format!("`{}` cannot name a part in section {}", self.key, quote(word)), help);
+            self.complain(
+                format!("`{}` cannot name a part in section {}", self.key, quote(word)),
+                help,
+            );
             return None;
         };
         let known = self.names.of(kind);
@@ -334,7 +366,7 @@ impl<'t> Item<'t> {
             return Some(PartRef { kind, name: name.to_owned() });
         }
         let elsewhere = kinds.iter().find(|&&other| self.names.has(other, name));
-        let help = match (nearest(name, known.clone()), elsewhere) {
+        let help = match (self.near(name, known.clone()), elsewhere) {
             (_, Some(other)) => format!("write \"{}.{name}\"", other.word()),
             (Some(near), None) => format!("write \"{word}.{near}\""),
             (None, None) if known.clone().next().is_none() => {

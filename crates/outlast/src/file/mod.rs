@@ -43,7 +43,11 @@ pub fn parse(file_name: &str, text: &str) -> Result<Topology, Complaints> {
     if text.len() > FILE_MAX {
         let desk = Desk::new("");
         let limit = show_size(FILE_MAX as u64);
-        desk.complain(0..0, format!("the file is larger than {limit}"), "split the cluster, or the file");
+        desk.complain(
+            0..0,
+            format!("the file is larger than {limit}"),
+            "split the cluster, or the file",
+        );
         let (list, uncounted) = desk.into_list();
         return Err(Complaints::new(file_name, "", list, uncounted));
     }
@@ -67,16 +71,18 @@ pub fn parse(file_name: &str, text: &str) -> Result<Topology, Complaints> {
 
 /// Reads all sections; `None` if one of them was given up.
 fn read<'t>(desk: &'t Desk<'t>, names: &'t Names, root: &'t DeTable<'t>) -> Option<Topology> {
-    let file = Section::open(desk, names, &shapes::FILE, root, 0..0);
+    let file = Section::open(desk, names, &shapes::FILE, None, root, 0..0);
     let mut notes = Notes::default();
     let cluster =
         file.inner("cluster", &shapes::CLUSTER).and_then(|s| cluster::cluster(&s, &mut notes));
-    let consensus = file.inner("consensus", &shapes::CONSENSUS).and_then(|s| cluster::consensus(&s));
+    let consensus =
+        file.inner("consensus", &shapes::CONSENSUS).and_then(|s| cluster::consensus(&s));
     let nodes = named(&file, "node", |section, _| cluster::node(section));
     let services = named(&file, "service", |s, name| service::read(s, name, &mut notes));
     let processes = named(&file, "process", |s, name| process::process(s, name, &mut notes));
     let data_dir = cluster.as_ref().map_or("/", |cluster| cluster.data_dir.as_str());
-    let postgres = named(&file, "postgres", |s, name| data::postgres(s, name, data_dir, &mut notes));
+    let postgres =
+        named(&file, "postgres", |s, name| data::postgres(s, name, data_dir, &mut notes));
     let redis = named(&file, "redis", |s, name| data::redis(s, name, &mut notes));
     let stores = named(&file, "store", |s, name| data::store(s, name, &mut notes));
     let addresses = named(&file, "address", |section, _| reach::address(section));
@@ -119,7 +125,9 @@ struct Parts<'t, T> {
 impl<'t, T> Parts<'t, T> {
     /// Those that make sense.
     fn good(&self) -> impl Iterator<Item = (&str, &Section<'t>, &T)> {
-        self.list.iter().filter_map(|(name, section, part)| Some((name.as_str(), section, part.as_ref()?)))
+        self.list
+            .iter()
+            .filter_map(|(name, section, part)| Some((name.as_str(), section, part.as_ref()?)))
     }
 
     /// All of them, if all make sense.
@@ -138,7 +146,9 @@ fn named<'t, T>(
 ) -> Parts<'t, T> {
     let mut parts = Parts { list: Vec::new(), whole: true };
     let Some(item) = file.item(word) else { return parts };
-    let Some(shape) = item.kind.alternatives().iter().find_map(Kind::of_named) else { return parts };
+    let Some(shape) = item.kind.alternatives().iter().find_map(Kind::of_named) else {
+        return parts;
+    };
     let Some(table) = item.value.get_ref().as_table() else {
         item.complain_of_kind::<()>();
         parts.whole = false;
@@ -159,7 +169,7 @@ fn named<'t, T>(
             parts.whole = false;
             continue;
         };
-        let section = Section::open(file.desk, file.names, shape, inner, value.span());
+        let section = Section::open(file.desk, file.names, shape, Some(name), inner, value.span());
         let part = read(&section, name);
         parts.list.push((name.to_owned(), section, part));
     }

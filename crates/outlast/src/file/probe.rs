@@ -66,8 +66,8 @@ fn check(section: &Section<'_>, subject: &Subject) -> Option<Check> {
         ([chosen], _) => *chosen,
         ([], Subject::External { url: Some(_) }) => "http",
         ([], Subject::Backend | Subject::Process | Subject::External { url: None }) => {
-            section.desk.complain_of_absence(
-                section.span(),
+            section.complain_of_none(
+                &CHECKS,
                 "this probe does not say what to ask",
                 match subject {
                     Subject::Backend => "add http = \"/health\", tcp = true, command = … or grpc = \"\"",
@@ -95,7 +95,11 @@ fn check(section: &Section<'_>, subject: &Subject) -> Option<Check> {
         return None;
     }
     if chosen != "http" {
-        section.refuse(&OF_HTTP, "goes with `http` only", format!("take it out: this probe has `{chosen}`"));
+        section.refuse(
+            &OF_HTTP,
+            "goes with `http` only",
+            format!("take it out: this probe has `{chosen}`"),
+        );
     }
     if chosen != "grpc" {
         section.refuse(
@@ -136,7 +140,10 @@ fn tcp(item: &Item<'_>, subject: &Subject) -> Option<Check> {
             None
         }
         Some(false) => {
-            item.complain("`tcp = false` asks nothing", "write true, or leave it out and ask otherwise");
+            item.complain(
+                "`tcp = false` asks nothing",
+                "write true, or leave it out and ask otherwise",
+            );
             None
         }
         None => Some(Check::Tcp { address: Some(item.parsed(words::authority)?) }),
@@ -171,10 +178,15 @@ fn http(section: &Section<'_>, subject: &Subject, tls_verify: Option<bool>) -> O
 
 fn http_target(item: &Item<'_>, subject: &Subject) -> Option<HttpTarget> {
     let target = item.parsed(words::http_target)?;
-    if let (HttpTarget::Path(path), Subject::Process | Subject::External { .. }) = (&target, subject) {
+    if let (HttpTarget::Path(path), Subject::Process | Subject::External { .. }) =
+        (&target, subject)
+    {
         item.complain(
             "this probe does not say which server to ask",
-            format!("write a whole URL, like \"http://127.0.0.1:3000{}\"", quote(path).trim_matches('`')),
+            format!(
+                "write a whole URL, like \"http://127.0.0.1:3000{}\"",
+                quote(path).trim_matches('`')
+            ),
         );
         return None;
     }
@@ -193,7 +205,10 @@ fn headers(item: &Item<'_>) -> Option<Vec<(String, String)>> {
         }
         let value_text = value_text?;
         if value_text.chars().any(|c| c.is_control() && c != '\t') {
-            value.complain(format!("the header `{key}` contains a control character"), "leave it out");
+            value.complain(
+                format!("the header `{key}` contains a control character"),
+                "leave it out",
+            );
             return None;
         }
         Some((key.to_owned(), value_text.to_owned()))

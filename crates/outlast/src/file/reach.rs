@@ -18,17 +18,13 @@ pub(super) fn address(section: &Section<'_>) -> Option<Address> {
     let ip = section.item("ip").map(|item| item.parsed(words::prefixed));
     let interface = section.item("interface").map(|item| item.parsed(words::interface));
     let nodes = section.nodes();
-    let vrrp_id = section.optional("vrrp_id", |item| {
-        u8::try_from(item.count()?).ok().and_then(NonZeroU8::new)
-    });
+    let vrrp_id = section
+        .optional("vrrp_id", |item| u8::try_from(item.count()?).ok().and_then(NonZeroU8::new));
     Some(Address { ip: ip??, interface: interface??, nodes: nodes?, vrrp_id: vrrp_id? })
 }
 
 /// Complains of addresses that move but are somebody's already, and of virtual routers with one number.
-pub(super) fn complain_of_same_address(
-    addresses: &Parts<'_, Address>,
-    nodes: &Parts<'_, Node>,
-) {
+pub(super) fn complain_of_same_address(addresses: &Parts<'_, Address>, nodes: &Parts<'_, Node>) {
     let mut ips: BTreeMap<IpAddr, Span> = BTreeMap::new();
     let mut routers: BTreeMap<(&str, NonZeroU8), Span> = BTreeMap::new();
     for (_, section, address) in addresses.good() {
@@ -37,20 +33,26 @@ pub(super) fn complain_of_same_address(
         if let Some((node, ..)) = nodes.good().find(|(_, _, node)| node.address == ip) {
             desk.complain(
                 span.clone(),
-                format!("{ip} is the own address of node `{node}`"),
+                format!("{ip} is the address of node {} itself", quote(node)),
                 "write an address that no machine has",
             );
         }
         if let Some(first) = ips.insert(ip, span.clone()) {
             let also = Some((first, "here".to_owned()));
-            desk.complain_with(span, format!("{ip} moves already"), "write another address", also);
+            desk.complain_with(
+                span,
+                format!("another part has the address {ip} already"),
+                "write another address",
+                also,
+            );
         }
         if let Some(id) = address.vrrp_id
-            && let Some(first) = routers.insert((&address.interface, id), section.span_of("vrrp_id"))
+            && let Some(first) =
+                routers.insert((&address.interface, id), section.span_of("vrrp_id"))
         {
             desk.complain_with(
                 section.span_of("vrrp_id"),
-                format!("{id} is another virtual router on `{}` already", address.interface),
+                format!("another part has `vrrp_id` {id} on {} already", quote(&address.interface)),
                 "write another number from 1 to 255",
                 Some((first, "here".to_owned())),
             );
@@ -62,19 +64,16 @@ pub(super) fn zone(section: &Section<'_>, name: &str, notes: &mut Notes) -> Opti
     let listen = section.optional("listen", |item| item.listen());
     let items = section.item("records").map(|item| item.list());
     let mut seen: BTreeMap<(String, &str), Span> = BTreeMap::new();
-    let records: Option<Vec<Option<Record>>> = items.flatten().map(|items| {
-        items.iter().map(|item| record(&item.section()?, &mut seen)).collect()
-    });
+    let records: Option<Vec<Option<Record>>> = items
+        .flatten()
+        .map(|items| items.iter().map(|item| record(&item.section()?, &mut seen)).collect());
     if let Some(Some(address)) = listen {
         notes.listen_for_dns(address, format!("[dns.\"{name}\"]"), section.span_of("listen"));
     }
     Some(Zone { listen: listen?, records: records?.into_iter().collect::<Option<Vec<Record>>>()? })
 }
 
-fn record<'s>(
-    section: &Section<'_>,
-    seen: &mut BTreeMap<(String, &'s str), Span>,
-) -> Option<Record> {
+fn record(section: &Section<'_>, seen: &mut BTreeMap<(String, &str), Span>) -> Option<Record> {
     let name = section.item("name").map(|item| item.parsed(words::record_name));
     let kind = section.item("type").map(|item| item.word());
     let kind = kind.flatten();
@@ -123,7 +122,11 @@ fn policy(section: &Section<'_>, kind: Option<&'static str>) -> Option<RecordPol
     let [primary, secondary] =
         ["primary", "secondary"].map(|name| section.item(name).map(|item| of_kind(&item)));
     if section.word("policy")? == "failover" {
-        section.refuse(&["values"], "goes with `policy = \"simple\"`", "write `primary` and `secondary`");
+        section.refuse(
+            &["values"],
+            "goes with `policy = \"simple\"`",
+            "write `primary` and `secondary`",
+        );
         for name in ["primary", "secondary", "probe"] {
             if !section.has(name) {
                 section.complain_of_missing(name);
@@ -160,7 +163,11 @@ fn record_value(kind: Option<&'static str>, text: &str) -> Result<String, words:
         return Ok(text.to_owned());
     }
     Err(words::Fault {
-        message: format!("{} cannot be the value of a record of type {}", quote(text), kind.unwrap_or("A")),
+        message: format!(
+            "{} cannot be the value of a record of type {}",
+            quote(text),
+            kind.unwrap_or("A")
+        ),
         help: format!("write {wanted}"),
     })
 }

@@ -78,9 +78,6 @@ pub(crate) struct RunArgs {
     /// Which node of the file this machine is; found by its address if left out.
     #[arg(long, value_name = "NAME")]
     pub(crate) node: Option<String>,
-    /// Worker threads of the proxy; one per core if left out.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
-    pub(crate) proxy_threads: Option<u16>,
     /// How to log.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub(crate) log_format: LogFormat,

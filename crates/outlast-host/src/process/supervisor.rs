@@ -34,19 +34,14 @@ pub struct Setting {
     pub reports: mpsc::Sender<Report>,
 }
 
-/// Something that a program's keeper has to say.
+/// What has happened to a program since the last report.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
     pub process: String,
-    pub news: News,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub enum News {
-    /// The program as it is now. If the reader is slow, only the newest is sent.
-    View(ProcessView),
-    /// For the journal.
-    Fact(Fact),
+    /// For the journal, oldest first.
+    pub facts: Vec<Fact>,
+    /// The program as it is now, if that has changed. A slow reader misses views in between, but no facts.
+    pub view: Option<ProcessView>,
 }
 
 /// What the owner wants.
@@ -357,22 +352,22 @@ impl Keeper {
         !self.facts.is_empty() || self.view.is_some()
     }
 
-    /// Facts first, so that the journal is never behind the view.
+    /// All there is to say; `None` if that is nothing.
     fn next_news(&mut self) -> Option<Report> {
-        let fact = self.facts.pop_front().map(News::Fact);
-        let news = fact.or_else(|| self.view.take().map(News::View))?;
-        Some(Report { process: self.name.clone(), news })
+        if !self.has_news() {
+            return None;
+        }
+        let facts = std::mem::take(&mut self.facts).into();
+        Some(Report { process: self.name.clone(), facts, view: self.view.take() })
     }
 
     async fn say_the_rest(&mut self) {
-        while let Some(report) = self.next_news() {
-            if self.setting.reports.send_timeout(report, LAST_WORDS).await.is_err() {
-                tracing::warn!(
-                    process = self.name,
-                    "nobody reads the last of what happened to a program"
-                );
-                return;
-            }
+        let Some(report) = self.next_news() else { return };
+        if self.setting.reports.send_timeout(report, LAST_WORDS).await.is_err() {
+            tracing::warn!(
+                process = self.name,
+                "nobody reads the last of what happened to a program"
+            );
         }
     }
 

@@ -40,6 +40,11 @@ const DURATION_UNITS: [(&str, u64); 8] = [
     ("ns", 1),
 ];
 
+/// The units that a duration may be written in, longest first.
+pub fn duration_units() -> impl Iterator<Item = &'static str> {
+    DURATION_UNITS.iter().map(|&(unit, _)| unit)
+}
+
 /// Parses `"250ms"`, `"5s"`, `"1.5h"`, `"1h30m"`; a bare `"0"` needs no unit.
 pub fn parse_duration(text: &str) -> Result<Duration, Fault> {
     if text == "0" {
@@ -73,6 +78,11 @@ const SIZE_UNITS: [(&str, u64); 9] = [
     ("kB", 1_000),
     ("B", 1),
 ];
+
+/// The units that a size may be written in, largest first.
+pub fn size_units() -> impl Iterator<Item = &'static str> {
+    SIZE_UNITS.iter().map(|&(unit, _)| unit)
+}
 
 /// Parses `"16MiB"`, `"1.5GiB"`, `"512B"`; a bare `"0"` needs no unit.
 pub fn parse_size(text: &str) -> Result<u64, Fault> {

@@ -1,1 +1,31 @@
-//! Room not furnished yet.
+//! The data plane: HTTP and TCP, from listening sockets that somebody else opened to the backends of a table.
+//!
+//! [`Proxy::start`] starts the worker threads, [`Proxy::apply`] puts a [`table::Table`] in force, [`Proxy::drain`] lets it end.
+//! It decides nothing but what every request asks: which backend, once more or not, and when traffic itself shows that a
+//! backend is bad.
+
+mod answers;
+pub mod balance;
+pub mod body;
+pub mod budget;
+pub mod eject;
+pub mod head;
+mod http1;
+mod http2;
+mod io;
+mod live;
+pub mod proxy_protocol;
+mod server;
+pub mod stats;
+pub mod table;
+mod tcp;
+mod tls;
+mod worker;
+
+pub use live::Notice;
+pub use server::{Proxy, Refused};
+
+/// Whether a table could be put in force: its certificates and keys work.
+pub fn check(table: &table::Table) -> Result<(), String> {
+    table.services.iter().try_for_each(|service| tls::server_config(service).map(drop))
+}

@@ -1,1 +1,56 @@
-fn main() {}
+//! `outlast`: one binary, one topology file.
+
+mod check;
+mod cli;
+mod output;
+mod verbs;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Verb};
+
+/// What a run came to, as the shell sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    Fine,
+    /// The file has mistakes.
+    Mistakes,
+    /// It could not even be tried.
+    Unable,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match cli.verb {
+        Verb::Check(args) => check::run(&args),
+        Verb::Schema => schema(),
+        Verb::Run(args) => verbs::run(&args),
+        Verb::Reload(at) => verbs::order(&at, "/v1/reload", None, None),
+        Verb::Drain(args) => {
+            verbs::order(&args.at, "/v1/drain", Some(args.service), Some(args.backend))
+        }
+        Verb::Undrain(args) => {
+            verbs::order(&args.at, "/v1/undrain", Some(args.service), Some(args.backend))
+        }
+        Verb::Failback(args) => verbs::order(&args.at, "/v1/failback", Some(args.service), None),
+        Verb::Upgrade(at) => verbs::order(&at, "/v1/upgrade", None, None),
+        Verb::Stop(at) => verbs::order(&at, "/v1/stop", None, None),
+        Verb::Proxy(args) => verbs::proxy(&args),
+    };
+    let outcome = outcome.unwrap_or_else(|error| {
+        output::complain(&format!("error: {error:#}\n"));
+        Outcome::Unable
+    });
+    ExitCode::from(match outcome {
+        Outcome::Fine => 0,
+        Outcome::Mistakes => 1,
+        Outcome::Unable => 2,
+    })
+}
+
+fn schema() -> anyhow::Result<Outcome> {
+    output::print(&format!("{:#}\n", outlast::file::schema()))?;
+    Ok(Outcome::Fine)
+}

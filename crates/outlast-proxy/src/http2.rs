@@ -1,0 +1,254 @@
+//! HTTP/2 towards clients: each stream is translated to HTTP/1.1 at the door and then served like any other request.
+//!
+//! Framing, flow control and HPACK are hyper's. Retries, limits and ejection live in one place only, `http1`.
+
+use std::convert::Infallible;
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, Uri, Version, header};
+use http_body::Frame;
+use hyper::body::Incoming;
+
+use crate::http1::{self, Door};
+use crate::io::{Io, Rest};
+use crate::{answers, worker};
+
+/// Bytes that wait between a stream and its translation, each way.
+const STREAM_BUFFER: usize = 32 << 10;
+
+/// Streams of one connection at once.
+const STREAMS_MAX: u32 = 200;
+
+/// Resets of streams that a client may have pending (CVE-2023-44487).
+const RESETS_MAX: usize = 100;
+
+/// Serves one HTTP/2 client until it goes, or has to.
+pub(crate) async fn serve(io: Io, rest: Rest, door: Door) {
+    let Some(service) = worker::service(&door.service) else { return };
+    let head_bytes = service.spec.limits.head_bytes;
+    let idle = service.spec.timeouts.idle;
+    let mut builder = hyper::server::conn::http2::Builder::new(Tasks);
+    builder
+        .timer(Timer)
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(head_bytes)
+        .max_pending_accept_reset_streams(RESETS_MAX)
+        .keep_alive_interval(idle)
+        .keep_alive_timeout(Duration::from_secs(20));
+    let stream_door = door.clone();
+    let answer = hyper::service::service_fn(move |request| {
+        let door = stream_door.clone();
+        async move { Ok::<_, Infallible>(translate(request, door).await) }
+    });
+    let mut conn = pin!(builder.serve_connection(Wire { io, rest }, answer));
+    let mut look = tokio::time::interval(Duration::from_millis(500));
+    let mut leaving = false;
+    loop {
+        tokio::select! {
+            // A client's broken connection is its own affair.
+            _ended = conn.as_mut() => return,
+            _tick = look.tick(), if !leaving => {
+                if worker::draining() {
+                    leaving = true;
+                    conn.as_mut().graceful_shutdown();
+                }
+            }
+        }
+    }
+}
+
+/// One stream as an HTTP/1.1 request, served over memory.
+async fn translate(request: Request<Incoming>, door: Door) -> Response<Body> {
+    let (near, far) = tokio::io::duplex(STREAM_BUFFER);
+    #[expect(clippy::disallowed_methods, reason = "ends when `near` is dropped, with its stream")]
+    drop(tokio::task::spawn(async move {
+        drop(http1::serve_http1(Io::Memory(far), Rest::default(), door).await)
+    }));
+    let handshake = hyper::client::conn::http1::Builder::new()
+        .handshake(Wire { io: Io::Memory(near), rest: Rest::default() });
+    let Ok((mut sender, conn)) = handshake.await else { return refusal(502) };
+    #[expect(clippy::disallowed_methods, reason = "ends with the response body that it drives")]
+    drop(tokio::task::spawn(conn));
+    let Some(request) = to_http1(request) else { return refusal(400) };
+    match sender.send_request(request).await {
+        Ok(response) => {
+            let (mut parts, body) = response.into_parts();
+            parts.version = Version::HTTP_2;
+            strip(&mut parts.headers);
+            Response::from_parts(parts, Body::Streamed { body, _sender: sender })
+        }
+        Err(_broken) => refusal(502),
+    }
+}
+
+/// The same request in HTTP/1.1: the authority becomes the Host header (RFC 9113 section 8.3.1).
+fn to_http1(request: Request<Incoming>) -> Option<Request<Incoming>> {
+    let (mut parts, body) = request.into_parts();
+    parts.version = Version::HTTP_11;
+    let hosts = parts.headers.get_all(header::HOST).iter().count();
+    if let Some(authority) = parts.uri.authority() {
+        let host = http::HeaderValue::from_str(authority.as_str()).ok()?;
+        parts.headers.insert(header::HOST, host);
+    } else if hosts != 1 {
+        return None;
+    }
+    let path = parts.uri.path_and_query().map_or("/", |p| p.as_str());
+    parts.uri = path.parse::<Uri>().ok()?;
+    strip(&mut parts.headers);
+    // HTTP/2 may split cookies over several lines; HTTP/1.1 wants one (RFC 9113 section 8.2.3).
+    let cookies: Vec<&[u8]> =
+        parts.headers.get_all(header::COOKIE).iter().map(http::HeaderValue::as_bytes).collect();
+    if cookies.len() > 1 {
+        let joined = http::HeaderValue::from_bytes(&cookies.join(b"; ".as_slice())).ok()?;
+        parts.headers.insert(header::COOKIE, joined);
+    }
+    Some(Request::from_parts(parts, body))
+}
+
+/// Headers of one hop have no place in HTTP/2 (RFC 9113 section 8.2.2).
+fn strip(headers: &mut HeaderMap) {
+    for name in
+        ["connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade", "te"]
+    {
+        headers.remove(name);
+    }
+}
+
+fn refusal(status: u16) -> Response<Body> {
+    let mut wire = Vec::new();
+    answers::write(&mut wire, status, "the request could not be translated", true, false);
+    let mut response = Response::new(Body::Empty);
+    *response.status_mut() = http::StatusCode::from_u16(status).expect("a status of ours");
+    response
+}
+
+/// A response body; it keeps alive what it comes from.
+#[derive(Debug)]
+enum Body {
+    Empty,
+    Streamed { body: Incoming, _sender: hyper::client::conn::http1::SendRequest<Incoming> },
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.get_mut() {
+            Body::Empty => Poll::Ready(None),
+            Body::Streamed { body, .. } => Pin::new(body).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Body::Empty => true,
+            Body::Streamed { body, .. } => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        match self {
+            Body::Empty => http_body::SizeHint::with_exact(0),
+            Body::Streamed { body, .. } => body.size_hint(),
+        }
+    }
+}
+
+/// Starts hyper's tasks on this thread.
+#[derive(Clone, Copy, Debug)]
+struct Tasks;
+
+impl<F> hyper::rt::Executor<F> for Tasks
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, task: F) {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "hyper's tasks end with their connection, which is counted"
+        )]
+        drop(tokio::task::spawn(task));
+    }
+}
+
+/// Tokio's timer for hyper.
+#[derive(Clone, Copy, Debug)]
+struct Timer;
+
+#[derive(Debug)]
+struct Sleep(Pin<Box<tokio::time::Sleep>>);
+
+impl Future for Sleep {
+    type Output = ();
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.0.as_mut().poll(cx)
+    }
+}
+
+impl hyper::rt::Sleep for Sleep {}
+
+impl hyper::rt::Timer for Timer {
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn hyper::rt::Sleep>> {
+        Box::pin(Sleep(Box::pin(tokio::time::sleep(duration))))
+    }
+
+    fn sleep_until(&self, deadline: std::time::Instant) -> Pin<Box<dyn hyper::rt::Sleep>> {
+        Box::pin(Sleep(Box::pin(tokio::time::sleep_until(deadline.into()))))
+    }
+}
+
+/// A connection as hyper wants it, with what was read of it before.
+#[derive(Debug)]
+struct Wire {
+    io: Io,
+    rest: Rest,
+}
+
+impl hyper::rt::Read for Wire {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        mut buf: hyper::rt::ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.rest.is_empty() {
+            let mut chunk = [0; 8192];
+            let space = buf.remaining().min(chunk.len());
+            let count = ready!(this.io.poll_read(cx, &mut chunk[..space]))?;
+            buf.put_slice(&chunk[..count]);
+        } else {
+            let bytes = this.rest.as_slice();
+            let count = bytes.len().min(buf.remaining());
+            buf.put_slice(&bytes[..count]);
+            this.rest.consume(count);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl hyper::rt::Write for Wire {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.get_mut().io.poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().io.poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().io.poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,453 @@
+//! The table in force, with the state that outlives it: what is in flight, ejections, budgets, counters.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+use crate::balance;
+use crate::budget::Budget;
+use crate::eject::{Change, Ejection, Outcome};
+use crate::stats::{BackendStats, Counters, ServiceStats, Stats};
+use crate::table::{Backend, BackendState, Balance, Service, Table};
+
+/// What the data plane tells its agent at once.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Notice {
+    Ejected {
+        service: String,
+        backend: String,
+        reason: String,
+        time: Duration,
+    },
+    Returned {
+        service: String,
+        backend: String,
+    },
+    /// A request failed there: probe it now.
+    Suspect {
+        service: String,
+        backend: String,
+    },
+}
+
+/// A table compiled for use. Replaced whole.
+#[derive(Debug, Default)]
+pub(crate) struct Live {
+    pub(crate) table: Table,
+    pub(crate) services: BTreeMap<String, Arc<LiveService>>,
+}
+
+/// One service in force.
+#[derive(Debug)]
+pub(crate) struct LiveService {
+    pub(crate) spec: Service,
+    pub(crate) backends: Vec<LiveBackend>,
+    pub(crate) state: Arc<ServiceState>,
+    pub(crate) tls: Option<Arc<rustls::ServerConfig>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct LiveBackend {
+    pub(crate) spec: Backend,
+    pub(crate) hash: u64,
+    pub(crate) state: Arc<BackendRun>,
+}
+
+/// What a service keeps over tables.
+#[derive(Debug)]
+pub(crate) struct ServiceState {
+    pub(crate) own: Counters,
+    pub(crate) turn: AtomicU64,
+    pub(crate) budget: Budget,
+    pub(crate) retries: AtomicU64,
+    pub(crate) retries_denied: AtomicU64,
+    pub(crate) connections: AtomicU32,
+    pub(crate) in_flight: AtomicU32,
+    pub(crate) queued: AtomicU32,
+    /// Told whenever a request has ended while others wait.
+    pub(crate) freed: Notify,
+}
+
+/// What a backend keeps over tables.
+#[derive(Debug)]
+pub(crate) struct BackendRun {
+    /// Key of pooled connections; never reused in one process.
+    pub(crate) id: u64,
+    pub(crate) in_flight: AtomicU32,
+    pub(crate) counters: Counters,
+    /// Failures, or anything but good answers, since the last good one: the fast path touches no lock while this is 0.
+    pub(crate) trouble: AtomicBool,
+    pub(crate) ejected: AtomicBool,
+    pub(crate) ejection: Mutex<Ejection>,
+    /// When it last became up, in milliseconds of the process clock; for slow start.
+    pub(crate) up_since_ms: AtomicI64,
+    /// Cuts every tunnel to this backend.
+    pub(crate) cut: Notify,
+    pub(crate) last_suspect_ms: AtomicI64,
+}
+
+/// The process-wide clock and notices.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) start: Instant,
+    pub(crate) notices: tokio::sync::mpsc::Sender<Notice>,
+    ids: AtomicU64,
+    pub(crate) connections: AtomicU64,
+}
+
+/// A backend that failed is reported at most this often.
+const SUSPECT_EVERY_MS: i64 = 200;
+
+impl World {
+    pub(crate) fn new(notices: tokio::sync::mpsc::Sender<Notice>) -> World {
+        World {
+            start: Instant::now(),
+            notices,
+            ids: AtomicU64::new(1),
+            connections: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn now_ms(&self) -> i64 {
+        i64::try_from(self.start.elapsed().as_millis()).unwrap_or(i64::MAX)
+    }
+
+    /// Tells the agent; a full queue drops the notice, because the next stats carry the same state.
+    pub(crate) fn tell(&self, notice: Notice) {
+        drop(self.notices.try_send(notice));
+    }
+
+    /// Compiles a table, keeping the state of what was there before.
+    pub(crate) fn compile(&self, table: Table, before: &Live) -> Result<Live, String> {
+        let now_ms = self.now_ms();
+        let mut services = BTreeMap::new();
+        for spec in &table.services {
+            let old = before.services.get(&spec.name);
+            let tls = match old {
+                Some(old) if old.spec.certificates == spec.certificates => old.tls.clone(),
+                Some(_) | None => crate::tls::server_config(spec)?,
+            };
+            let backends = spec.backends.iter().map(|backend| {
+                let kept = old.and_then(|o| {
+                    o.backends
+                        .iter()
+                        .find(|b| b.spec.name == backend.name && b.spec.address == backend.address)
+                });
+                let state =
+                    kept.map_or_else(|| Arc::new(self.backend_run(now_ms)), |k| k.state.clone());
+                let was_up = kept.is_some_and(|k| k.spec.state == BackendState::Up);
+                if backend.state == BackendState::Up && !was_up {
+                    state.up_since_ms.store(now_ms, Relaxed);
+                    // The probe vouches for it anew.
+                    state.ejection.lock().expect("no panic while held").pardon(Instant::now());
+                    if state.ejected.swap(false, Relaxed) {
+                        self.tell(Notice::Returned {
+                            service: spec.name.clone(),
+                            backend: backend.name.clone(),
+                        });
+                    }
+                }
+                LiveBackend {
+                    spec: backend.clone(),
+                    hash: balance::hash(backend.name.as_bytes()),
+                    state,
+                }
+            });
+            let live = LiveService {
+                backends: backends.collect(),
+                state: old
+                    .map_or_else(|| Arc::new(self.service_state(now_ms)), |o| o.state.clone()),
+                tls,
+                spec: spec.clone(),
+            };
+            services.insert(spec.name.clone(), Arc::new(live));
+        }
+        let live = Live { table, services };
+        self.cut_tunnels(before, &live);
+        Ok(live)
+    }
+
+    fn backend_run(&self, now_ms: i64) -> BackendRun {
+        BackendRun {
+            id: self.ids.fetch_add(1, Relaxed),
+            in_flight: AtomicU32::new(0),
+            counters: Counters::default(),
+            trouble: AtomicBool::new(false),
+            ejected: AtomicBool::new(false),
+            ejection: Mutex::new(Ejection::new(Instant::now())),
+            up_since_ms: AtomicI64::new(now_ms),
+            cut: Notify::new(),
+            last_suspect_ms: AtomicI64::new(i64::MIN / 2),
+        }
+    }
+
+    fn service_state(&self, now_ms: i64) -> ServiceState {
+        ServiceState {
+            own: Counters::default(),
+            turn: AtomicU64::new(0),
+            budget: Budget::new(now_ms),
+            retries: AtomicU64::new(0),
+            retries_denied: AtomicU64::new(0),
+            connections: AtomicU32::new(0),
+            in_flight: AtomicU32::new(0),
+            queued: AtomicU32::new(0),
+            freed: Notify::new(),
+        }
+    }
+
+    /// A backend that is gone, down or no longer the serving side loses its tunnels before the new table is seen.
+    fn cut_tunnels(&self, before: &Live, after: &Live) {
+        for (name, old) in &before.services {
+            for backend in &old.backends {
+                let now = after
+                    .services
+                    .get(name)
+                    .and_then(|s| s.backends.iter().find(|b| b.state.id == backend.state.id));
+                let keeps = now.is_some_and(|b| {
+                    matches!(
+                        b.spec.state,
+                        BackendState::Up | BackendState::Draining | BackendState::Unknown
+                    )
+                });
+                if !keeps {
+                    backend.state.cut.notify_waiters();
+                }
+            }
+        }
+    }
+}
+
+impl Live {
+    /// The addresses to listen on, and the service of each.
+    pub(crate) fn listeners(&self) -> BTreeMap<SocketAddr, String> {
+        self.table.services.iter().map(|s| (s.listen, s.name.clone())).collect()
+    }
+
+    pub(crate) fn stats(&self, world: &World) -> Stats {
+        let services = self.services.values().map(|service| ServiceStats {
+            name: service.spec.name.clone(),
+            own: service.state.own.snapshot(),
+            retries: service.state.retries.load(Relaxed),
+            retries_denied: service.state.retries_denied.load(Relaxed),
+            connections: u64::from(service.state.connections.load(Relaxed)),
+            in_flight: u64::from(service.state.in_flight.load(Relaxed)),
+            backends: service
+                .backends
+                .iter()
+                .map(|backend| BackendStats {
+                    name: backend.spec.name.clone(),
+                    in_flight: u64::from(backend.state.in_flight.load(Relaxed)),
+                    ejected: backend.state.ejected.load(Relaxed),
+                    counts: backend.state.counters.snapshot(),
+                })
+                .collect(),
+        });
+        Stats { services: services.collect(), connections: world.connections.load(Relaxed) }
+    }
+}
+
+impl LiveService {
+    /// Chooses a backend that is not among `tried`; `None` if none can take a request now.
+    pub(crate) fn pick(
+        &self,
+        world: &World,
+        tried: &[usize],
+        random: u64,
+        key: u64,
+    ) -> Option<usize> {
+        let up = |b: &LiveBackend| b.spec.state == BackendState::Up;
+        let candidate = |i: usize, backend: &LiveBackend, usable: bool| balance::Candidate {
+            usable: usable && !tried.contains(&i) && !self.full(backend),
+            in_flight: backend.state.in_flight.load(Relaxed),
+            weight: self.weight(world, backend),
+            hash: backend.hash,
+        };
+        let usable =
+            self.backends.iter().filter(|b| up(b) && !b.state.ejected.load(Relaxed)).count();
+        let all = self.backends.iter().filter(|b| b.spec.state != BackendState::Passive).count();
+        #[expect(clippy::cast_precision_loss, reason = "a handful of backends")]
+        let panic = self.spec.panic.is_some_and(|share| usable as f64 <= share * all as f64);
+        let mut few = [balance::Candidate { usable: false, in_flight: 0, weight: 1.0, hash: 0 }; 8];
+        let mut many = Vec::new();
+        let candidates = if self.backends.len() <= few.len() {
+            &mut few[..self.backends.len()]
+        } else {
+            many.resize(self.backends.len(), few[0]);
+            &mut many[..]
+        };
+        for (i, backend) in self.backends.iter().enumerate() {
+            let usable = match backend.spec.state {
+                BackendState::Up => {
+                    panic
+                        || !backend.state.ejected.load(Relaxed)
+                        || self.admits_trial(backend, tried, i)
+                }
+                BackendState::Down => panic,
+                BackendState::Unknown | BackendState::Draining | BackendState::Passive => false,
+            };
+            candidates[i] = candidate(i, backend, usable);
+        }
+        let turn = match self.spec.balance {
+            // A retry does not use up a turn, or the next request would go to the same backend again.
+            Balance::RoundRobin if tried.is_empty() => self.state.turn.fetch_add(1, Relaxed),
+            Balance::RoundRobin
+            | Balance::Random
+            | Balance::LeastRequests
+            | Balance::HashIp
+            | Balance::HashPath
+            | Balance::HashHeader(_)
+            | Balance::HashCookie(_) => random,
+        };
+        balance::choose(&self.spec.balance, candidates, turn, random, key)
+    }
+
+    fn full(&self, backend: &LiveBackend) -> bool {
+        let max = self.spec.limits.per_backend;
+        max > 0 && max <= backend.state.in_flight.load(Relaxed)
+    }
+
+    /// Whether an ejected backend may be tried by this request.
+    fn admits_trial(&self, backend: &LiveBackend, tried: &[usize], i: usize) -> bool {
+        // Only a first try is spent on a trial: its retry then goes to a backend that is known to be good.
+        tried.is_empty()
+            && !tried.contains(&i)
+            && backend.state.ejection.lock().expect("no panic while held").admit(Instant::now())
+    }
+
+    fn weight(&self, world: &World, backend: &LiveBackend) -> f32 {
+        if self.spec.slow_start.is_zero() {
+            return 1.0;
+        }
+        let age = world.now_ms() - backend.state.up_since_ms.load(Relaxed);
+        let full = i64::try_from(self.spec.slow_start.as_millis()).unwrap_or(i64::MAX);
+        #[expect(clippy::cast_precision_loss, reason = "a share")]
+        let share = age.max(0) as f32 / full.max(1) as f32;
+        share.clamp(0.1, 1.0)
+    }
+
+    /// Counts how a request at a backend went, and ejects it or lets it back in.
+    pub(crate) fn observe(&self, world: &World, i: usize, outcome: Outcome) {
+        let Some(backend) = self.backends.get(i) else { return };
+        let run = &backend.state;
+        if outcome == Outcome::Good && !run.trouble.load(Relaxed) {
+            return;
+        }
+        if outcome == Outcome::Failure {
+            self.suspect(world, backend);
+        }
+        let others = self.backends.iter().enumerate().any(|(j, b)| {
+            j != i && b.spec.state == BackendState::Up && !b.state.ejected.load(Relaxed)
+        });
+        let mut ejection = run.ejection.lock().expect("no panic while held");
+        run.trouble.store(true, Relaxed);
+        let change = ejection.observe(Instant::now(), outcome, !others, &self.spec.eject);
+        run.ejected.store(ejection.ejected(), Relaxed);
+        if outcome == Outcome::Good && ejection.quiet() {
+            run.trouble.store(false, Relaxed);
+        }
+        drop(ejection);
+        self.announce(world, backend, change);
+    }
+
+    fn suspect(&self, world: &World, backend: &LiveBackend) {
+        let now = world.now_ms();
+        let last = backend.state.last_suspect_ms.load(Relaxed);
+        let due = last + SUSPECT_EVERY_MS <= now;
+        if due
+            && backend.state.last_suspect_ms.compare_exchange(last, now, Relaxed, Relaxed).is_ok()
+        {
+            world.tell(Notice::Suspect {
+                service: self.spec.name.clone(),
+                backend: backend.spec.name.clone(),
+            });
+        }
+    }
+
+    fn announce(&self, world: &World, backend: &LiveBackend, change: Change) {
+        let (service, backend) = (self.spec.name.clone(), backend.spec.name.clone());
+        match change {
+            Change::None => {}
+            Change::Ejected { time, reason } => {
+                world.tell(Notice::Ejected { service, backend, reason: reason.to_owned(), time });
+            }
+            Change::Returned => world.tell(Notice::Returned { service, backend }),
+        }
+    }
+
+    /// Whether waiting on at this backend makes sense: it is still meant to serve.
+    pub(crate) fn still_good(&self, backend_id: u64) -> bool {
+        self.backends.iter().any(|b| {
+            b.state.id == backend_id
+                && matches!(b.spec.state, BackendState::Up | BackendState::Draining)
+                && !b.state.ejected.load(Relaxed)
+        })
+    }
+}
+
+/// Counts one request in flight, at the service and, once chosen, at a backend.
+#[derive(Debug)]
+pub(crate) struct Flight {
+    service: Arc<ServiceState>,
+    backend: Option<Arc<BackendRun>>,
+}
+
+impl Flight {
+    /// Takes a place among the service's requests; waits in its bounded queue if there is none.
+    pub(crate) async fn board(service: &LiveService) -> Option<Flight> {
+        let state = &service.state;
+        let limit = service.spec.limits.requests;
+        if take(&state.in_flight, limit) {
+            return Some(Flight { service: state.clone(), backend: None });
+        }
+        if !take(&state.queued, service.spec.limits.queue) {
+            return None;
+        }
+        let waited = tokio::time::timeout(service.spec.timeouts.queue, async {
+            loop {
+                let freed = state.freed.notified();
+                if take(&state.in_flight, limit) {
+                    return;
+                }
+                freed.await;
+            }
+        })
+        .await;
+        state.queued.fetch_sub(1, Relaxed);
+        waited.ok().map(|()| Flight { service: state.clone(), backend: None })
+    }
+
+    pub(crate) fn goes_to(&mut self, backend: &Arc<BackendRun>) {
+        self.leaves_backend();
+        backend.in_flight.fetch_add(1, Relaxed);
+        self.backend = Some(backend.clone());
+    }
+
+    pub(crate) fn leaves_backend(&mut self) {
+        if let Some(backend) = self.backend.take() {
+            backend.in_flight.fetch_sub(1, Relaxed);
+        }
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.leaves_backend();
+        self.service.in_flight.fetch_sub(1, Relaxed);
+        if self.service.queued.load(Relaxed) > 0 {
+            self.service.freed.notify_one();
+        }
+    }
+}
+
+/// Adds one if that stays within the limit.
+pub(crate) fn take(counter: &AtomicU32, limit: u32) -> bool {
+    if counter.fetch_add(1, Relaxed) < limit {
+        return true;
+    }
+    counter.fetch_sub(1, Relaxed);
+    false
+}

@@ -1,0 +1,281 @@
+//! The worker threads: each has its own runtime, accepts on every listener and keeps its own idle connections.
+//!
+//! One table in force is shared by all, swapped whole. Load on one connection never moves to another thread, and no thread
+//! takes a lock to serve a request.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+
+use crate::http1::{self, Door};
+use crate::io::{Io, Rest};
+use crate::live::{Live, Notice, World};
+use crate::proxy_protocol;
+use crate::stats::Stats;
+use crate::table::{Protocol, Table};
+use crate::worker::{self, Worker};
+use crate::{http2, tcp};
+
+/// Notices that may wait for the agent.
+const NOTICES_MAX: usize = 1024;
+
+/// How long a failed accept (no descriptors left) waits before the next.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What every worker follows.
+#[derive(Clone, Debug)]
+struct Orders {
+    live: Arc<Live>,
+    sockets: BTreeMap<SocketAddr, Arc<std::net::TcpListener>>,
+    draining: bool,
+}
+
+/// The running data plane.
+#[derive(Debug)]
+pub struct Proxy {
+    world: Arc<World>,
+    orders: watch::Sender<Orders>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+/// Why a table was not taken.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// These addresses have no listening socket yet.
+    NoSocket(Vec<SocketAddr>),
+    /// A certificate or key does not work.
+    Tls(String),
+}
+
+impl Proxy {
+    /// Starts `threads` workers that serve nothing yet.
+    pub fn start(
+        threads: usize,
+        roots: rustls::RootCertStore,
+    ) -> io::Result<(Proxy, mpsc::Receiver<Notice>)> {
+        let (notices, inbox) = mpsc::channel(NOTICES_MAX);
+        let world = Arc::new(World::new(notices));
+        let orders = Orders { live: Arc::default(), sockets: BTreeMap::new(), draining: false };
+        let (orders, _) = watch::channel(orders);
+        let tls = crate::tls::client_config(roots);
+        let threads = (0..threads.max(1))
+            .map(|n| {
+                let (world, orders, tls) = (world.clone(), orders.subscribe(), tls.clone());
+                std::thread::Builder::new()
+                    .name(format!("worker-{n}"))
+                    .spawn(move || work(world, n, orders, tls))
+            })
+            .collect::<io::Result<_>>()?;
+        Ok((Proxy { world, orders, threads }, inbox))
+    }
+
+    /// Puts a table in force. `sockets` are listening sockets that it needs beyond those already held.
+    pub fn apply(
+        &self,
+        table: Table,
+        sockets: BTreeMap<SocketAddr, std::net::TcpListener>,
+    ) -> Result<(), Refused> {
+        let before = self.orders.borrow().clone();
+        let mut held = before.sockets;
+        for (address, socket) in sockets {
+            held.insert(address, Arc::new(socket));
+        }
+        let live = self.world.compile(table, &before.live).map_err(Refused::Tls)?;
+        let wanted = live.listeners();
+        let missing: Vec<SocketAddr> =
+            wanted.keys().filter(|a| !held.contains_key(a)).copied().collect();
+        if !missing.is_empty() {
+            return Err(Refused::NoSocket(missing));
+        }
+        held.retain(|address, _| wanted.contains_key(address));
+        let live = Arc::new(live);
+        self.orders.send_modify(|orders| {
+            orders.live = live;
+            orders.sockets = held;
+        });
+        Ok(())
+    }
+
+    /// The table in force.
+    pub fn table(&self) -> Table {
+        self.orders.borrow().live.table.clone()
+    }
+
+    /// The listening sockets held, to be handed to a successor.
+    pub fn sockets(&self) -> BTreeMap<SocketAddr, Arc<std::net::TcpListener>> {
+        self.orders.borrow().sockets.clone()
+    }
+
+    pub fn stats(&self) -> Stats {
+        self.orders.borrow().live.stats(&self.world)
+    }
+
+    /// Stops accepting; every answer from now on closes its connection.
+    pub fn drain(&self) {
+        self.orders.send_modify(|orders| {
+            orders.draining = true;
+            orders.sockets = BTreeMap::new();
+        });
+    }
+
+    /// Open client connections.
+    pub fn connections(&self) -> u64 {
+        self.world.connections.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Ends every worker at once, with whatever is still open.
+    pub fn stop(self) {
+        drop(self.orders);
+        for thread in self.threads {
+            // A worker that panicked has said so already.
+            drop(thread.join());
+        }
+    }
+}
+
+fn work(
+    world: Arc<World>,
+    n: usize,
+    orders: watch::Receiver<Orders>,
+    tls: Arc<rustls::ClientConfig>,
+) {
+    let seed = u64::from(std::process::id()) << 32 | (n as u64 + 1);
+    Worker::install(world, crate::balance::mix(seed), tls);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(follow(orders)),
+        Err(error) => tracing::error!(%error, "start a worker's runtime"),
+    }
+}
+
+/// Follows the orders until the sender is gone.
+async fn follow(mut orders: watch::Receiver<Orders>) {
+    let mut doors: BTreeMap<SocketAddr, OpenDoor> = BTreeMap::new();
+    let mut tidy = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        let now = orders.borrow_and_update().clone();
+        worker::with(|w| {
+            w.live = now.live.clone();
+            w.draining = now.draining;
+        });
+        let listeners = now.live.listeners();
+        doors.retain(|address, door| {
+            let keep = now.sockets.get(address).is_some_and(|s| Arc::ptr_eq(s, &door.socket))
+                && listeners.get(address) == Some(&door.service);
+            if !keep {
+                door.task.abort();
+            }
+            keep
+        });
+        for (address, socket) in now.sockets {
+            let Some(service) = listeners.get(&address) else { continue };
+            if let std::collections::btree_map::Entry::Vacant(place) = doors.entry(address) {
+                match open(&socket, service) {
+                    Ok(task) => {
+                        place.insert(OpenDoor { socket, service: service.clone(), task });
+                    }
+                    Err(error) => tracing::error!(%error, %address, "listen"),
+                }
+            }
+        }
+        loop {
+            tokio::select! {
+                changed = orders.changed() => match changed {
+                    Ok(()) => break,
+                    Err(_sender_gone) => return,
+                },
+                _tick = tidy.tick() => worker::with(|w| w.tidy(Instant::now())),
+            }
+        }
+    }
+}
+
+/// A listener that this worker accepts on.
+struct OpenDoor {
+    socket: Arc<std::net::TcpListener>,
+    service: String,
+    task: tokio::task::JoinHandle<()>,
+}
+
+fn open(socket: &std::net::TcpListener, service: &str) -> io::Result<tokio::task::JoinHandle<()>> {
+    let socket = socket.try_clone()?;
+    socket.set_nonblocking(true)?;
+    let listener = tokio::net::TcpListener::from_std(socket)?;
+    let service = service.to_owned();
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "held in `doors`, aborted when its listener goes"
+    )]
+    Ok(tokio::task::spawn(async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, client)) => {
+                    #[expect(
+                        clippy::disallowed_methods,
+                        reason = "counted by its Guest; ends by its own deadlines"
+                    )]
+                    drop(tokio::task::spawn(greet(stream, client, service.clone())));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, service, "accept");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }))
+}
+
+/// Learns who the client is and what it speaks, and serves it.
+async fn greet(stream: tokio::net::TcpStream, client: SocketAddr, name: String) {
+    let Some(service) = worker::service(&name) else { return };
+    let (Ok(local), Ok(())) = (stream.local_addr(), stream.set_nodelay(true)) else { return };
+    let mut door = Door { service: name, client, local, tls: service.tls.is_some() };
+    let spec = &service.spec;
+    let hello = async {
+        if spec.accept_proxy && spec.trusts(client.ip()) {
+            let header = read_proxy_header(&stream).await?;
+            if let Some((client, local)) = header {
+                (door.client, door.local) = (client, local);
+            }
+        }
+        let Some(config) = &service.tls else { return Some((Io::Tcp(stream), false)) };
+        let tls = tokio_rustls::TlsAcceptor::from(config.clone()).accept(stream).await.ok()?;
+        let h2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
+        Some((Io::Server(Box::new(tls)), h2))
+    };
+    let Ok(Some((io, h2))) = tokio::time::timeout(spec.timeouts.head, hello).await else {
+        service.state.own.failed(crate::stats::ErrorKind::BadRequest);
+        return;
+    };
+    match spec.protocol {
+        Protocol::Tcp => tcp::serve(io, Rest::default(), door).await,
+        Protocol::Http if h2 => http2::serve(io, Rest::default(), door).await,
+        Protocol::Http => http1::serve(io, Rest::default(), door).await,
+    }
+}
+
+/// How long an incomplete PROXY header waits before it is looked at again.
+const HEADER_PAUSE: Duration = Duration::from_millis(5);
+
+/// Reads a PROXY header and not a byte that comes after it: TLS may begin there.
+async fn read_proxy_header(
+    stream: &tokio::net::TcpStream,
+) -> Option<Option<(SocketAddr, SocketAddr)>> {
+    let mut bytes = [0; 4096];
+    loop {
+        let count = stream.peek(&mut bytes).await.ok()?;
+        match proxy_protocol::read(&bytes[..count]) {
+            Ok(Some(header)) => {
+                stream.readable().await.ok()?;
+                let taken = stream.try_read(&mut bytes[..header.length]).ok()?;
+                return (taken == header.length).then_some(header.addresses);
+            }
+            Ok(None) if count > 0 => tokio::time::sleep(HEADER_PAUSE).await,
+            Ok(None) | Err(_) => return None,
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! Bytes both ways: TCP services, and HTTP connections after an upgrade.
+//!
+//! Small messages are copied. When a read fills the buffer, the direction switches to splice(2): the kernel moves pages through
+//! a pipe and the bytes never enter this process.
+
+use std::future::poll_fn;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use rustix::pipe::{PipeFlags, SpliceFlags};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+
+use crate::eject::Outcome;
+use crate::http1::Door;
+use crate::io::{Deadline, Io, Rest, SCRATCH, with_scratch};
+use crate::live::Flight;
+use crate::stats::{Counters, ErrorKind};
+use crate::worker;
+
+/// Bytes that a pipe may hold; fewer if the system allows no more.
+const PIPE_BYTES: usize = 256 << 10;
+
+/// Pipes that one thread keeps for later.
+const PIPES_KEPT: usize = 64;
+
+thread_local! {
+    static PIPES: std::cell::RefCell<Vec<Pipe>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+/// An empty pipe.
+#[derive(Debug)]
+struct Pipe {
+    from: OwnedFd,
+    to: OwnedFd,
+    bytes: usize,
+}
+
+impl Pipe {
+    fn take() -> io::Result<Pipe> {
+        if let Some(pipe) = PIPES.with_borrow_mut(Vec::pop) {
+            return Ok(pipe);
+        }
+        let (from, to) = rustix::pipe::pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC)?;
+        // More is only faster: a refusal leaves the default of 64 KiB.
+        let bytes = rustix::pipe::fcntl_setpipe_size(&to, PIPE_BYTES).unwrap_or(SCRATCH);
+        Ok(Pipe { from, to, bytes })
+    }
+
+    fn give_back(self) {
+        PIPES.with_borrow_mut(|pipes| {
+            if pipes.len() < PIPES_KEPT {
+                pipes.push(self);
+            }
+        });
+    }
+}
+
+/// Serves one client of a TCP service.
+pub(crate) async fn serve(io: Io, rest: Rest, door: Door) {
+    let Some(service) = worker::service(&door.service) else { return };
+    let Some(_guest) = worker::Guest::admit(service.clone()) else {
+        service.state.own.failed(ErrorKind::Limit);
+        return;
+    };
+    let world = worker::with(|w| w.world.clone());
+    let Some(mut flight) = Flight::board(&service).await else {
+        service.state.own.failed(ErrorKind::Limit);
+        return;
+    };
+    let key = crate::balance::hash(door.client.ip().to_string().as_bytes());
+    let mut tried = Vec::new();
+    while tried.len() < usize::from(service.spec.retry.attempts) {
+        let Some(i) = service.pick(&world, &tried, worker::random(), key) else { break };
+        tried.push(i);
+        let backend = &service.backends[i];
+        flight.goes_to(&backend.state);
+        // Registered before the connection is made, so that a fence in between is not missed.
+        let cut = backend.state.cut.notified();
+        let Ok(up) = worker::connect(&service, backend, door.client, door.local).await else {
+            backend.state.counters.failed(ErrorKind::Connect);
+            service.observe(&world, i, Outcome::Failure);
+            continue;
+        };
+        service.observe(&world, i, Outcome::Good);
+        let counters = &backend.state.counters;
+        counters.tunnels.fetch_add(1, Relaxed);
+        run(io, rest, up, Rest::default(), service.spec.timeouts.tunnel, cut, counters).await;
+        return;
+    }
+    service.state.own.failed(ErrorKind::NoBackend);
+}
+
+/// Moves bytes both ways until both sides have ended, one breaks, nothing moves for `idle`, or the backend is cut off.
+pub(crate) async fn tunnel(
+    client: Io,
+    client_rest: Rest,
+    up: Io,
+    up_rest: Rest,
+    idle: Duration,
+    cut: &Notify,
+    counters: &Counters,
+) {
+    run(client, client_rest, up, up_rest, idle, cut.notified(), counters).await;
+}
+
+async fn run(
+    mut client: Io,
+    client_rest: Rest,
+    mut up: Io,
+    up_rest: Rest,
+    idle: Duration,
+    cut: tokio::sync::futures::Notified<'_>,
+    counters: &Counters,
+) {
+    let mut there = Direction::new(client_rest, &counters.bytes_in);
+    let mut back = Direction::new(up_rest, &counters.bytes_out);
+    let mut deadline = Deadline::new(idle);
+    let moving = poll_fn(|cx| {
+        let a = there.poll(cx, &mut client, &mut up);
+        let b = back.poll(cx, &mut up, &mut client);
+        match (a, b) {
+            (Poll::Ready(Err(e)), _) | (_, Poll::Ready(Err(e))) => return Poll::Ready(Err(e)),
+            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(Ok(())),
+            (Poll::Pending, _) | (_, Poll::Pending) => {}
+        }
+        while deadline.poll(cx).is_ready() {
+            if !there.stirred() & !back.stirred() {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            deadline.set_after(idle);
+        }
+        Poll::Pending
+    });
+    let fenced = tokio::select! {
+        // Both sides see the end of the connection; there is nobody else to tell.
+        _ended = moving => false,
+        () = cut => true,
+    };
+    if fenced {
+        reset(&client);
+        reset(&up);
+    }
+    there.end();
+    back.end();
+}
+
+/// Makes the coming close a reset: nothing that is still queued reaches the other side.
+fn reset(io: &Io) {
+    if let Io::Tcp(stream) = io {
+        // A socket that is already gone needs no reset.
+        rustix::net::sockopt::set_socket_linger(stream, Some(Duration::ZERO)).ok();
+    }
+}
+
+/// One of the two directions.
+struct Direction<'a> {
+    pending: Rest,
+    pipe: Option<Pipe>,
+    in_pipe: usize,
+    state: State,
+    stirred: bool,
+    bytes: &'a AtomicU64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Open,
+    /// The source has ended; the rest is on its way.
+    Ending,
+    Ended,
+}
+
+impl<'a> Direction<'a> {
+    fn new(pending: Rest, bytes: &'a AtomicU64) -> Direction<'a> {
+        Direction { pending, pipe: None, in_pipe: 0, state: State::Open, stirred: false, bytes }
+    }
+
+    /// Whether anything moved since the last call.
+    fn stirred(&mut self) -> bool {
+        std::mem::take(&mut self.stirred)
+    }
+
+    fn end(&mut self) {
+        if let Some(pipe) = self.pipe.take()
+            && self.in_pipe == 0
+        {
+            pipe.give_back();
+        }
+    }
+
+    fn moved(&mut self, count: usize) {
+        self.stirred = true;
+        self.bytes.fetch_add(count as u64, Relaxed);
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>, from: &mut Io, to: &mut Io) -> Poll<io::Result<()>> {
+        loop {
+            if !self.pending.is_empty() {
+                let count = ready!(to.poll_write(cx, self.pending.as_slice()))?;
+                self.pending.consume(count);
+                self.moved(count);
+                continue;
+            }
+            if self.in_pipe > 0 {
+                ready!(self.poll_drain(cx, to))?;
+                continue;
+            }
+            match self.state {
+                State::Open => {}
+                State::Ending => {
+                    ready!(to.poll_shutdown(cx))?;
+                    self.state = State::Ended;
+                    return Poll::Ready(Ok(()));
+                }
+                State::Ended => return Poll::Ready(Ok(())),
+            }
+            let step = match (&mut *from, &*to) {
+                (Io::Tcp(from), Io::Tcp(_)) if self.pipe.is_some() => self.poll_fill(cx, from),
+                (from, _) => self.poll_copy(cx, from, to),
+            };
+            if step.is_pending() {
+                // What TLS keeps back must leave before more is waited for.
+                if let Poll::Ready(Err(e)) = to.poll_flush(cx) {
+                    return Poll::Ready(Err(e));
+                }
+            }
+            ready!(step)?;
+        }
+    }
+
+    /// Reads once and writes what it can of it.
+    fn poll_copy(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut Io,
+        to: &mut Io,
+    ) -> Poll<io::Result<()>> {
+        with_scratch(|scratch| {
+            let count = ready!(from.poll_read(cx, scratch))?;
+            if count == 0 {
+                self.state = State::Ending;
+                return Poll::Ready(Ok(()));
+            }
+            let written = match to.poll_write(cx, &scratch[..count]) {
+                Poll::Ready(written) => written?,
+                Poll::Pending => 0,
+            };
+            self.moved(written);
+            self.pending.push(&scratch[written..count]);
+            if count == SCRATCH && matches!((&*from, &*to), (Io::Tcp(_), Io::Tcp(_))) {
+                // Without a pipe (no descriptors left, say) copying goes on.
+                self.pipe = Pipe::take().ok();
+            }
+            Poll::Ready(Ok(()))
+        })
+    }
+
+    /// Splices from the socket into the empty pipe.
+    fn poll_fill(&mut self, cx: &mut Context<'_>, from: &TcpStream) -> Poll<io::Result<()>> {
+        let Some(pipe) = &self.pipe else { return Poll::Ready(Ok(())) };
+        loop {
+            ready!(from.poll_read_ready(cx))?;
+            let filled = from.try_io(Interest::READABLE, || {
+                Ok(rustix::pipe::splice(from, None, &pipe.to, None, pipe.bytes, SPLICE)?)
+            });
+            match filled {
+                Ok(0) => self.state = State::Ending,
+                Ok(count) => self.in_pipe = count,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(e) => return Poll::Ready(Err(e)),
+            }
+            return Poll::Ready(Ok(()));
+        }
+    }
+
+    /// Splices from the pipe into the socket.
+    fn poll_drain(&mut self, cx: &mut Context<'_>, to: &Io) -> Poll<io::Result<()>> {
+        let (Some(pipe), Io::Tcp(to)) = (&self.pipe, to) else {
+            return Poll::Ready(Err(io::Error::other(
+                "a pipe between connections that cannot splice",
+            )));
+        };
+        loop {
+            ready!(to.poll_write_ready(cx))?;
+            let drained = to.try_io(Interest::WRITABLE, || {
+                Ok(rustix::pipe::splice(&pipe.from, None, to, None, self.in_pipe, SPLICE)?)
+            });
+            match drained {
+                Ok(count) => {
+                    self.in_pipe -= count;
+                    self.moved(count);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) => return Poll::Ready(Err(e)),
+            }
+        }
+    }
+}
+
+const SPLICE: SpliceFlags = SpliceFlags::MOVE.union(SpliceFlags::NONBLOCK);

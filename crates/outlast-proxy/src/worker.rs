@@ -1,0 +1,175 @@
+//! What one worker thread keeps: the table in force, its idle connections, its random numbers.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpStream;
+
+use crate::io::{Io, with_scratch};
+use crate::live::{Live, LiveBackend, LiveService, World};
+use crate::table::ProxyVersion;
+
+/// Idle connections to one backend that one thread keeps.
+const IDLE_PER_BACKEND: usize = 256;
+
+thread_local! {
+    static WORKER: RefCell<Option<Worker>> = const { RefCell::new(None) };
+}
+
+/// The state of one worker thread.
+pub(crate) struct Worker {
+    pub(crate) world: Arc<World>,
+    pub(crate) live: Arc<Live>,
+    idle: BTreeMap<u64, Vec<Idle>>,
+    random: u64,
+    /// The process is to end: every answer closes its connection.
+    pub(crate) draining: bool,
+    tls_client: Arc<rustls::ClientConfig>,
+}
+
+struct Idle {
+    io: Io,
+    since: Instant,
+}
+
+impl Worker {
+    pub(crate) fn install(world: Arc<World>, seed: u64, tls_client: Arc<rustls::ClientConfig>) {
+        let worker = Worker {
+            world,
+            live: Arc::default(),
+            idle: BTreeMap::new(),
+            random: seed | 1,
+            draining: false,
+            tls_client,
+        };
+        WORKER.set(Some(worker));
+    }
+
+    /// Closes what has been idle too long, and what belongs to backends that are gone.
+    pub(crate) fn tidy(&mut self, now: Instant) {
+        let services = &self.live.services;
+        self.idle.retain(|id, idle| {
+            let keep = services
+                .values()
+                .find(|s| s.backends.iter().any(|b| b.state.id == *id))
+                .map_or(Duration::ZERO, |s| s.spec.timeouts.backend_idle);
+            idle.retain(|i| now.duration_since(i.since) < keep);
+            !idle.is_empty()
+        });
+    }
+
+    fn random(&mut self) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        crate::balance::mix(self.random)
+    }
+}
+
+/// Borrows this thread's worker; not to be nested.
+pub(crate) fn with<R>(body: impl FnOnce(&mut Worker) -> R) -> R {
+    WORKER.with_borrow_mut(|worker| {
+        body(worker.as_mut().expect("installed before the first task of this thread"))
+    })
+}
+
+pub(crate) fn random() -> u64 {
+    with(Worker::random)
+}
+
+pub(crate) fn draining() -> bool {
+    with(|w| w.draining)
+}
+
+/// The service of this name in the table in force.
+pub(crate) fn service(name: &str) -> Option<Arc<LiveService>> {
+    with(|w| w.live.services.get(name).cloned())
+}
+
+/// Takes an idle connection that is still open and not older than `age`, the youngest first.
+pub(crate) fn take_idle(backend_id: u64, age: Duration) -> Option<Io> {
+    loop {
+        let idle = with(|w| w.idle.get_mut(&backend_id)?.pop())?;
+        if idle.since.elapsed() > age {
+            // The others are older still; the reaper closes them.
+            return None;
+        }
+        let mut io = idle.io;
+        // Costs no system call unless the kernel has reported something: then it was closed, or spoke out of turn.
+        let quiet =
+            with_scratch(|s| io.poll_read(&mut Context::from_waker(Waker::noop()), s)).is_pending();
+        if quiet {
+            return Some(io);
+        }
+    }
+}
+
+/// Keeps a connection for the next request.
+pub(crate) fn put_idle(backend_id: u64, io: Io) {
+    with(|w| {
+        if !w.draining {
+            let idle = w.idle.entry(backend_id).or_default();
+            if idle.len() < IDLE_PER_BACKEND {
+                idle.push(Idle { io, since: Instant::now() });
+            }
+        }
+    });
+}
+
+/// Opens a connection to a backend, TLS and PROXY header included.
+pub(crate) async fn connect(
+    service: &LiveService,
+    backend: &LiveBackend,
+    client: std::net::SocketAddr,
+    local: std::net::SocketAddr,
+) -> io::Result<Io> {
+    let within = service.spec.timeouts.connect;
+    let opening = async {
+        let mut stream = TcpStream::connect(backend.spec.address).await?;
+        stream.set_nodelay(true)?;
+        if let Some(version) = service.spec.send_proxy {
+            let header = match version {
+                ProxyVersion::V1 => crate::proxy_protocol::write_v1(client, local),
+                ProxyVersion::V2 => crate::proxy_protocol::write_v2(client, local),
+            };
+            tokio::io::AsyncWriteExt::write_all(&mut stream, &header).await?;
+        }
+        let Some(name) = &backend.spec.tls_name else { return Ok(Io::Tcp(stream)) };
+        let name =
+            rustls::pki_types::ServerName::try_from(name.clone()).map_err(io::Error::other)?;
+        let config = with(|w| w.tls_client.clone());
+        let tls = tokio_rustls::TlsConnector::from(config).connect(name, stream).await?;
+        Ok(Io::Client(Box::new(tls)))
+    };
+    tokio::time::timeout(within, opening)
+        .await
+        .unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// Counts an open client connection for as long as it lives.
+pub(crate) struct Guest {
+    world: Arc<World>,
+    service: Arc<LiveService>,
+}
+
+impl Guest {
+    /// `None` if the service has all the connections that it may have.
+    pub(crate) fn admit(service: Arc<LiveService>) -> Option<Guest> {
+        let world = with(|w| w.world.clone());
+        if !crate::live::take(&service.state.connections, service.spec.limits.connections) {
+            return None;
+        }
+        world.connections.fetch_add(1, Relaxed);
+        Some(Guest { world, service })
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.service.state.connections.fetch_sub(1, Relaxed);
+        self.world.connections.fetch_sub(1, Relaxed);
+    }
+}

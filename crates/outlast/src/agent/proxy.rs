@@ -1,0 +1,249 @@
+//! The agent's care for its data plane: adopt or start it, feed it tables, replace it.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::Child;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use outlast_core::event::Fact;
+use outlast_proxy::table::Table;
+use tokio::sync::mpsc;
+
+use super::shared::ProxyView;
+use crate::dataplane::link::{self, FromLink, Link};
+use crate::dataplane::wire::ToProxy;
+
+/// A proxy that was replaced has this long to finish what is open.
+const DRAIN_MAX: Duration = Duration::from_secs(30);
+
+/// A proxy that died is started again at most this often.
+const RESTART_PAUSE: Duration = Duration::from_millis(500);
+
+/// The data plane of one agent.
+#[derive(Debug)]
+pub struct DataPlane {
+    data_dir: PathBuf,
+    threads: usize,
+    inbox: mpsc::Sender<FromLink>,
+    link: Option<Link>,
+    children: Vec<Child>,
+    draining: BTreeMap<u32, Link>,
+    /// Held beside the proxy's own: when it dies, clients wait in the queue instead of being refused.
+    pub sockets: BTreeMap<SocketAddr, Arc<OwnedFd>>,
+    /// Addresses whose sockets the present proxy has.
+    given: Vec<SocketAddr>,
+    sent: Option<Table>,
+    generation: u64,
+    refused: Option<String>,
+    last_start: Option<Instant>,
+}
+
+impl DataPlane {
+    /// Finds the running proxy, or starts one. Returns the table that was in force, if it can be read.
+    pub fn open(
+        data_dir: PathBuf,
+        threads: usize,
+        inbox: mpsc::Sender<FromLink>,
+        facts: &mut Vec<Fact>,
+    ) -> anyhow::Result<(DataPlane, Option<Table>)> {
+        let mut plane = DataPlane {
+            data_dir,
+            threads,
+            inbox,
+            link: None,
+            children: Vec::new(),
+            draining: BTreeMap::new(),
+            sockets: BTreeMap::new(),
+            given: Vec::new(),
+            sent: None,
+            generation: 0,
+            refused: None,
+            last_start: None,
+        };
+        let mut table = None;
+        let (draining, serving): (Vec<Link>, Vec<Link>) =
+            link::find(&plane.data_dir).into_iter().partition(|l| l.hello.draining);
+        for link in draining {
+            plane.watch_draining(link);
+        }
+        for link in serving {
+            if plane.link.is_some() {
+                plane.retire(link);
+                continue;
+            }
+            let sockets =
+                link.take_sockets().context("take the listening sockets from the running proxy")?;
+            plane.sockets.extend(sockets);
+            table = serde_json::from_value::<Table>(link.hello.table.clone()).ok();
+            if link.hello.build == crate::build_id() && table.is_some() {
+                plane.given = plane.sockets.keys().copied().collect();
+                plane.generation = table.as_ref().map_or(0, |t| t.generation);
+                facts.push(Fact::ProxyAdopted { pid: link.hello.pid });
+                link.listen(plane.inbox.clone()).context("listen to the proxy")?;
+                plane.link = Some(link);
+            } else {
+                let old = link.hello.pid;
+                plane.start(facts).context("start a successor for the running proxy")?;
+                // It drains once its successor has a table: see `succeed`.
+                plane.draining.insert(old, link);
+            }
+        }
+        if plane.link.is_none() {
+            plane.start(facts)?;
+        }
+        Ok((plane, table))
+    }
+
+    fn start(&mut self, facts: &mut Vec<Fact>) -> anyhow::Result<()> {
+        self.last_start = Some(Instant::now());
+        let (link, child) = link::start(&self.data_dir, self.threads)?;
+        link.listen(self.inbox.clone()).context("listen to the proxy")?;
+        facts.push(Fact::ProxyStarted { pid: link.hello.pid });
+        self.children.push(child);
+        self.link = Some(link);
+        self.given.clear();
+        self.sent = None;
+        Ok(())
+    }
+
+    /// Sends a table, with the sockets that the proxy does not have yet, if it differs from the last one.
+    pub fn apply(&mut self, mut table: Table) {
+        let Some(link) = &self.link else { return };
+        if let Some(sent) = &self.sent {
+            table.generation = sent.generation;
+            if *sent == table {
+                return;
+            }
+        }
+        self.generation += 1;
+        table.generation = self.generation;
+        let wanted: Vec<SocketAddr> = table.services.iter().map(|s| s.listen).collect();
+        let new: Vec<SocketAddr> = wanted
+            .iter()
+            .filter(|a| !self.given.contains(a) && self.sockets.contains_key(a))
+            .copied()
+            .collect();
+        let fds = new.iter().filter_map(|a| self.sockets.get(a).cloned()).collect();
+        if link.send(ToProxy::Apply { table: Box::new(table.clone()), sockets: new }, fds) {
+            self.sockets.retain(|a, _| wanted.contains(a));
+            self.given = self.sockets.keys().copied().collect();
+            self.sent = Some(table);
+        }
+    }
+
+    /// A table has been put in force: predecessors may go.
+    pub fn succeed(&mut self, pid: u32, facts: &mut Vec<Fact>) {
+        self.refused = None;
+        if self.link.as_ref().is_none_or(|l| l.hello.pid != pid) {
+            return;
+        }
+        let waiting: Vec<u32> =
+            self.draining.iter().filter(|(_, l)| !l.hello.draining).map(|(&pid, _)| pid).collect();
+        for old in waiting {
+            if let Some(link) = self.draining.remove(&old) {
+                facts.push(Fact::ProxyReplaced { old, new: pid });
+                self.retire(link);
+            }
+        }
+    }
+
+    pub fn refuse(&mut self, reason: String) {
+        self.refused = Some(reason);
+    }
+
+    /// Lets a proxy finish and end.
+    fn retire(&mut self, mut link: Link) {
+        link.send(ToProxy::Drain { deadline: DRAIN_MAX }, Vec::new());
+        link.hello.draining = true;
+        self.watch_draining(link);
+    }
+
+    fn watch_draining(&mut self, link: Link) {
+        if let Err(error) = link.listen(self.inbox.clone()) {
+            tracing::warn!(%error, "listen to a draining proxy");
+        }
+        self.draining.insert(link.hello.pid, link);
+    }
+
+    /// Asks for counters; they come back through the inbox.
+    pub fn ask_stats(&self) {
+        if let Some(link) = &self.link {
+            link.send(ToProxy::GiveStats, Vec::new());
+        }
+        for link in self.draining.values() {
+            link.send(ToProxy::GiveStats, Vec::new());
+        }
+    }
+
+    /// A proxy has gone. True if it was the serving one.
+    pub fn gone(&mut self, pid: u32) -> bool {
+        self.reap(pid);
+        self.draining.remove(&pid);
+        let serving = self.link.as_ref().is_some_and(|l| l.hello.pid == pid);
+        if serving {
+            self.link = None;
+        }
+        serving
+    }
+
+    /// Starts a new proxy in place of one that died; the time to wait first if that was only a moment ago.
+    pub fn restart(&mut self, facts: &mut Vec<Fact>) -> anyhow::Result<Option<Duration>> {
+        if self.link.is_some() {
+            return Ok(None);
+        }
+        let since = self.last_start.map(|t| t.elapsed()).unwrap_or(RESTART_PAUSE);
+        if since < RESTART_PAUSE {
+            return Ok(Some(RESTART_PAUSE - since));
+        }
+        self.start(facts)?;
+        Ok(None)
+    }
+
+    /// Tells the serving proxy to finish within `deadline` and end.
+    pub fn drain(&mut self, deadline: Duration) {
+        if let Some(link) = self.link.take() {
+            link.send(ToProxy::Drain { deadline }, Vec::new());
+            self.draining.insert(link.hello.pid, link);
+        }
+        self.sockets.clear();
+    }
+
+    /// Open work is cut off now.
+    pub fn drain_now(&mut self) {
+        for link in self.draining.values() {
+            link.send(ToProxy::Drain { deadline: Duration::ZERO }, Vec::new());
+        }
+    }
+
+    pub fn all_gone(&self) -> bool {
+        self.link.is_none() && self.draining.is_empty()
+    }
+
+    /// Takes a proxy's exit status, if it is our child: also one that an earlier image of this process started.
+    fn reap(&mut self, pid: u32) {
+        if let Some(at) = self.children.iter().position(|c| c.id() == pid) {
+            let mut child = self.children.swap_remove(at);
+            // It has closed its connection: if it has not ended yet, it will within the moment.
+            let until = Instant::now() + Duration::from_millis(200);
+            while matches!(child.try_wait(), Ok(None)) && Instant::now() < until {
+                std::thread::yield_now();
+            }
+            return;
+        }
+        let raw = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+        // Not our child: somebody else's to reap.
+        rustix::process::waitpid(raw, rustix::process::WaitOptions::NOHANG).ok();
+    }
+
+    pub fn view(&self) -> ProxyView {
+        ProxyView {
+            pid: self.link.as_ref().map(|l| l.hello.pid),
+            draining: self.draining.keys().copied().collect(),
+            refused: self.refused.clone(),
+        }
+    }
+}

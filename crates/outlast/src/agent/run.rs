@@ -1,0 +1,716 @@
+//! `outlast run`: the loop that reads what happens, asks the core, and does what it says.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use outlast_core::agent::{Action, Agent, Input, Now, Resume};
+use outlast_core::event::{Event, Fact, Severity, Target};
+use outlast_core::pair::Epoch;
+use outlast_core::topology::Topology;
+use outlast_host::journal::Journal;
+use outlast_host::probe::{Answer, Code};
+use outlast_proxy::Notice;
+use outlast_proxy::stats::Stats;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::probes::Probes;
+use super::processes::Processes;
+use super::proxy::DataPlane;
+use super::shared::{Picture, Shared, StatsAt, wall};
+use super::start::{self, Options};
+use super::table::{self, Certificates, Resolved};
+use super::{admin, face, standby, state};
+use crate::dataplane::link::FromLink;
+use crate::dataplane::wire::FromProxy;
+
+/// What may wait for the loop.
+const INBOX_MAX: usize = 4096;
+
+/// How often counters are read and the picture is refreshed.
+const TICK: Duration = Duration::from_secs(1);
+
+/// How often backend host names are resolved again.
+const RESOLVE_EVERY: Duration = Duration::from_secs(10);
+
+/// After SIGTERM, /health/ready says no for this long before the listeners close, so that whoever asks it stops sending.
+const NOT_READY_FIRST: Duration = Duration::from_secs(5);
+
+/// Open work has this long before it is closed by force.
+const DRAIN_MAX: Duration = Duration::from_secs(30);
+
+/// Everything that reaches the loop.
+#[derive(Debug)]
+pub enum Said {
+    Probed { target: Target, answer: Answer },
+    CommandDone { service: String, epoch: Epoch, result: Result<(), String> },
+    Resolved(Resolved),
+    Process { process: String, view: Option<outlast_core::view::ProcessView>, facts: Vec<Fact> },
+    Asked(Request),
+}
+
+/// What a person asks through the admin socket.
+#[derive(Debug)]
+pub enum Request {
+    Reload {
+        answer: oneshot::Sender<Result<String, String>>,
+    },
+    Drain {
+        service: String,
+        backend: String,
+        on: bool,
+        answer: oneshot::Sender<Result<String, String>>,
+    },
+    Failback {
+        service: String,
+        answer: oneshot::Sender<Result<String, String>>,
+    },
+    Upgrade {
+        answer: oneshot::Sender<Result<String, String>>,
+    },
+    Stop {
+        answer: oneshot::Sender<Result<String, String>>,
+    },
+}
+
+/// How the loop ended.
+enum End {
+    Stopped { forced: bool },
+    Upgrade,
+}
+
+/// Runs an agent until it is told to stop. False: open work had to be cut off.
+pub fn run(options: &Options) -> anyhow::Result<bool> {
+    let (topology, base) = read_file(&options.file).map_err(|text| anyhow::anyhow!("{text}"))?;
+    let node = start::who_am_i(&topology, options.node.as_deref())?;
+    let data_dir = base.join(&topology.cluster.data_dir);
+    let lock = start::claim(&data_dir)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    let end = runtime.block_on(async {
+        let mut agent = Loop::open(options.clone(), topology, base, node, data_dir)?;
+        agent.live().await
+    })?;
+    drop(runtime);
+    drop(lock);
+    match end {
+        End::Stopped { forced } => Ok(!forced),
+        End::Upgrade => Err(become_new_binary()),
+    }
+}
+
+/// Replaces this process's image by the binary that is on disk now. Returns only if that failed.
+fn become_new_binary() -> anyhow::Error {
+    use std::os::unix::process::CommandExt as _;
+    let Ok(exe) = std::env::current_exe() else { return anyhow::anyhow!("find our own binary") };
+    // Linux marks the path of a binary that was replaced.
+    let path = exe.to_string_lossy();
+    let path = PathBuf::from(path.strip_suffix(" (deleted)").unwrap_or(&path));
+    let error = std::process::Command::new(&path).args(std::env::args_os().skip(1)).exec();
+    anyhow::Error::new(error).context(format!("become {}", path.display()))
+}
+
+/// Reads and parses the file; the error is what a person should see.
+fn read_file(path: &Path) -> Result<(Topology, PathBuf), String> {
+    let text =
+        std::fs::read_to_string(path).map_err(|e| format!("read {}: {e}", path.display()))?;
+    let topology =
+        crate::file::parse(&path.display().to_string(), &text).map_err(|c| c.to_string())?;
+    let absolute = std::path::absolute(path).map_err(|e| e.to_string())?;
+    let base = absolute.parent().map(Path::to_path_buf).unwrap_or_default();
+    Ok((topology, base))
+}
+
+/// The agent's outside.
+struct Loop {
+    options: Options,
+    base: PathBuf,
+    data_dir: PathBuf,
+    node: String,
+    started: Instant,
+    core: Agent,
+    journal: Journal,
+    seq: u64,
+    probes: Probes,
+    processes: Processes,
+    plane: DataPlane,
+    certificates: Certificates,
+    resolved: Resolved,
+    topology: Arc<Topology>,
+    picture: watch::Sender<Arc<Picture>>,
+    counts: std::collections::BTreeMap<(Target, Code), u64>,
+    stopping: watch::Sender<bool>,
+    stats: Arc<Mutex<StatsAt>>,
+    /// Counters of proxies that have ended: what was counted stays counted.
+    ended_stats: Stats,
+    last_stats: std::collections::BTreeMap<u32, Stats>,
+    inbox: mpsc::Receiver<Said>,
+    sender: mpsc::Sender<Said>,
+    links: mpsc::Receiver<FromLink>,
+    face: face::Face,
+    admin: admin::Admin,
+}
+
+impl Loop {
+    fn open(
+        options: Options,
+        topology: Topology,
+        base: PathBuf,
+        node: String,
+        data_dir: PathBuf,
+    ) -> anyhow::Result<Loop> {
+        let started = Instant::now();
+        let (sender, inbox) = mpsc::channel(INBOX_MAX);
+        let (from_links, links) = mpsc::channel(INBOX_MAX);
+        let certificates = table::certificates(&topology, &base)?;
+        let journal =
+            Journal::open(&data_dir.join("journal"), &node).context("open the journal")?;
+        let mut facts = Vec::new();
+        let threads = options.proxy_threads.unwrap_or_else(|| {
+            std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+        });
+        let (mut plane, inherited) =
+            DataPlane::open(data_dir.clone(), threads, from_links, &mut facts)?;
+        let opened = start::open_missing(&topology, &plane.sockets)?;
+        plane.sockets.extend(opened);
+        let resume = Resume {
+            beliefs: inherited.as_ref().map(table::beliefs).unwrap_or_default(),
+            pairs: state::load(&data_dir)?,
+        };
+        let now = Now { instant: outlast_core::time::Instant::default(), wall: wall() };
+        let core = Agent::new(topology, &resume, now);
+        let topology = Arc::new(core.topology().clone());
+        let (picture, picture_reader) = watch::channel(Arc::default());
+        let (stopping, stopping_reader) = watch::channel(false);
+        let stats = Arc::new(Mutex::new(StatsAt { stats: Stats::default(), at: Instant::now() }));
+        let shared = Shared {
+            node: node.clone(),
+            version: crate::VERSION,
+            started,
+            started_at: wall(),
+            picture: picture_reader,
+            stats: stats.clone(),
+            stopping: stopping_reader,
+            data_dir: data_dir.clone(),
+        };
+        let admin = admin::Admin::open(&data_dir, shared.clone(), sender.clone())?;
+        let face = face::Face::open(topology.cluster.face, shared)?;
+        facts.insert(
+            0,
+            Fact::AgentStarted {
+                version: crate::VERSION.to_owned(),
+                resumed: !resume.beliefs.is_empty(),
+            },
+        );
+        let mut agent = Loop {
+            probes: Probes::new(sender.clone()),
+            processes: Processes::new(node.clone(), data_dir.clone(), sender.clone()),
+            seq: journal.next_seq(),
+            options,
+            base,
+            data_dir,
+            node,
+            started,
+            core,
+            journal,
+            plane,
+            certificates,
+            resolved: Resolved::new(),
+            topology,
+            picture,
+            counts: std::collections::BTreeMap::new(),
+            stopping,
+            stats,
+            ended_stats: Stats::default(),
+            last_stats: std::collections::BTreeMap::new(),
+            inbox,
+            sender,
+            links,
+            face,
+            admin,
+        };
+        for fact in facts {
+            agent.record(fact);
+        }
+        agent.probes.follow(&agent.topology);
+        agent.processes.follow(&agent.topology);
+        agent.publish();
+        Ok(agent)
+    }
+
+    fn now(&self) -> Now {
+        let instant = outlast_core::time::Instant::from_start(self.started.elapsed());
+        Now { instant, wall: wall() }
+    }
+
+    /// Handles one thing after another until the end.
+    async fn live(&mut self) -> anyhow::Result<End> {
+        let mut terminate = signals(SignalKind::terminate())?;
+        let mut interrupt = signals(SignalKind::interrupt())?;
+        let mut hangup = signals(SignalKind::hangup())?;
+        let mut upgrade = signals(SignalKind::user_defined2())?;
+        let mut tick = tokio::time::interval(TICK);
+        let mut resolve = tokio::time::interval(RESOLVE_EVERY);
+        tracing::info!(node = self.node, file = %self.options.file.display(), "running");
+        loop {
+            let now = self.now().instant;
+            let wake =
+                self.core.deadline(now).map_or(Duration::from_secs(3600), |at| at.since(now));
+            tokio::select! {
+                Some(said) = self.inbox.recv() => match said {
+                    Said::Asked(Request::Upgrade { answer }) => {
+                        answer.send(Ok("becoming the new binary".to_owned())).ok();
+                        return Ok(End::Upgrade);
+                    }
+                    Said::Asked(Request::Stop { answer }) => {
+                        answer.send(Ok("stopping".to_owned())).ok();
+                        return Ok(self.stop("asked to", NOT_READY_FIRST, &mut terminate, &mut interrupt).await);
+                    }
+                    said => self.hear(said),
+                },
+                Some(said) = self.links.recv() => self.hear_proxy(said),
+                () = tokio::time::sleep(wake) => self.step(Input::Tick),
+                _ = tick.tick() => {
+                    self.plane.ask_stats();
+                    self.revive_proxy();
+                    self.publish();
+                }
+                _ = resolve.tick() => self.resolve(),
+                _ = hangup.recv() => {
+                    // The answer is in the journal and in the log.
+                    self.reload().ok();
+                }
+                _ = upgrade.recv() => return Ok(End::Upgrade),
+                _ = terminate.recv() => {
+                    return Ok(self.stop("SIGTERM", NOT_READY_FIRST, &mut terminate, &mut interrupt).await);
+                }
+                _ = interrupt.recv() => {
+                    return Ok(self.stop("SIGINT", Duration::ZERO, &mut terminate, &mut interrupt).await);
+                }
+            }
+        }
+    }
+
+    fn hear(&mut self, said: Said) {
+        match said {
+            Said::Probed { target, answer } => {
+                *self.counts.entry((target.clone(), answer.code)).or_default() += 1;
+                let reason = if answer.ok {
+                    format!(
+                        "{} in {}",
+                        answer.reason,
+                        outlast_core::units::show_duration(answer.took)
+                    )
+                } else {
+                    answer.reason
+                };
+                self.step(Input::Probed { target, ok: answer.ok, reason });
+            }
+            Said::CommandDone { service, epoch, result } => {
+                self.step(Input::CommandDone { service, epoch, result })
+            }
+            Said::Resolved(resolved) => {
+                if self.resolved != resolved {
+                    self.resolved = resolved;
+                    self.publish();
+                }
+            }
+            Said::Process { process, view, facts } => {
+                for fact in facts {
+                    self.record(fact);
+                }
+                if let Some(view) = view {
+                    self.step(Input::Process { process, view });
+                }
+            }
+            Said::Asked(request) => self.answer(request),
+        }
+    }
+
+    fn answer(&mut self, request: Request) {
+        match request {
+            Request::Reload { answer } => {
+                let result = self.reload();
+                answer.send(result).ok();
+            }
+            Request::Drain { service, backend, on, answer } => {
+                let known = self
+                    .topology
+                    .services
+                    .get(&service)
+                    .is_some_and(|s| s.pool.backends().iter().any(|b| b.url == backend));
+                if !known {
+                    let backends: Vec<String> =
+                        self.topology.services.get(&service).map_or_else(Vec::new, |s| {
+                            s.pool.backends().iter().map(|b| b.url.clone()).collect()
+                        });
+                    let have = if backends.is_empty() {
+                        format!("there is no service `{service}`")
+                    } else {
+                        format!(
+                            "service `{service}` has no backend `{backend}`; it has {}",
+                            backends.join(", ")
+                        )
+                    };
+                    answer.send(Err(have)).ok();
+                    return;
+                }
+                self.step(Input::Drain { service, backend: backend.clone(), on });
+                answer
+                    .send(Ok(if on {
+                        format!("{backend} drains")
+                    } else {
+                        format!("{backend} serves again")
+                    }))
+                    .ok();
+            }
+            Request::Failback { service, answer } => {
+                let pair = self.core.pairs().contains_key(&service);
+                if !pair {
+                    answer
+                        .send(Err(format!(
+                            "service `{service}` is not a pair of primary and backup"
+                        )))
+                        .ok();
+                    return;
+                }
+                self.step(Input::Failback { service: service.clone() });
+                answer
+                    .send(Ok(format!("service.{service} returns to its primary once that is up")))
+                    .ok();
+            }
+            // Handled by the loop, because they end it.
+            Request::Upgrade { answer } | Request::Stop { answer } => {
+                answer.send(Err("not now".to_owned())).ok();
+            }
+        }
+    }
+
+    fn hear_proxy(&mut self, from: FromLink) {
+        let mut facts = Vec::new();
+        match from {
+            FromLink::Said { pid, message } => match message {
+                FromProxy::Applied { .. } => self.plane.succeed(pid, &mut facts),
+                FromProxy::NotApplied { reason, .. } => {
+                    tracing::error!(pid, reason, "the proxy refused a table");
+                    self.plane.refuse(reason);
+                }
+                FromProxy::Stats(stats) => self.count(pid, stats),
+                FromProxy::Notice(notice) => self.hear_notice(notice),
+                FromProxy::Draining { connections } => {
+                    tracing::info!(pid, connections, "proxy drains")
+                }
+                FromProxy::Hello(_) | FromProxy::Sockets { .. } => {}
+            },
+            FromLink::Gone { pid, reason } => {
+                if let Some(last) = self.last_stats.remove(&pid) {
+                    add_stats(&mut self.ended_stats, &last);
+                }
+                if self.plane.gone(pid) {
+                    facts.push(Fact::ProxyLost { pid, reason });
+                }
+            }
+        }
+        for fact in facts {
+            self.record(fact);
+        }
+        self.revive_proxy();
+        self.publish();
+    }
+
+    fn hear_notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::Ejected { service, backend, reason, time } => {
+                self.probes.suspect(&service, &backend);
+                self.step(Input::Ejected { service, backend, reason, time });
+            }
+            Notice::Returned { service, backend } => {
+                self.step(Input::Returned { service, backend })
+            }
+            Notice::Suspect { service, backend } => self.probes.suspect(&service, &backend),
+        }
+    }
+
+    /// Sums the counters of every proxy, living and ended, so that an upgrade loses none.
+    fn count(&mut self, pid: u32, stats: Stats) {
+        self.last_stats.insert(pid, stats);
+        let mut all = self.ended_stats.clone();
+        let serving = self.plane.view().pid;
+        for (pid, stats) in &self.last_stats {
+            add_stats(&mut all, stats);
+            if Some(*pid) == serving {
+                take_gauges(&mut all, stats);
+            }
+        }
+        *self.stats.lock().expect("no panic while held") =
+            StatsAt { stats: all, at: Instant::now() };
+    }
+
+    fn revive_proxy(&mut self) {
+        let mut facts = Vec::new();
+        match self.plane.restart(&mut facts) {
+            Ok(_wait) => {}
+            Err(error) => tracing::error!(error = format!("{error:#}"), "start the proxy again"),
+        }
+        let started = !facts.is_empty();
+        for fact in facts {
+            self.record(fact);
+        }
+        if started {
+            self.publish();
+        }
+    }
+
+    /// Resolves the host names of backends in the background.
+    fn resolve(&self) {
+        let hosts: std::collections::BTreeSet<String> = self
+            .topology
+            .services
+            .values()
+            .flat_map(|s| s.pool.backends())
+            .filter(|b| b.host.parse::<std::net::IpAddr>().is_err())
+            .map(|b| b.host.clone())
+            .collect();
+        if hosts.is_empty() {
+            return;
+        }
+        let (sender, mut resolved) = (self.sender.clone(), self.resolved.clone());
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "bounded by the resolver's own timeouts; one at a time per tick"
+        )]
+        drop(tokio::task::spawn(async move {
+            resolved.retain(|host, _| hosts.contains(host));
+            for host in hosts {
+                let found = tokio::net::lookup_host((host.as_str(), 0)).await.map(|found| {
+                    let all: Vec<std::net::IpAddr> = found.map(|a| a.ip()).collect();
+                    all
+                });
+                match found {
+                    Ok(all) => {
+                        // The same answer in another order is no change.
+                        let keeps = resolved.get(&host).is_some_and(|ip| all.contains(ip));
+                        if let (false, Some(&first)) = (keeps, all.first()) {
+                            resolved.insert(host, first);
+                        }
+                    }
+                    // The last known address stays in force.
+                    Err(error) => tracing::warn!(%error, host, "resolve a backend"),
+                }
+            }
+            sender.send(Said::Resolved(resolved)).await.ok();
+        }));
+    }
+
+    /// Takes the changed file, or keeps the old topology and says why.
+    fn reload(&mut self) -> Result<String, String> {
+        let result = self.try_reload();
+        if let Err(reason) = &result {
+            let first =
+                reason.lines().find(|l| !l.trim().is_empty()).unwrap_or_default().to_owned();
+            self.record(Fact::TopologyRefused { reason: first });
+        }
+        result
+    }
+
+    fn try_reload(&mut self) -> Result<String, String> {
+        let (topology, _) = read_file(&self.options.file)?;
+        if !topology.nodes.is_empty() && !topology.nodes.contains_key(&self.node) {
+            return Err(format!(
+                "the file no longer has this node, `{}`; to leave, stop the agent",
+                self.node
+            ));
+        }
+        if self.base.join(&topology.cluster.data_dir) != self.data_dir {
+            return Err("`data_dir` cannot change while the agent runs; restart it".to_owned());
+        }
+        let certificates =
+            table::certificates(&topology, &self.base).map_err(|e| format!("{e:#}"))?;
+        let trial = table::table(
+            0,
+            &topology,
+            &outlast_core::view::View::default(),
+            &self.resolved,
+            &certificates,
+        );
+        outlast_proxy::check(&trial)?;
+        let opened =
+            start::open_missing(&topology, &self.plane.sockets).map_err(|e| format!("{e:#}"))?;
+        if topology.cluster.face != self.topology.cluster.face {
+            self.face.listen(topology.cluster.face).map_err(|e| format!("{e:#}"))?;
+        }
+        self.plane.sockets.extend(opened);
+        self.certificates = certificates;
+        let mut actions = Vec::new();
+        let now = self.now();
+        self.core.reload(topology, now, &mut actions);
+        self.topology = Arc::new(self.core.topology().clone());
+        self.probes.follow(&self.topology);
+        self.processes.follow(&self.topology);
+        self.resolve();
+        let said = actions.iter().find_map(|a| match a {
+            Action::Record(fact @ Fact::TopologyApplied { .. }) => Some(fact.to_string()),
+            Action::Record(_)
+            | Action::SavePairs
+            | Action::Publish
+            | Action::StandbyCommand { .. }
+            | Action::StandbyStop { .. } => None,
+        });
+        self.act(actions);
+        Ok(said.unwrap_or_default())
+    }
+
+    fn step(&mut self, input: Input) {
+        let mut actions = Vec::new();
+        let now = self.now();
+        self.core.step(now, input, &mut actions);
+        self.act(actions);
+    }
+
+    /// Does what the core says, in its order.
+    fn act(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Record(fact) => self.record(fact),
+                Action::SavePairs => {
+                    if let Err(error) = state::save(&self.data_dir, &self.core.pairs()) {
+                        tracing::error!(
+                            error = format!("{error:#}"),
+                            "remember who serves each pair"
+                        );
+                    }
+                }
+                Action::Publish => self.publish(),
+                Action::StandbyCommand { service, epoch } => {
+                    standby::begin(&self.topology, &service, epoch, self.sender.clone());
+                }
+                Action::StandbyStop { service, epoch } => {
+                    standby::stop(&self.topology, &service, epoch)
+                }
+            }
+        }
+    }
+
+    /// Writes an event to the journal and to the log.
+    fn record(&mut self, fact: Fact) {
+        let subject = fact.subject();
+        match fact.severity() {
+            Severity::Info => tracing::info!(subject, event = fact.name(), "{fact}"),
+            Severity::Warn => tracing::warn!(subject, event = fact.name(), "{fact}"),
+            Severity::Error => tracing::error!(subject, event = fact.name(), "{fact}"),
+        }
+        let event = Event { seq: self.seq, at: wall(), node: self.node.clone(), fact };
+        self.seq += 1;
+        if let Err(error) = self.journal.append(&event) {
+            tracing::error!(error = format!("{error:#}"), "write to the journal");
+        }
+    }
+
+    /// Gives every reader the new picture: first the data plane, then people.
+    fn publish(&mut self) {
+        let view = self.core.view(self.now().instant);
+        let table = table::table(0, &self.topology, &view, &self.resolved, &self.certificates);
+        self.plane.apply(table);
+        let picture = Picture {
+            view,
+            topology: self.topology.clone(),
+            proxy: self.plane.view(),
+            probes: self.counts.clone(),
+            at: wall(),
+        };
+        self.picture.send_replace(Arc::new(picture));
+    }
+
+    /// Not ready first, then drain, then the end by force.
+    async fn stop(
+        &mut self,
+        reason: &str,
+        lead: Duration,
+        terminate: &mut Signal,
+        interrupt: &mut Signal,
+    ) -> End {
+        self.record(Fact::AgentStopping { reason: reason.to_owned() });
+        self.stopping.send_replace(true);
+        if !lead.is_zero() {
+            // A second signal cuts the pause.
+            tokio::select! {
+                () = tokio::time::sleep(lead) => {}
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        }
+        self.plane.drain(DRAIN_MAX);
+        let until = tokio::time::Instant::now() + DRAIN_MAX + Duration::from_secs(2);
+        let mut forced = false;
+        while !self.plane.all_gone() {
+            tokio::select! {
+                Some(FromLink::Gone { pid, .. }) = self.links.recv() => {
+                    self.plane.gone(pid);
+                }
+                () = tokio::time::sleep_until(until) => {
+                    forced = true;
+                    break;
+                }
+                _ = interrupt.recv() => {
+                    self.plane.drain_now();
+                }
+                else => break,
+            }
+        }
+        self.processes.stop().await;
+        tracing::info!(forced, "stopped");
+        End::Stopped { forced }
+    }
+}
+
+fn signals(kind: SignalKind) -> anyhow::Result<Signal> {
+    signal(kind).context("listen for signals")
+}
+
+/// Adds counters; gauges are left as they are.
+fn add_stats(to: &mut Stats, from: &Stats) {
+    for service in &from.services {
+        let at = to.services.iter().position(|s| s.name == service.name).unwrap_or_else(|| {
+            to.services.push(outlast_proxy::stats::ServiceStats {
+                name: service.name.clone(),
+                ..Default::default()
+            });
+            to.services.len() - 1
+        });
+        let sum = &mut to.services[at];
+        sum.own.add(&service.own);
+        sum.retries += service.retries;
+        sum.retries_denied += service.retries_denied;
+        for backend in &service.backends {
+            let at =
+                sum.backends.iter().position(|b| b.name == backend.name).unwrap_or_else(|| {
+                    sum.backends.push(outlast_proxy::stats::BackendStats {
+                        name: backend.name.clone(),
+                        ..Default::default()
+                    });
+                    sum.backends.len() - 1
+                });
+            sum.backends[at].counts.add(&backend.counts);
+        }
+    }
+}
+
+/// Takes what is true only now from the serving proxy.
+fn take_gauges(to: &mut Stats, from: &Stats) {
+    to.connections = from.connections;
+    for service in &from.services {
+        let Some(sum) = to.services.iter_mut().find(|s| s.name == service.name) else { continue };
+        sum.connections = service.connections;
+        sum.in_flight = service.in_flight;
+        for backend in &service.backends {
+            if let Some(sum) = sum.backends.iter_mut().find(|b| b.name == backend.name) {
+                sum.in_flight = backend.in_flight;
+                sum.ejected = backend.ejected;
+            }
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! What must be right before an agent runs: who this node is, a data directory of its own, sockets that are free.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use outlast_core::topology::Topology;
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 4096;
+
+/// The name of the one node of a file without `[node]`.
+const ONLY_NODE: &str = "local";
+
+/// How `outlast run` was called.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub file: PathBuf,
+    pub node: Option<String>,
+    /// Worker threads of the proxy; `None`: one per core.
+    pub proxy_threads: Option<usize>,
+}
+
+/// The node that this machine is: as told, or the only one, or the one whose address is ours.
+pub fn who_am_i(topology: &Topology, told: Option<&str>) -> anyhow::Result<String> {
+    let names: Vec<&str> = topology.nodes.keys().map(String::as_str).collect();
+    if let Some(name) = told {
+        if !names.is_empty() && !names.contains(&name) {
+            bail!("there is no node `{name}` in the file; its nodes are {}", names.join(", "));
+        }
+        return Ok(name.to_owned());
+    }
+    if names.is_empty() {
+        return Ok(ONLY_NODE.to_owned());
+    }
+    if let [only] = names.as_slice() {
+        return Ok((*only).to_owned());
+    }
+    // An address can be bound only where it is configured.
+    let ours = topology.nodes.iter().filter(|(_, n)| UdpSocket::bind((n.address, 0)).is_ok());
+    let ours: Vec<&String> = ours.map(|(name, _)| name).collect();
+    match ours.as_slice() {
+        [one] => Ok((*one).clone()),
+        [] => bail!(
+            "no node of the file has an address of this machine; say which one it is: --node {}",
+            names.join("|")
+        ),
+        several => {
+            let several: Vec<&str> = several.iter().map(|s| s.as_str()).collect();
+            bail!(
+                "{} all have addresses of this machine; say which one it is: --node NAME",
+                several.join(", ")
+            )
+        }
+    }
+}
+
+/// Makes the data directory and takes it for this agent alone, for as long as the file is held.
+pub fn claim(data_dir: &Path) -> anyhow::Result<File> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700);
+    builder.create(data_dir).with_context(|| {
+        format!("create the data directory {}; set `data_dir` in [cluster] to a place that can be written", data_dir.display())
+    })?;
+    let path = data_dir.join("agent.lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.with_context(|| format!("open {}", path.display()))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => bail!(
+            "another agent runs with the data directory {}; stop it, or give this one another `data_dir`",
+            data_dir.display()
+        ),
+        Err(errno) => Err(errno).with_context(|| format!("lock {}", path.display())),
+    }
+}
+
+/// Opens one listening socket.
+pub fn listen(address: SocketAddr) -> std::io::Result<OwnedFd> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt};
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    if address.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, false)?;
+    }
+    bind(&socket, &address)?;
+    listen(&socket, BACKLOG)?;
+    Ok(socket)
+}
+
+/// Opens the sockets that a topology needs and `held` does not have yet; all or none.
+pub fn open_missing(
+    topology: &Topology,
+    held: &BTreeMap<SocketAddr, Arc<OwnedFd>>,
+) -> anyhow::Result<BTreeMap<SocketAddr, Arc<OwnedFd>>> {
+    let mut opened = BTreeMap::new();
+    for (name, service) in &topology.services {
+        let Some(address) = service.listen.filter(|a| !held.contains_key(a)) else { continue };
+        let socket = listen(address).with_context(|| {
+            format!("listen on {address} for service.{name}; end what uses it, or change `listen` of [service.{name}]")
+        })?;
+        opened.insert(address, Arc::new(socket));
+    }
+    Ok(opened)
+}

@@ -1,0 +1,97 @@
+//! What an agent must remember over a restart of the machine: who serves each pair, and under which epoch.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::Path;
+
+use anyhow::Context as _;
+use outlast_core::pair::{Epoch, Side};
+use serde::{Deserialize, Serialize};
+
+/// The version of the file's form; others are refused by name.
+const VERSION: u32 = 1;
+
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    v: u32,
+    pairs: BTreeMap<String, SavedPair>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SavedPair {
+    active: SavedSide,
+    epoch: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum SavedSide {
+    Primary,
+    Backup,
+}
+
+/// Reads the pairs; none if there is no file yet.
+pub fn load(data_dir: &Path) -> anyhow::Result<BTreeMap<String, (Side, Epoch)>> {
+    let path = data_dir.join("pairs.json");
+    let text = match std::fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+    };
+    let saved: Saved = serde_json::from_slice(&text).with_context(|| {
+        format!("understand {}; move it away to begin with every primary serving", path.display())
+    })?;
+    anyhow::ensure!(
+        saved.v == VERSION,
+        "{} has version {}, this binary reads {VERSION}",
+        path.display(),
+        saved.v
+    );
+    let pairs = saved.pairs.into_iter().map(|(name, pair)| {
+        let side = match pair.active {
+            SavedSide::Primary => Side::Primary,
+            SavedSide::Backup => Side::Backup,
+        };
+        (name, (side, Epoch(pair.epoch)))
+    });
+    Ok(pairs.collect())
+}
+
+/// Writes the pairs so that a crash leaves either the old file or the new one.
+pub fn save(data_dir: &Path, pairs: &BTreeMap<String, (Side, Epoch)>) -> anyhow::Result<()> {
+    let pairs = pairs.iter().map(|(name, (side, epoch))| {
+        let active = match side {
+            Side::Primary => SavedSide::Primary,
+            Side::Backup => SavedSide::Backup,
+        };
+        (name.clone(), SavedPair { active, epoch: epoch.0 })
+    });
+    let text = serde_json::to_vec_pretty(&Saved { v: VERSION, pairs: pairs.collect() })?;
+    let (path, new) = (data_dir.join("pairs.json"), data_dir.join("pairs.json.new"));
+    let write = || -> std::io::Result<()> {
+        let mut file = std::fs::File::create(&new)?;
+        file.write_all(&text)?;
+        file.sync_all()?;
+        std::fs::rename(&new, &path)?;
+        std::fs::File::open(data_dir)?.sync_all()
+    };
+    write().with_context(|| format!("write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_saved_is_loaded() {
+        let dir = std::env::temp_dir().join(format!("outlast-state-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        assert_eq!(load(&dir).unwrap(), BTreeMap::new());
+        let pairs = BTreeMap::from([("billing".to_owned(), (Side::Backup, Epoch(7)))]);
+        save(&dir, &pairs).unwrap();
+        assert_eq!(load(&dir).unwrap(), pairs);
+        std::fs::write(dir.join("pairs.json"), "{\"v\":9,\"pairs\":{}}").unwrap();
+        assert!(load(&dir).unwrap_err().to_string().contains("version 9"));
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}

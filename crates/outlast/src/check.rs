@@ -1,0 +1,97 @@
+//! `outlast check`: what is wrong with a topology file, or what can be expected of it.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use anyhow::Context;
+use outlast::file::{Complaints, FILE_MAX, parse};
+use outlast_core::topology::Topology;
+use serde_json::json;
+
+use crate::cli::{CheckArgs, Format};
+use crate::{Outcome, output};
+
+pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<Outcome> {
+    let format = if args.table { Format::Table } else { args.format };
+    let (name, text) = read(&args.file)?;
+    match parse(&name, &text) {
+        Ok(topology) => {
+            output::print(&report(&topology, &name, format))?;
+            Ok(Outcome::Fine)
+        }
+        Err(complaints) => {
+            complain(&complaints, &name, format)?;
+            Ok(Outcome::Mistakes)
+        }
+    }
+}
+
+/// Reads a file, or standard input for `-`; not much more of it than `parse` accepts.
+fn read(path: &Path) -> anyhow::Result<(String, String)> {
+    let limit = FILE_MAX as u64 + 1;
+    let mut bytes = Vec::new();
+    let name = if path == Path::new("-") {
+        std::io::stdin()
+            .lock()
+            .take(limit)
+            .read_to_end(&mut bytes)
+            .context("read standard input")?;
+        "standard input".to_owned()
+    } else {
+        let name = path.display().to_string();
+        File::open(path)
+            .and_then(|file| file.take(limit).read_to_end(&mut bytes))
+            .with_context(|| format!("read {name}"))
+            .context("no topology to check; name a file that can be read, as in `outlast check shop.toml`")?;
+        name
+    };
+    if bytes.len() > FILE_MAX {
+        // Cut in the middle of a character it would not even be text; `parse` refuses it by its size.
+        return Ok((name, String::from_utf8_lossy(&bytes).into_owned()));
+    }
+    let text = String::from_utf8(bytes)
+        .with_context(|| format!("read {name}: it is not UTF-8; save it as UTF-8"))?;
+    Ok((name, text))
+}
+
+/// What can be expected of a topology that makes sense.
+fn report(topology: &Topology, name: &str, format: Format) -> String {
+    let counts = [
+        ("node", topology.nodes.len()),
+        ("service", topology.services.len()),
+        ("process", topology.processes.len()),
+        ("postgres", topology.postgres.len()),
+        ("redis", topology.redis.len()),
+        ("store", topology.stores.len()),
+        ("external", topology.externals.len()),
+    ];
+    match format {
+        Format::Table => {
+            let parts: Vec<String> = counts
+                .into_iter()
+                .filter(|&(_, count)| count > 0)
+                .map(|(word, count)| format!("{count} {word}"))
+                .collect();
+            format!("{name}: no mistakes ({})\n", parts.join(", "))
+        }
+        Format::Json => format!("{:#}\n", json!({ "file": name, "mistakes": [] })),
+    }
+}
+
+fn complain(complaints: &Complaints, name: &str, format: Format) -> anyhow::Result<()> {
+    match format {
+        Format::Table => {
+            output::complain(&complaints.render(output::complaints_may_have_colour()));
+            Ok(())
+        }
+        Format::Json => {
+            let mistakes = json!({
+                "file": name,
+                "count": complaints.count(),
+                "mistakes": complaints.list(),
+            });
+            output::print(&format!("{mistakes:#}\n"))
+        }
+    }
+}

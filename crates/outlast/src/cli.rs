@@ -1,0 +1,174 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Keeps a service and its data up when parts of it fail: one binary per node, one topology file.
+#[derive(Debug, Parser)]
+#[command(name = "outlast", version, after_help = AFTER_HELP, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  outlast check outlast.toml            what is wrong with the file, and what it promises
+  outlast check --format json | jq .    the same for programs
+  outlast schema > outlast.schema.json  what an editor needs to complete and check the file
+
+`outlast VERB --help` says more about a verb.";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Says everything that is wrong with a topology file, or what can be expected of it.
+    #[command(after_help = AFTER_HELP_OF_CHECK)]
+    Check(CheckArgs),
+    /// Prints the JSON Schema of the topology file: its sections, keys, defaults and what they mean.
+    #[command(after_help = AFTER_HELP_OF_SCHEMA)]
+    Schema,
+    /// Runs this node: probes, decides, routes, records. Ends on Ctrl-C or SIGTERM after open work is done.
+    #[command(after_help = AFTER_HELP_OF_RUN)]
+    Run(RunArgs),
+    /// Takes the changed topology file without dropping a connection; a bad one is refused and the old one stays.
+    Reload(AtArgs),
+    /// Takes a backend out of traffic: what it has is finished, nothing new comes.
+    #[command(after_help = AFTER_HELP_OF_DRAIN)]
+    Drain(BackendArgs),
+    /// Puts a drained backend back into traffic.
+    Undrain(BackendArgs),
+    /// Returns a pair to its primary as soon as that is up.
+    Failback(ServiceArgs),
+    /// Makes the running agent become the binary that is on disk now; clients notice nothing.
+    Upgrade(AtArgs),
+    /// Stops the running agent: not ready first, then drained, then ended.
+    Stop(AtArgs),
+    /// The data plane's process; started by the agent.
+    #[command(hide = true)]
+    Proxy(ProxyArgs),
+}
+
+const AFTER_HELP_OF_RUN: &str = "\
+Examples:
+  outlast run                           runs outlast.toml on the node whose address is ours
+  outlast run shop.toml --node a        says which node this is
+  outlast run shop.toml --log-format json
+
+Signals:
+  SIGTERM, SIGINT  not ready, drain, end; open work has 30 seconds
+  SIGHUP           take the changed file (`outlast reload`)
+  SIGUSR2          become the new binary (`outlast upgrade`)
+
+Exit status:
+  0  stopped, all work was finished
+  1  stopped, open work had to be cut off
+  2  could not run";
+
+const AFTER_HELP_OF_DRAIN: &str = "\
+Examples:
+  outlast drain web http://10.0.0.1:3000
+  outlast undrain web http://10.0.0.1:3000";
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// The topology file.
+    #[arg(default_value = "outlast.toml", value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Which node of the file this machine is; found by its address if left out.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: Option<String>,
+    /// Worker threads of the proxy; one per core if left out.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) proxy_threads: Option<u16>,
+    /// How to log.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub(crate) log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AtArgs {
+    /// The topology file that the agent runs: it says where its data directory is.
+    #[arg(long, short, default_value = "outlast.toml", value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// The agent's data directory, instead of the file.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BackendArgs {
+    /// The service's name in the file.
+    pub(crate) service: String,
+    /// The backend as the file writes it.
+    pub(crate) backend: String,
+    #[command(flatten)]
+    pub(crate) at: AtArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServiceArgs {
+    /// The service's name in the file.
+    pub(crate) service: String,
+    #[command(flatten)]
+    pub(crate) at: AtArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ProxyArgs {
+    #[arg(long)]
+    pub(crate) data_dir: PathBuf,
+    #[arg(long)]
+    pub(crate) threads: usize,
+}
+
+const AFTER_HELP_OF_CHECK: &str = "\
+Every mistake is named at once, with its line and what to write instead.
+
+Examples:
+  outlast check                         reads outlast.toml
+  outlast check cluster/shop.toml
+  outlast check - < shop.toml           reads standard input
+  outlast check --format json           mistakes as {\"line\", \"column\", \"message\", \"help\"}
+
+Exit status:
+  0  the file makes sense
+  1  it has mistakes
+  2  it cannot be read";
+
+const AFTER_HELP_OF_SCHEMA: &str = "\
+Examples:
+  outlast schema > outlast.schema.json
+  outlast schema | jq '.[\"$defs\"][\"service.NAME\"].properties | keys'
+
+For an editor with a TOML language server, write as the first line of outlast.toml:
+  #:schema ./outlast.schema.json";
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// The topology file; - is standard input.
+    #[arg(default_value = "outlast.toml", value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// How to print.
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub(crate) format: Format,
+    /// The same as --format table.
+    #[arg(long, conflicts_with = "format")]
+    pub(crate) table: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}

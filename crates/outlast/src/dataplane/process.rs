@@ -1,0 +1,203 @@
+//! `outlast proxy`: the data plane's own process. Started by the agent, not by people.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use outlast_proxy::{Notice, Proxy, Refused};
+
+use super::wire::{self, FromProxy, Hello, ToProxy};
+
+/// How often a draining proxy looks whether it is done.
+const DRAIN_LOOK: Duration = Duration::from_millis(100);
+
+/// An agent that does not read its notices for this long is dropped.
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The name of a proxy's control socket.
+pub fn socket_path(data_dir: &Path, pid: u32) -> PathBuf {
+    data_dir.join(format!("proxy-{pid}.sock"))
+}
+
+/// Runs the data plane until it has been drained.
+pub fn run(data_dir: &Path, threads: usize) -> anyhow::Result<()> {
+    let path = socket_path(data_dir, std::process::id());
+    let mut roots = rustls::RootCertStore::empty();
+    let native = rustls_native_certs::load_native_certs();
+    roots.add_parsable_certificates(native.certs);
+    let (proxy, mut notices) = Proxy::start(threads, roots).context("start the workers")?;
+    let control = UnixListener::bind(&path).with_context(|| format!("bind {}", path.display()))?;
+    let room = Arc::new(Room {
+        proxy: Mutex::new(Some(proxy)),
+        agent: Mutex::new(None),
+        drain: Mutex::new(None),
+        told: Condvar::new(),
+    });
+
+    let teller = room.clone();
+    spawn("notices", move || {
+        while let Some(notice) = notices.blocking_recv() {
+            teller.tell(notice);
+        }
+    })?;
+    let doorman = room.clone();
+    spawn("control", move || {
+        for agent in control.incoming().flatten() {
+            let room = doorman.clone();
+            if let Err(error) = spawn("agent", move || room.serve(agent)) {
+                tracing::error!(%error, "serve an agent");
+            }
+        }
+    })?;
+    room.wait_for_drain();
+    // Whoever looks for proxies from now on does not find this one.
+    std::fs::remove_file(&path).ok();
+    Ok(())
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(body).context("start a thread")?;
+    Ok(())
+}
+
+/// What the process's threads share.
+struct Room {
+    proxy: Mutex<Option<Proxy>>,
+    /// The agent that is told what happens: the latest one.
+    agent: Mutex<Option<Arc<UnixStream>>>,
+    drain: Mutex<Option<Instant>>,
+    told: Condvar,
+}
+
+impl Room {
+    fn with_proxy<R>(&self, body: impl FnOnce(&Proxy) -> R) -> Option<R> {
+        self.proxy.lock().expect("no panic while held").as_ref().map(body)
+    }
+
+    fn tell(&self, notice: Notice) {
+        let agent = self.agent.lock().expect("no panic while held");
+        if let Some(stream) = agent.as_ref() {
+            // An agent that has gone learns it from the next table's stats.
+            wire::send(stream, &FromProxy::Notice(notice), &[]).ok();
+        }
+    }
+
+    fn draining(&self) -> bool {
+        self.drain.lock().expect("no panic while held").is_some()
+    }
+
+    /// Serves one agent until it goes.
+    fn serve(&self, stream: UnixStream) {
+        stream.set_write_timeout(Some(SEND_TIMEOUT)).ok();
+        let stream = Arc::new(stream);
+        let table = self
+            .with_proxy(Proxy::table)
+            .and_then(|t| serde_json::to_value(t).ok())
+            .unwrap_or_default();
+        let hello = Hello {
+            pid: std::process::id(),
+            build: crate::build_id().to_owned(),
+            draining: self.draining(),
+            table,
+        };
+        {
+            // Held over the greeting, so that no notice comes before it.
+            let mut agent = self.agent.lock().expect("no panic while held");
+            if wire::send(&stream, &FromProxy::Hello(hello), &[]).is_err() {
+                return;
+            }
+            *agent = Some(stream.clone());
+        }
+        loop {
+            match wire::receive::<ToProxy>(&stream) {
+                Ok(Some((message, fds))) => self.obey(&stream, message, fds),
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::warn!(%error, "read from the agent");
+                    break;
+                }
+            }
+        }
+        let mut agent = self.agent.lock().expect("no panic while held");
+        if agent.as_ref().is_some_and(|a| Arc::ptr_eq(a, &stream)) {
+            *agent = None;
+        }
+    }
+
+    fn obey(&self, stream: &UnixStream, message: ToProxy, fds: Vec<OwnedFd>) {
+        let answer = match message {
+            ToProxy::Apply { table, sockets } => {
+                let generation = table.generation;
+                let sockets: BTreeMap<SocketAddr, TcpListener> =
+                    sockets.into_iter().zip(fds.into_iter().map(TcpListener::from)).collect();
+                match self.with_proxy(|proxy| proxy.apply(*table, sockets)) {
+                    Some(Ok(())) => FromProxy::Applied { generation },
+                    Some(Err(Refused::NoSocket(missing))) => FromProxy::NotApplied {
+                        generation,
+                        reason: format!("no socket for {missing:?}"),
+                    },
+                    Some(Err(Refused::Tls(reason))) => FromProxy::NotApplied { generation, reason },
+                    None => FromProxy::NotApplied {
+                        generation,
+                        reason: "the proxy is stopping".to_owned(),
+                    },
+                }
+            }
+            ToProxy::GiveSockets => {
+                let sockets = self.with_proxy(Proxy::sockets).unwrap_or_default();
+                let fds: Vec<BorrowedFd<'_>> = sockets.values().map(|s| s.as_fd()).collect();
+                let message = FromProxy::Sockets { addresses: sockets.keys().copied().collect() };
+                self.answer(stream, &message, &fds);
+                return;
+            }
+            ToProxy::GiveStats => {
+                FromProxy::Stats(self.with_proxy(Proxy::stats).unwrap_or_default())
+            }
+            ToProxy::Drain { deadline } => {
+                let connections = self.with_proxy(|proxy| {
+                    proxy.drain();
+                    proxy.connections()
+                });
+                let mut drain = self.drain.lock().expect("no panic while held");
+                let until = Instant::now() + deadline;
+                *drain = Some(drain.map_or(until, |before| before.min(until)));
+                self.told.notify_all();
+                FromProxy::Draining { connections: connections.unwrap_or(0) }
+            }
+        };
+        self.answer(stream, &answer, &[]);
+    }
+
+    /// Answers under the same lock as notices, so that two messages never mix.
+    fn answer(&self, stream: &UnixStream, message: &FromProxy, fds: &[BorrowedFd<'_>]) {
+        let agent = self.agent.lock().expect("no panic while held");
+        if let Err(error) = wire::send(stream, message, fds) {
+            tracing::warn!(%error, "answer the agent");
+        }
+        drop(agent);
+    }
+
+    /// Returns when a drain was asked for and is over.
+    fn wait_for_drain(&self) {
+        let mut drain = self.drain.lock().expect("no panic while held");
+        loop {
+            let wait = match *drain {
+                None => Duration::from_secs(3600),
+                Some(until) => {
+                    let open = self.with_proxy(Proxy::connections).unwrap_or(0);
+                    if open == 0 || until <= Instant::now() {
+                        tracing::info!(forced = open, "drained");
+                        return;
+                    }
+                    DRAIN_LOOK
+                }
+            };
+            drain = self.told.wait_timeout(drain, wait).expect("no panic while held").0;
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Reads `[cluster]`, `[consensus]` and `[node.NAME]`.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use outlast_core::topology::{Cluster, Consensus, ConsensusKind, Node, TlsFiles};
+
+use super::Parts;
+use super::complaint::quote;
+use super::desk::Span;
+use super::item::Item;
+use super::section::Section;
+use super::together::Notes;
+use super::words;
+
+pub(super) fn cluster(section: &Section<'_>, notes: &mut Notes) -> Option<Cluster> {
+    let name = match section.item("name") {
+        Some(item) => item.parsed(words::part_name),
+        None => section.text("name"),
+    };
+    let data_dir = match section.item("data_dir") {
+        Some(item) => item.parsed(words::absolute_path),
+        None => section.text("data_dir"),
+    };
+    let tls = section.optional("tls", tls);
+    let face = match section.item("face") {
+        Some(item) if item.as_text() == Some("off") => Some(None),
+        Some(item) => item.listen().map(Some),
+        None => Some(words::listen(&section.text("face")?).ok()),
+    };
+    if let Some(Some(address)) = face {
+        match section.item("face") {
+            Some(item) => {
+                notes.listen(address, "`face` in [cluster]".to_owned(), item.span(), None)
+            }
+            None => notes.listen_by_default(address, "`face` in [cluster]"),
+        }
+    }
+    Some(Cluster { name: name?, data_dir: data_dir?, tls: tls?, face: face? })
+}
+
+fn tls(item: Item<'_>) -> Option<TlsFiles> {
+    let section = item.section()?;
+    let [ca, cert, key] = ["ca", "cert", "key"].map(|name| section.text(name));
+    Some(TlsFiles { ca: Some(ca?), cert: cert?, key: key? })
+}
+
+pub(super) fn consensus(section: &Section<'_>) -> Option<Consensus> {
+    let voters = section.optional("voters", |item| item.distinct(Item::node_name));
+    let endpoints =
+        section.optional("endpoints", |item| item.distinct(|item| item.parsed(words::http_url)));
+    if section.word("kind")? == "etcd" {
+        section.refuse(
+            &["voters"],
+            "goes with `kind = \"embedded\"`",
+            "take it out: etcd has its own",
+        );
+        if !section.has("endpoints") {
+            section.complain_of_missing("endpoints");
+        }
+        let kind = ConsensusKind::Etcd { endpoints: endpoints?? };
+        return Some(Consensus { kind, voters: Vec::new() });
+    }
+    section.refuse(&["endpoints"], "goes with `kind = \"etcd\"`", "write that too, or take it out");
+    let all = || section.names.nodes.iter().cloned().collect();
+    Some(Consensus { kind: ConsensusKind::Embedded, voters: voters?.unwrap_or_else(all) })
+}
+
+pub(super) fn node(section: &Section<'_>) -> Option<Node> {
+    let address = match section.item("address") {
+        Some(item) => item.ip().filter(|ip| is_reachable(&item, *ip)),
+        None => None,
+    };
+    let region = section.optional("region", |item| item.text().map(str::to_owned));
+    let zone = section.optional("zone", |item| item.text().map(str::to_owned));
+    let reliability = section.reliability();
+    let cost_per_month = section.optional("cost_per_month", |item| item.number());
+    Some(Node {
+        address: address?,
+        region: region?,
+        zone: zone?,
+        reliability: reliability?,
+        cost_per_month: cost_per_month?,
+    })
+}
+
+fn is_reachable(item: &Item<'_>, ip: IpAddr) -> bool {
+    let reachable = !ip.is_unspecified() && !ip.is_multicast();
+    if !reachable {
+        item.complain(
+            format!("no machine can be reached at {ip}"),
+            "write the address that other nodes use, like \"10.0.0.1\"",
+        );
+    }
+    reachable
+}
+
+/// Complains of nodes that claim the same address.
+pub(super) fn complain_of_same_address(nodes: &Parts<'_, Node>) {
+    let mut seen: BTreeMap<IpAddr, Span> = BTreeMap::new();
+    for (_, section, node) in nodes.good() {
+        let ip = node.address;
+        let span = section.span_of("address");
+        match seen.get(&ip) {
+            Some(first) => section.desk.complain_with(
+                span,
+                format!("another node has the address {} already", quote(&ip.to_string())),
+                "write the address of this machine",
+                Some((first.clone(), "here".to_owned())),
+            ),
+            None => {
+                seen.insert(ip, span);
+            }
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Reads the parts that hold data: `[postgres.NAME]`, `[redis.NAME]`, `[store.NAME]`, `[backup.NAME]`.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU16;
+
+use outlast_core::topology::{Backup, Durability, Postgres, Redis, Store, StoreMode};
+
+use super::complaint::quote;
+use super::item::Item;
+use super::section::Section;
+use super::together::Notes;
+use super::words;
+
+/// `data_dir` is the cluster's.
+pub(super) fn postgres(
+    section: &Section<'_>,
+    name: &str,
+    data_dir: &str,
+    notes: &mut Notes,
+) -> Option<Postgres> {
+    let nodes = section.nodes();
+    let version = section.count("version");
+    let own_dir = section.absolute_path("data_dir");
+    let listen = section.optional("listen", |item| {
+        let listen = item.section()?;
+        let mut address = |key| {
+            let address = listen.optional(key, |item| item.listen())?;
+            if let Some(address) = address {
+                let owner = format!("`{key}` of [postgres.{name}]");
+                notes.listen(address, owner, listen.span_of(key), nodes.clone());
+            }
+            Some(address)
+        };
+        let write = address("write");
+        let read = address("read");
+        Some((write?, read?))
+    });
+    let durability = durability(section, nodes.as_deref());
+    let lag_limit = section.size("lag_limit");
+    let parameters = section.optional("parameters", parameters);
+    let reliability = section.reliability();
+    let (listen_write, listen_read) = listen?.unwrap_or_default();
+    Some(Postgres {
+        nodes: nodes?,
+        version: version?,
+        data_dir: own_dir?.unwrap_or_else(|| format!("{}/{name}", data_dir.trim_end_matches('/'))),
+        listen_write,
+        listen_read,
+        durability: durability?,
+        lag_limit: lag_limit?,
+        parameters: parameters?.unwrap_or_default(),
+        reliability: reliability?,
+    })
+}
+
+fn durability(section: &Section<'_>, nodes: Option<&[String]>) -> Option<Durability> {
+    let word = section.optional("durability", |item| item.word());
+    let acks = section.count("acks").and_then(NonZeroU16::new);
+    // A file without nodes is about one machine.
+    let others = nodes.map(|nodes| nodes.len().saturating_sub(1));
+    let is_async = match word? {
+        Some(word) => word == "async",
+        None => others == Some(0) && !section.has("acks"),
+    };
+    if is_async {
+        section.refuse(
+            &["acks"],
+            "goes with `durability = \"quorum\"`",
+            "write that instead of async, or take it out",
+        );
+        return Some(Durability::Async);
+    }
+    let acks = acks?;
+    if let Some(others) = others
+        && usize::from(acks.get()) > others
+    {
+        let key = if section.has("acks") { "acks" } else { "durability" };
+        let besides = match others {
+            0 => "there is no other node".to_owned(),
+            1 => "there is one other node".to_owned(),
+            others => format!("there are {others} other nodes"),
+        };
+        section.desk.complain(
+            section.span_of(key),
+            format!("no write could be acknowledged by {acks} other nodes: {besides}"),
+            match others {
+                0 => "write durability = \"async\", or add nodes".to_owned(),
+                others => format!("write acks = {others} or less, or add nodes"),
+            },
+        );
+    }
+    Some(Durability::Quorum { acks })
+}
+
+fn parameters(item: Item<'_>) -> Option<BTreeMap<String, String>> {
+    let read = |(key, value): (&str, Item<'_>)| {
+        let text = match (value.as_switch(), value.as_digits()) {
+            (Some(switch), _) => Some(if switch { "on" } else { "off" }.to_owned()),
+            (None, Some(digits)) => Some(digits),
+            (None, None) => value.text().map(str::to_owned),
+        };
+        let fits = !key.is_empty()
+            && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.".contains(&byte));
+        if !fits {
+            value.complain(
+                format!("{} cannot be the name of a setting", quote(key)),
+                "a name has letters, digits, _ and . only",
+            );
+        }
+        let text = text?;
+        if text.contains(['\n', '\r']) {
+            value.complain(
+                format!("the setting {} has more than one line", quote(key)),
+                "write one line",
+            );
+            return None;
+        }
+        fits.then(|| (key.to_owned(), text))
+    };
+    let read: Vec<Option<(String, String)>> =
+        item.entries()?.into_iter().map(|(key, value)| read((key.get_ref(), value))).collect();
+    read.into_iter().collect()
+}
+
+pub(super) fn redis(section: &Section<'_>, name: &str, notes: &mut Notes) -> Option<Redis> {
+    let nodes = section.nodes();
+    let sentinel = section.optional("sentinel", |item| item.listen());
+    let reliability = section.reliability();
+    if let Some(Some(address)) = sentinel {
+        let span = section.span_of("sentinel");
+        notes.listen(address, format!("`sentinel` of [redis.{name}]"), span, nodes.clone());
+    }
+    Some(Redis { nodes: nodes?, sentinel: sentinel?, reliability: reliability? })
+}
+
+pub(super) fn store(section: &Section<'_>, name: &str, notes: &mut Notes) -> Option<Store> {
+    let nodes = section.nodes();
+    let mode = section.word("mode");
+    let listen = section.item("listen").map(|item| item.listen());
+    let reliability = section.reliability();
+    let listen = listen??;
+    notes.listen(listen, format!("[store.{name}]"), section.span_of("listen"), nodes.clone());
+    Some(Store {
+        nodes: nodes?,
+        mode: if mode? == "quorum" { StoreMode::Quorum } else { StoreMode::ActiveActive },
+        listen,
+        reliability: reliability?,
+    })
+}
+
+pub(super) fn backup(section: &Section<'_>) -> Option<Backup> {
+    let of = section.item("of").map(|item| item.part());
+    let to = section.item("to").map(|item| item.parsed(words::backup_target));
+    let full = section.item("full").map(|item| item.parsed(words::schedule));
+    let incremental = section.optional("incremental", |item| item.parsed(words::schedule));
+    let keep = section.duration("keep");
+    Some(Backup { of: of??, to: to??, full: full??, incremental: incremental?, keep: keep? })
+}

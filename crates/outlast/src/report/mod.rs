@@ -1,0 +1,11 @@
+//! A report of the model as people read it and as programs do.
+
+mod json;
+mod table;
+mod units;
+
+pub use json::render_json;
+pub use table::{TableOptions, nine_nines_table, render_table};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,84 @@
+//! The verbs that run an agent, and those that speak to a running one.
+
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use outlast::agent::admin::{self, Order};
+use outlast::agent::{self, Options};
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::{AtArgs, LogFormat, ProxyArgs, RunArgs};
+use crate::{Outcome, output};
+
+pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
+    log_to_stderr(args.log_format);
+    let options = Options {
+        file: args.file.clone(),
+        node: args.node.clone(),
+        proxy_threads: args.proxy_threads.map(usize::from),
+    };
+    Ok(if agent::run(&options)? { Outcome::Fine } else { Outcome::Mistakes })
+}
+
+pub(crate) fn proxy(args: &ProxyArgs) -> anyhow::Result<Outcome> {
+    log_to_stderr(LogFormat::Json);
+    outlast::dataplane::process::run(&args.data_dir, args.threads)?;
+    Ok(Outcome::Fine)
+}
+
+/// `RUST_LOG` says how much; `info` if it is silent.
+fn log_to_stderr(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => {
+            builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).init()
+        }
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+    }
+}
+
+/// Where the agent of these arguments has its data.
+pub(crate) fn data_dir(at: &AtArgs) -> anyhow::Result<PathBuf> {
+    if let Some(dir) = &at.data_dir {
+        return Ok(dir.clone());
+    }
+    let name = at.file.display().to_string();
+    let text = std::fs::read_to_string(&at.file).with_context(|| {
+        format!("read {name} to find the agent's data directory; name the file with --file, or the directory with --data-dir")
+    })?;
+    // A file that is being edited may have mistakes; the place of the data is all that is asked of it.
+    let topology = outlast::file::parse(&name, &text).map_err(|complaints| {
+        anyhow::anyhow!("{complaints}\nname the data directory with --data-dir, or mend the file")
+    })?;
+    let file = std::path::absolute(&at.file)?;
+    Ok(file.parent().unwrap_or(&file).join(&topology.cluster.data_dir))
+}
+
+/// Gives the running agent an order and prints what it says.
+pub(crate) fn order(
+    at: &AtArgs,
+    path: &str,
+    service: Option<String>,
+    backend: Option<String>,
+) -> anyhow::Result<Outcome> {
+    let body = serde_json::to_string(&Order { service, backend })?;
+    let dir = data_dir(at)?;
+    let (status, said) = block_on(admin::ask(&dir, http::Method::POST, path, body))?;
+    if status.is_success() {
+        output::print(&format!("{}\n", said.trim_end()))?;
+        Ok(Outcome::Fine)
+    } else {
+        output::complain(&format!("{}\n", said.trim_end()));
+        Ok(Outcome::Mistakes)
+    }
+}
+
+pub(crate) fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    runtime.block_on(future)
+}

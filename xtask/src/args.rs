@@ -1,0 +1,95 @@
+//! The words after a verb: flags, options with a value, and the rest.
+
+use std::str::FromStr;
+
+use anyhow::{Context, Result, bail};
+
+#[derive(Debug)]
+pub(crate) struct Args {
+    words: Vec<String>,
+}
+
+impl Args {
+    pub(crate) fn new(words: impl Iterator<Item = String>) -> Self {
+        Args { words: words.collect() }
+    }
+
+    pub(crate) fn asks_for_help(&self) -> bool {
+        self.before_dashes().iter().any(|word| word == "--help" || word == "-h")
+    }
+
+    /// Takes `--name` if it is there.
+    pub(crate) fn flag(&mut self, name: &str) -> bool {
+        let at = self.before_dashes().iter().position(|word| word == name);
+        at.map(|at| self.words.remove(at)).is_some()
+    }
+
+    /// Takes `--name VALUE` if it is there.
+    pub(crate) fn option<T: FromStr>(&mut self, name: &str) -> Result<Option<T>> {
+        let Some(at) = self.before_dashes().iter().position(|word| word == name) else {
+            return Ok(None);
+        };
+        self.words.remove(at);
+        if at >= self.before_dashes().len() {
+            bail!("{name} needs a value");
+        }
+        let value = self.words.remove(at);
+        let parsed = value.parse().ok().with_context(|| format!("{name} cannot be `{value}`"))?;
+        Ok(Some(parsed))
+    }
+
+    /// What is left, once all flags and options have been taken.
+    pub(crate) fn rest(self) -> Result<Vec<String>> {
+        if let Some(word) = self.before_dashes().iter().find(|word| word.starts_with("--")) {
+            bail!("there is no option {word}; --help lists them");
+        }
+        Ok(self.words.into_iter().filter(|word| word != "--").collect())
+    }
+
+    /// Nothing may be left.
+    pub(crate) fn finish(self) -> Result<()> {
+        match self.rest()?.first() {
+            Some(word) => bail!("`{word}` is not expected here; --help lists what is"),
+            None => Ok(()),
+        }
+    }
+
+    fn before_dashes(&self) -> &[String] {
+        let end = self.words.iter().position(|word| word == "--").unwrap_or(self.words.len());
+        &self.words[..end]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(line: &str) -> Args {
+        Args::new(line.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn options_are_taken_wherever_they_stand() {
+        let mut a = args("proxy --rounds 3 --quick");
+        assert_eq!(a.option::<u32>("--rounds").unwrap(), Some(3));
+        assert!(a.flag("--quick"));
+        assert!(!a.flag("--quick"));
+        assert_eq!(a.rest().unwrap(), ["proxy"]);
+    }
+
+    #[test]
+    fn unknown_and_unfinished_options_are_refused() {
+        assert!(args("--rounds").option::<u32>("--rounds").is_err());
+        assert!(args("--rounds x").option::<u32>("--rounds").is_err());
+        assert!(args("--roudns 3").rest().is_err());
+        assert!(args("word").finish().is_err());
+    }
+
+    #[test]
+    fn words_after_two_dashes_are_not_ours() {
+        let mut a = args("--cpu 1 -- wrk --help");
+        assert!(!a.asks_for_help());
+        assert_eq!(a.option::<u8>("--cpu").unwrap(), Some(1));
+        assert_eq!(a.rest().unwrap(), ["wrk", "--help"]);
+    }
+}

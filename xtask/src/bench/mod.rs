@@ -1,0 +1,92 @@
+//! Benchmarks against the systems that people use today, both sides in the same run.
+
+mod arena;
+mod figures;
+mod meter;
+mod peers;
+mod proxy;
+mod stream;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+
+use crate::args::Args;
+use crate::{Verdict, children, out, workspace};
+
+pub(crate) const HELP: &str = "\
+bench NAME [--rounds N] [--quick]   measure against other systems, side by side
+
+  proxy              what a request costs: outlast, HAProxy and nginx in front of the same backend
+
+  --rounds N         paired rounds (default 5; 2 with --quick)
+  --quick            shorter measurements: for a first look, too coarse for a verdict on small differences
+  --peers-only       leave outlast out: shows what the machine and the other systems do
+
+Installs what it needs (Debian or Ubuntu, as root). Traffic stays on loopback. The last line is one JSON object with
+all figures and goals; the exit status is 1 when a goal is missed.";
+
+/// How much to measure, and whom.
+#[derive(Clone, Copy, Debug)]
+struct Options {
+    rounds: usize,
+    quick: bool,
+    peers_only: bool,
+}
+
+struct Bench {
+    name: &'static str,
+    packages: &'static [&'static str],
+    run: fn(Options, Option<PathBuf>) -> Result<Option<figures::Report>>,
+}
+
+/// A benchmark is a line here and a module.
+const BENCHES: &[Bench] =
+    &[Bench { name: "proxy", packages: &["haproxy", "nginx", "wrk"], run: proxy::run }];
+
+pub(crate) fn run(mut args: Args) -> Result<Verdict> {
+    let quick = args.flag("--quick");
+    let rounds = args.option("--rounds")?.unwrap_or(if quick { 2 } else { 5 });
+    let options = Options { rounds, quick, peers_only: args.flag("--peers-only") };
+    let names = args.rest()?;
+    let known: Vec<_> = BENCHES.iter().map(|bench| bench.name).collect();
+    let [name] = names.as_slice() else { bail!("name one of: {}", known.join(", ")) };
+    let Some(bench) = BENCHES.iter().find(|bench| bench.name == name) else {
+        bail!("there is no benchmark `{name}`; name one of: {}", known.join(", "));
+    };
+    anyhow::ensure!(rounds > 0, "--rounds must be at least 1");
+    if cfg!(debug_assertions) {
+        return run_optimized(name, options);
+    }
+    crate::tools::install_some(bench.packages)?;
+    let outlast = (!options.peers_only).then(workspace::build_outlast).transpose()?;
+    let Some(report) = (bench.run)(options, outlast)? else {
+        out::line("interrupted");
+        return Ok(Verdict::Bad);
+    };
+    out::line(report.table());
+    out::line(report.json(bench.name));
+    Ok(if report.holds() { Verdict::Good } else { Verdict::Bad })
+}
+
+/// The load comes from this program, so it must not be slow itself.
+fn run_optimized(name: &str, options: Options) -> Result<Verdict> {
+    let rounds = options.rounds.to_string();
+    let mut words = vec!["run", "--release", "--quiet", "--locked", "--package", "xtask", "--"];
+    words.extend(["bench", name, "--rounds", rounds.as_str()]);
+    words.extend(options.quick.then_some("--quick"));
+    words.extend(options.peers_only.then_some("--peers-only"));
+    out::line("building the load generator (release)");
+    let status = workspace::cargo(&words).status().context("start cargo run")?;
+    match status.code() {
+        Some(0) => Ok(Verdict::Good),
+        Some(1) => Ok(Verdict::Bad),
+        _ => bail!("the benchmark did not come to an end: {status}"),
+    }
+}
+
+/// Runs a benchmark's measurements on this thread until they are done or someone presses Ctrl-C.
+fn measure<T>(work: impl Future<Output = Result<T>>) -> Result<Option<T>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(children::unless_interrupted(work))?.transpose()
+}

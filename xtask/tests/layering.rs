@@ -1,0 +1,228 @@
+//! Who may use whom: the workspace as cargo resolves it, held against the table in ARCHITECTURE.md.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+/// Crates whose whole dependency tree stays inside the workspace.
+const PURE: [&str; 2] = ["outlast-core", "outlast-model"];
+/// What a crate without I/O must be kept from where `no_std` does not already do it.
+const BANNED_IN_MODEL: [&str; 4] = ["Instant::now", "SystemTime::now", "std::fs", "std::net"];
+
+/// Crate to what it may use or does use.
+type Edges = BTreeMap<String, BTreeSet<String>>;
+
+#[test]
+fn every_crate_uses_only_what_architecture_md_allows() {
+    let allowed = table(&read("ARCHITECTURE.md"));
+    let metadata = metadata();
+    let faults =
+        [layer_faults(&allowed, &workspace_edges(&metadata)), purity_faults(&metadata)].concat();
+    assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
+}
+
+#[test]
+fn core_cannot_reach_the_standard_library() {
+    let source = read("crates/outlast-core/src/lib.rs");
+    assert_eq!(no_std_fault(&source), None);
+}
+
+#[test]
+fn model_bans_clock_files_and_sockets() {
+    let path = root().join("crates/outlast-model/clippy.toml");
+    let Ok(bans) = std::fs::read_to_string(&path) else {
+        println!("no {} yet", path.display());
+        return;
+    };
+    let missing: Vec<_> = BANNED_IN_MODEL.iter().filter(|ban| !bans.contains(**ban)).collect();
+    assert!(missing.is_empty(), "{} does not ban {missing:?}", path.display());
+}
+
+/// A guard that cannot fail guards nothing.
+#[test]
+fn planted_faults_are_found() {
+    let page = "| crate | what it is | may use |\n| --- | --- | --- |\n| `a` | x | `b` |\n| `b` | y | – |\n| `old` | z | – |\n\n| `c` | another table | `a` |\n";
+    let allowed = table(page);
+    let edges = |list: &[(&str, &[&str])]| -> Edges {
+        list.iter()
+            .map(|(from, to)| ((*from).to_owned(), to.iter().map(|t| (*t).to_owned()).collect()))
+            .collect()
+    };
+    assert_eq!(allowed, edges(&[("a", &["b"]), ("b", &[]), ("old", &[])]));
+    let faults = layer_faults(&allowed, &edges(&[("a", &["b"]), ("b", &["a"]), ("c", &[])]));
+    assert_eq!(
+        faults,
+        [
+            "`b` must not use `a`: its row in ARCHITECTURE.md does not allow it",
+            "`c` has no row in the table of ARCHITECTURE.md",
+            "ARCHITECTURE.md has a row for `old`, which is not in the workspace",
+        ]
+    );
+
+    let resolved = serde_json::json!({
+        "workspace_members": ["core 1", "model 1"],
+        "packages": [
+            { "id": "core 1", "name": "outlast-core" },
+            { "id": "model 1", "name": "outlast-model" },
+            { "id": "serde 1", "name": "serde" },
+            { "id": "proptest 1", "name": "proptest" },
+        ],
+        "resolve": { "nodes": [
+            { "id": "core 1", "deps": [
+                { "pkg": "serde 1", "dep_kinds": [{ "kind": null }] },
+                { "pkg": "proptest 1", "dep_kinds": [{ "kind": "dev" }] },
+            ] },
+            { "id": "model 1", "deps": [{ "pkg": "core 1", "dep_kinds": [{ "kind": null }] }] },
+            { "id": "serde 1", "deps": [] },
+        ] },
+    });
+    assert_eq!(
+        purity_faults(&resolved),
+        ["`outlast-core` must not depend on `serde`", "`outlast-model` must not depend on `serde`"]
+    );
+
+    assert_eq!(no_std_fault("#![no_std]\n#[cfg(test)]\nextern crate std;\n"), None);
+    assert!(no_std_fault("#![no_std]\nextern crate std;\n").is_some());
+    assert!(no_std_fault("// #![no_std]\n").is_some());
+}
+
+/// The rows of the table that starts with `| crate | what it is | may use |`.
+fn table(page: &str) -> Edges {
+    let names = |cell: &str| -> BTreeSet<String> {
+        cell.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+    };
+    let mut lines = page.lines().skip_while(|line| !is_head(line));
+    assert!(
+        lines.next().is_some(),
+        "ARCHITECTURE.md has no table `| crate | what it is | may use |`"
+    );
+    lines
+        .skip(1)
+        .take_while(|line| line.starts_with('|'))
+        .map(|line| {
+            let cells: Vec<_> = line.trim_matches('|').split('|').collect();
+            let [name, _, uses] = cells[..] else { panic!("three cells expected: {line}") };
+            let name = names(name).pop_first().unwrap_or_else(|| panic!("no crate name: {line}"));
+            (name, names(uses))
+        })
+        .collect()
+}
+
+fn is_head(line: &str) -> bool {
+    let cells: Vec<_> = line.trim_matches('|').split('|').map(str::trim).collect();
+    cells == ["crate", "what it is", "may use"]
+}
+
+fn layer_faults(allowed: &Edges, used: &Edges) -> Vec<String> {
+    let mut faults = Vec::new();
+    for (name, uses) in used {
+        let Some(may_use) = allowed.get(name) else {
+            faults.push(format!("`{name}` has no row in the table of ARCHITECTURE.md"));
+            continue;
+        };
+        for used in uses.difference(may_use) {
+            faults.push(format!(
+                "`{name}` must not use `{used}`: its row in ARCHITECTURE.md does not allow it"
+            ));
+        }
+    }
+    for name in allowed.keys().filter(|name| !used.contains_key(*name)) {
+        faults
+            .push(format!("ARCHITECTURE.md has a row for `{name}`, which is not in the workspace"));
+    }
+    faults
+}
+
+/// Each member's dependencies on other members, tests' own left out.
+fn workspace_edges(metadata: &Value) -> Edges {
+    let names = package_names(metadata);
+    let members = member_ids(metadata);
+    let uses = dependencies(metadata);
+    members
+        .iter()
+        .map(|id| {
+            let ours = uses[id].iter().filter(|used| members.contains(*used));
+            (names[id].to_owned(), ours.map(|used| names[used].to_owned()).collect())
+        })
+        .collect()
+}
+
+/// Everything outside the workspace that a pure crate would bring along.
+fn purity_faults(metadata: &Value) -> Vec<String> {
+    let names = package_names(metadata);
+    let members = member_ids(metadata);
+    let uses = dependencies(metadata);
+    let mut faults = Vec::new();
+    for pure in PURE {
+        let start = members.iter().find(|id| names[*id] == pure);
+        let start = *start.unwrap_or_else(|| panic!("`{pure}` is not in the workspace"));
+        let mut seen = BTreeSet::from([start]);
+        let mut open = vec![start];
+        while let Some(id) = open.pop() {
+            open.extend(uses.get(id).into_iter().flatten().filter(|used| seen.insert(used)));
+        }
+        for id in seen.iter().filter(|id| !members.contains(*id)) {
+            faults.push(format!("`{pure}` must not depend on `{}`", names[id]));
+        }
+    }
+    faults
+}
+
+fn package_names(metadata: &Value) -> BTreeMap<&str, &str> {
+    list(&metadata["packages"]).map(|p| (text(&p["id"]), text(&p["name"]))).collect()
+}
+
+fn member_ids(metadata: &Value) -> BTreeSet<&str> {
+    list(&metadata["workspace_members"]).map(text).collect()
+}
+
+/// Package id to the ids that it needs to be built or run; what only its tests need is left out.
+fn dependencies(metadata: &Value) -> BTreeMap<&str, BTreeSet<&str>> {
+    let counts = |dep: &&Value| list(&dep["dep_kinds"]).any(|kind| kind["kind"] != "dev");
+    list(&metadata["resolve"]["nodes"])
+        .map(|node| {
+            let uses = list(&node["deps"]).filter(counts).map(|dep| text(&dep["pkg"])).collect();
+            (text(&node["id"]), uses)
+        })
+        .collect()
+}
+
+fn no_std_fault(source: &str) -> Option<String> {
+    let lines: Vec<_> = source.lines().map(str::trim).collect();
+    if !lines.contains(&"#![no_std]") {
+        return Some("outlast-core must be `#![no_std]`".to_owned());
+    }
+    let bare = lines.iter().enumerate().find(|(at, line)| {
+        **line == "extern crate std;" && (*at == 0 || lines[at - 1] != "#[cfg(test)]")
+    });
+    bare.map(|(at, _)| format!("line {}: `extern crate std` belongs under `#[cfg(test)]`", at + 1))
+}
+
+fn metadata() -> Value {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(["metadata", "--format-version", "1", "--locked"])
+        .current_dir(root())
+        .output()
+        .expect("cargo runs this test, so it is there");
+    assert!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("cargo metadata prints JSON")
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace").to_owned()
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(root().join(path)).unwrap_or_else(|e| panic!("read {path}: {e}"))
+}
+
+fn list(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().expect("a list in cargo metadata").iter()
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().expect("a text in cargo metadata")
+}

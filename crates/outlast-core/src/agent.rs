@@ -3,6 +3,7 @@
 //! The loop around it reads, calls [`Agent::step`], and does what the actions say, in their order. Same state and same
 //! input give the same output, always.
 
+use alloc::borrow::ToOwned;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -165,7 +166,7 @@ impl Agent {
                         None => Belief::new(thresholds),
                     },
                     since: now.wall,
-                    reason: "not probed yet".to_string(),
+                    reason: "not probed yet".to_owned(),
                     failing_since: None,
                 },
             };
@@ -222,7 +223,7 @@ impl Agent {
             }
             Input::Drain { service, backend, on } => self.drain(service, backend, on, out),
             Input::Failback { service } => {
-                self.step_pair(now, &service, pair::Input::Failback, out)
+                self.step_pair(now, &service, pair::Input::Failback, out);
             }
             Input::Process { process, view } => {
                 self.processes.insert(process, view);
@@ -307,13 +308,11 @@ impl Agent {
     fn seen(&self, service: &str) -> Option<Seen> {
         let Pool::Pair(spec) = &self.topology.services.get(service)?.pool else { return None };
         let watch = |backend: &str| {
-            self.watches.get(&Target::Backend {
-                service: service.to_string(),
-                backend: backend.to_string(),
-            })
+            self.watches
+                .get(&Target::Backend { service: service.to_owned(), backend: backend.to_owned() })
         };
         let health = |backend: &str| {
-            let drained = self.draining.contains(&(service.to_string(), backend.to_string()));
+            let drained = self.draining.contains(&(service.to_owned(), backend.to_owned()));
             // A drained side is not to serve: as good as down.
             if drained {
                 Health::Down
@@ -332,7 +331,7 @@ impl Agent {
         let Some(pair) = self.pairs.get_mut(service) else { return };
         let mut wants = Vec::new();
         pair.step(now.instant, input, &mut wants);
-        let service = service.to_string();
+        let service = service.to_owned();
         for want in wants {
             if matches!(want, pair::Action::Command { .. }) {
                 // The epoch is written down before the order is given.
@@ -387,7 +386,7 @@ impl Agent {
 
     fn backend_health(&self, service: &str, backend: &str) -> Health {
         self.watches
-            .get(&Target::Backend { service: service.to_string(), backend: backend.to_string() })
+            .get(&Target::Backend { service: service.to_owned(), backend: backend.to_owned() })
             .map_or(Health::Unknown, |w| w.belief.health())
     }
 
@@ -417,7 +416,7 @@ impl Agent {
     /// Whether clients of a service are served, and why. `needs` has no cycles: the parser saw to that.
     fn judge(&self, name: &str) -> (ServiceState, String) {
         let Some(service) = self.topology.services.get(name) else {
-            return (ServiceState::Unknown, "not in the topology".to_string());
+            return (ServiceState::Unknown, "not in the topology".to_owned());
         };
         if let Some(need) = service.needs.iter().find(|need| self.part_health(need) == Health::Down)
         {
@@ -447,23 +446,23 @@ impl Agent {
             let backup = self.backend_health(name, &spec.backup.url);
             return match (pair.active(), primary, backup) {
                 (Side::Primary, Health::Up, _) => {
-                    (ServiceState::Up, "the primary serves".to_string())
+                    (ServiceState::Up, "the primary serves".to_owned())
                 }
                 (Side::Backup, _, Health::Up) => {
-                    (ServiceState::Degraded, "the backup serves".to_string())
+                    (ServiceState::Degraded, "the backup serves".to_owned())
                 }
                 (Side::Primary, Health::Unknown, _) | (Side::Backup, _, Health::Unknown) => {
-                    (ServiceState::Unknown, "not probed yet".to_string())
+                    (ServiceState::Unknown, "not probed yet".to_owned())
                 }
                 (Side::Primary, Health::Down, Health::Down)
                 | (Side::Backup, Health::Down, Health::Down) => {
-                    (ServiceState::Down, "primary and backup are both down".to_string())
+                    (ServiceState::Down, "primary and backup are both down".to_owned())
                 }
                 (Side::Primary, Health::Down, _) => {
-                    (ServiceState::Down, "the primary is down".to_string())
+                    (ServiceState::Down, "the primary is down".to_owned())
                 }
                 (Side::Backup, _, Health::Down) => {
-                    (ServiceState::Down, "the backup is down".to_string())
+                    (ServiceState::Down, "the backup is down".to_owned())
                 }
             };
         }
@@ -475,7 +474,7 @@ impl Agent {
             .iter()
             .zip(&healths)
             .filter(|(b, h)| {
-                let key = (name.to_string(), b.url.clone());
+                let key = (name.to_owned(), b.url.clone());
                 **h == Health::Up && (self.ejected.contains(&key) || self.draining.contains(&key))
             })
             .count();
@@ -527,7 +526,7 @@ impl Agent {
         let pair = self.pairs.get(name);
         let roles = [Side::Primary, Side::Backup];
         let backends = service.pool.backends().into_iter().enumerate().map(|(i, backend)| {
-            let key = (name.to_string(), backend.url.clone());
+            let key = (name.to_owned(), backend.url.clone());
             let watch = self
                 .watches
                 .get(&Target::Backend { service: key.0.clone(), backend: key.1.clone() });
@@ -588,5 +587,5 @@ fn changes(old: &Topology, new: &Topology) -> String {
     for name in old.processes.keys().filter(|n| !new.processes.contains_key(*n)) {
         words.push(alloc::format!("process.{name} removed"));
     }
-    if words.is_empty() { "nothing that runs changed".to_string() } else { words.join(", ") }
+    if words.is_empty() { "nothing that runs changed".to_owned() } else { words.join(", ") }
 }

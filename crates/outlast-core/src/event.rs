@@ -3,6 +3,7 @@
 //! An event knows its name, what it is about, a sentence for people and its fields for programs; the journal's JSON, the
 //! terminal and the status page are all printed from these four.
 
+use alloc::borrow::ToOwned;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
@@ -120,8 +121,8 @@ impl Fact {
     /// The part of the topology that the event is about: `service.web`, `process.api`, `agent`.
     pub fn subject(&self) -> String {
         match self {
-            Fact::AgentStarted { .. } | Fact::AgentStopping { .. } => "agent".to_string(),
-            Fact::TopologyApplied { .. } | Fact::TopologyRefused { .. } => "topology".to_string(),
+            Fact::AgentStarted { .. } | Fact::AgentStopping { .. } => "agent".to_owned(),
+            Fact::TopologyApplied { .. } | Fact::TopologyRefused { .. } => "topology".to_owned(),
             Fact::HealthChanged { target, .. } => match target {
                 Target::Backend { service, .. } => alloc::format!("service.{service}"),
                 Target::External { name } => alloc::format!("external.{name}"),
@@ -146,7 +147,7 @@ impl Fact {
             Fact::ProxyStarted { .. }
             | Fact::ProxyAdopted { .. }
             | Fact::ProxyReplaced { .. }
-            | Fact::ProxyLost { .. } => "proxy".to_string(),
+            | Fact::ProxyLost { .. } => "proxy".to_owned(),
             Fact::PartUnreachable { part, .. } => part.to_string(),
         }
     }

@@ -10,7 +10,8 @@
 //!      └─────────────────────────────────────────────────────────────────────────────┘
 //! ```
 
-use alloc::string::{String, ToString};
+use alloc::borrow::ToOwned;
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 use core::time::Duration;
@@ -210,8 +211,8 @@ impl Pair {
     /// One sentence about what is under way, if anything is.
     pub fn next(&self, now: Instant) -> Option<String> {
         match (&self.phase, self.failback) {
-            (Phase::Commanding { .. }, _) => Some("the backup is being started".to_string()),
-            (Phase::Awaiting { .. }, _) => Some("waiting until the backup is ready".to_string()),
+            (Phase::Commanding { .. }, _) => Some("the backup is being started".to_owned()),
+            (Phase::Awaiting { .. }, _) => Some("waiting until the backup is ready".to_owned()),
             (Phase::Steady, Failback::After(after)) => {
                 let up_since = self.primary_up_since.filter(|_| self.active == Side::Backup)?;
                 let left = after.saturating_sub(now.since(up_since));
@@ -221,7 +222,7 @@ impl Pair {
                 ))
             }
             (Phase::Steady, Failback::Manual) => (self.active == Side::Backup).then(|| {
-                "stays on the backup until `outlast failback` (failback is manual)".to_string()
+                "stays on the backup until `outlast failback` (failback is manual)".to_owned()
             }),
         }
     }
@@ -286,8 +287,8 @@ impl Pair {
             Side::Backup => {
                 let reason = match self.failback {
                     _ if self.seen.primary != Health::Up => return,
-                    _ if self.seen.backup == Health::Down => "the backup is down".to_string(),
-                    _ if self.failback_asked => "asked for".to_string(),
+                    _ if self.seen.backup == Health::Down => "the backup is down".to_owned(),
+                    _ if self.failback_asked => "asked for".to_owned(),
                     Failback::Manual => return,
                     Failback::After(after) => {
                         let Some(since) = self.primary_up_since else { return };
@@ -320,7 +321,7 @@ impl Pair {
         let epoch = self.epoch.next();
         self.epoch = epoch;
         let began = self.seen.primary_failing_since.unwrap_or(now);
-        out.push(Action::Started { epoch, reason: "the primary is down".to_string() });
+        out.push(Action::Started { epoch, reason: "the primary is down".to_owned() });
         out.push(Action::Stage { epoch, stage: Stage::Detect, took: now.since(began) });
         let limit = match &self.standby {
             _ if cold && self.seen.backup == Health::Up => None,
@@ -370,7 +371,7 @@ impl Pair {
     fn give_up(&mut self, now: Instant, epoch: Epoch, reason: &str, out: &mut Vec<Action>) {
         self.phase = Phase::Steady;
         self.not_before = now + FAILED_PAUSE;
-        out.push(Action::Failed { epoch, reason: reason.to_string() });
+        out.push(Action::Failed { epoch, reason: reason.to_owned() });
         if matches!(self.standby, Standby::Cold { stop: Some(_), .. }) {
             out.push(Action::Stop { epoch });
         }

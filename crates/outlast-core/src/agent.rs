@@ -3,7 +3,7 @@
 //! The loop around it reads, calls [`Agent::step`], and does what the actions say, in their order. Same state and same
 //! input give the same output, always.
 
-use alloc::borrow::ToOwned;
+use alloc::borrow::ToOwned as _;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;

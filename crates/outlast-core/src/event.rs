@@ -3,7 +3,7 @@
 //! An event knows its name, what it is about, a sentence for people and its fields for programs; the journal's JSON, the
 //! terminal and the status page are all printed from these four.
 
-use alloc::borrow::ToOwned;
+use alloc::borrow::ToOwned as _;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;

@@ -10,7 +10,7 @@
 //!      └─────────────────────────────────────────────────────────────────────────────┘
 //! ```
 
-use alloc::borrow::ToOwned;
+use alloc::borrow::ToOwned as _;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;

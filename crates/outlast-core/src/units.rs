@@ -1,6 +1,6 @@
 //! Durations and sizes as people write them: `"5s"`, `"1h30m"`, `"16MiB"`.
 
-use alloc::borrow::ToOwned;
+use alloc::borrow::ToOwned as _;
 use alloc::string::String;
 use core::fmt;
 use core::time::Duration;

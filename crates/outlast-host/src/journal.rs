@@ -45,12 +45,18 @@ pub struct Journal {
     first_seq: u64,
     /// Bytes of a file before a new one is begun.
     file_max: u64,
-    cut: u64,
+}
+
+/// What opening a journal found and mended.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// Bytes of a torn last line that were cut off.
+    pub cut: u64,
 }
 
 impl Journal {
     /// Opens the journal in `dir`, or begins one. Cuts off a torn last line.
-    pub fn open(dir: &Path, node: &str) -> io::Result<Journal> {
+    pub fn open(dir: &Path, node: &str) -> io::Result<(Journal, Recovery)> {
         fs::create_dir_all(dir)?;
         let path = dir.join(NEWEST);
         let file =
@@ -71,13 +77,9 @@ impl Journal {
         let next_seq = last_seq(dir)?.map_or(1, |seq| seq + 1);
         let first_seq = first_line(&path)?.map_or(next_seq, |line| line.seq);
         let (dir, node) = (dir.to_owned(), node.to_owned());
-        let (size, file_max) = (whole, FILE_MAX);
-        Ok(Journal { dir, node, file, size, next_seq, first_seq, file_max, cut })
-    }
-
-    /// Bytes of a torn last line that were cut off when the journal was opened.
-    pub fn cut(&self) -> u64 {
-        self.cut
+        let journal =
+            Journal { dir, node, file, size: whole, next_seq, first_seq, file_max: FILE_MAX };
+        Ok((journal, Recovery { cut }))
     }
 
     /// The number that the next event gets.

@@ -69,13 +69,7 @@ fn below(number: u64, limit: usize) -> usize {
 
 /// A number in [0, 1).
 fn unit(random: u64) -> f32 {
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_precision_loss,
-        reason = "24 bits fit an f32"
-    )]
-    let unit = (random >> 40) as f32 / (1u64 << 24) as f32;
-    unit
+    (random >> 40) as f32 / (1u64 << 24) as f32
 }
 
 /// FNV-1a over the bytes, finished by `mix`; stable over processes and versions.

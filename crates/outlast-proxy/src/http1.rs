@@ -187,13 +187,12 @@ impl Conn {
                     }
                     let complete = looked_at == 0 || head::ends_in(bytes, looked_at);
                     looked_at = bytes.len();
-                    if complete {
-                        if let Some(length) =
+                    if complete
+                        && let Some(length) =
                             read_request(&self.service, &self.door, bytes, &mut self.request)?
-                        {
-                            self.rest.consume(length);
-                            return Poll::Ready(Ok(Next::Request));
-                        }
+                    {
+                        self.rest.consume(length);
+                        return Poll::Ready(Ok(Next::Request));
                     }
                     if looked_at > self.head_bytes() {
                         return Poll::Ready(Err(Refusal {
@@ -409,11 +408,12 @@ impl Conn {
         let pooled =
             if self.request.upgrade { None } else { worker::take_idle(backend.state.id, age) };
         if let Some(io) = pooled {
-            match self.run(service, i, tried, io).await {
-                // The backend closed it while it was idle: once more, on a new connection, without blame.
-                Try::Failed { kind: ErrorKind::Reset, clean }
-                    if clean || (idempotent && self.body_intact()) => {}
-                other => return other,
+            let end = self.run(service, i, tried, io).await;
+            // The backend closed it while it was idle: once more, on a new connection, without blame.
+            let stale = matches!(end, Try::Failed { kind: ErrorKind::Reset, clean }
+                if clean || (idempotent && self.body_intact()));
+            if !stale {
+                return end;
             }
         }
         match worker::connect(service, backend, self.door.client, self.door.local).await {

@@ -64,14 +64,14 @@ pub(crate) async fn serve(io: Io, rest: Rest, door: Door) {
 /// One stream as an HTTP/1.1 request, served over memory.
 async fn translate(request: Request<Incoming>, door: Door) -> Response<Body> {
     let (near, far) = tokio::io::duplex(STREAM_BUFFER);
-    #[expect(clippy::disallowed_methods, reason = "ends when `near` is dropped, with its stream")]
+    // Ends when `near` is dropped, with its stream.
     drop(tokio::task::spawn(async move {
-        drop(http1::serve_http1(Io::Memory(far), Rest::default(), door).await)
+        drop(http1::serve_http1(Io::Memory(far), Rest::default(), door).await);
     }));
     let handshake = hyper::client::conn::http1::Builder::new()
         .handshake(Wire { io: Io::Memory(near), rest: Rest::default() });
     let Ok((mut sender, conn)) = handshake.await else { return refusal(502) };
-    #[expect(clippy::disallowed_methods, reason = "ends with the response body that it drives")]
+    // Ends with the response body that it drives.
     drop(tokio::task::spawn(conn));
     let Some(request) = to_http1(request) else { return refusal(400) };
     match sender.send_request(request).await {
@@ -172,10 +172,7 @@ where
     F::Output: Send + 'static,
 {
     fn execute(&self, task: F) {
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "hyper's tasks end with their connection, which is counted"
-        )]
+        // Hyper's tasks end with their connection, which is counted.
         drop(tokio::task::spawn(task));
     }
 }

@@ -217,9 +217,9 @@ mod tests {
 
         #[test]
         fn no_bytes_make_the_reader_panic(bytes: Vec<u8>) {
-            drop(read(&bytes));
-            drop(read(&[V2_SIGNATURE.as_slice(), &bytes].concat()));
-            drop(read(&[b"PROXY ".as_slice(), &bytes].concat()));
+            read(&bytes).ok();
+            read(&[V2_SIGNATURE.as_slice(), &bytes].concat()).ok();
+            read(&[b"PROXY ".as_slice(), &bytes].concat()).ok();
         }
     }
 }

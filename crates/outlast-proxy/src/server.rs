@@ -206,18 +206,12 @@ fn open(socket: &std::net::TcpListener, service: &str) -> io::Result<tokio::task
     socket.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(socket)?;
     let service = service.to_owned();
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "held in `doors`, aborted when its listener goes"
-    )]
+    // Held in `doors`, aborted when its listener goes.
     Ok(tokio::task::spawn(async move {
         loop {
             match listener.accept().await {
                 Ok((stream, client)) => {
-                    #[expect(
-                        clippy::disallowed_methods,
-                        reason = "counted by its Guest; ends by its own deadlines"
-                    )]
+                    // Counted by its Guest; ends by its own deadlines.
                     drop(tokio::task::spawn(greet(stream, client, service.clone())));
                 }
                 Err(error) => {

@@ -33,7 +33,7 @@ fn log_to_stderr(format: LogFormat) {
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Text => {
-            builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).init()
+            builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).init();
         }
         LogFormat::Json => builder.json().flatten_event(true).init(),
     }

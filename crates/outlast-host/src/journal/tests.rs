@@ -15,7 +15,7 @@ fn fact(n: u64) -> Fact {
 }
 
 fn open(dir: &Path) -> Journal {
-    Journal::open(dir, "a").unwrap()
+    Journal::open(dir, "a").unwrap().0
 }
 
 fn write(journal: &mut Journal, lines: u64) {
@@ -115,9 +115,9 @@ fn a_last_line_torn_at_any_byte_is_cut_off_and_the_rest_is_kept() {
     let last = whole[..whole.len() - 1].iter().rposition(|&b| b == b'\n').unwrap() + 1;
     for len in last..=whole.len() {
         fs::write(&path, &whole[..len]).unwrap();
-        let mut journal = open(scratch.dir());
+        let (mut journal, recovery) = Journal::open(scratch.dir(), "a").unwrap();
         let torn = if len == whole.len() { 0 } else { (len - last) as u64 };
-        assert_eq!(journal.cut(), torn, "{len}");
+        assert_eq!(recovery, Recovery { cut: torn }, "{len}");
         write(&mut journal, 1);
         let expected = if len == whole.len() { vec![1, 2, 3, 4] } else { vec![1, 2, 3] };
         assert_eq!(seqs(&read_last(scratch.dir(), 9).unwrap()), expected, "{len}");
@@ -130,16 +130,16 @@ fn a_torn_line_longer_than_a_block_is_cut_off() {
     write(&mut open(scratch.dir()), 2);
     let mut file = OpenOptions::new().append(true).open(scratch.path(NEWEST)).unwrap();
     file.write_all(&[b'x'; 10_000]).unwrap();
-    let journal = open(scratch.dir());
-    assert_eq!((journal.next_seq(), journal.cut()), (3, 10_000));
+    let (journal, recovery) = Journal::open(scratch.dir(), "a").unwrap();
+    assert_eq!((journal.next_seq(), recovery.cut), (3, 10_000));
 }
 
 #[test]
 fn a_file_of_nothing_but_a_torn_line_starts_anew() {
     let scratch = Scratch::new();
     fs::write(scratch.path(NEWEST), b"{\"v\":1,").unwrap();
-    let journal = open(scratch.dir());
-    assert_eq!((journal.next_seq(), journal.cut()), (1, 7));
+    let (journal, recovery) = Journal::open(scratch.dir(), "a").unwrap();
+    assert_eq!((journal.next_seq(), recovery.cut), (1, 7));
 }
 
 /// A journal whose files hold a few lines each.

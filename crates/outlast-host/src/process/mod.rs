@@ -29,7 +29,7 @@ use rustix::process::Signal;
 
 pub use cgroup::Cgroups;
 pub use output::{OUTPUT_KEPT, OUTPUT_MAX};
-pub use supervisor::{Report, Setting, Supervisor};
+pub use supervisor::{News, Report, Setting, Supervisor};
 
 use crate::leader::Leader;
 use crate::text::{show_io, show_status};

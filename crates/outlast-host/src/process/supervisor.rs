@@ -34,14 +34,19 @@ pub struct Setting {
     pub reports: mpsc::Sender<Report>,
 }
 
-/// What has happened to a program since the last report.
+/// Something that a program's keeper has to say.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
     pub process: String,
-    /// For the journal, oldest first.
-    pub facts: Vec<Fact>,
-    /// The program as it is now, if that has changed. A slow reader misses views in between, but no facts.
-    pub view: Option<ProcessView>,
+    pub news: News,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum News {
+    /// The program as it is now. If the reader is slow, only the newest is sent.
+    View(ProcessView),
+    /// For the journal.
+    Fact(Fact),
 }
 
 /// What the owner wants.
@@ -62,9 +67,22 @@ pub struct Supervisor {
 impl Supervisor {
     /// Adopts the program if it runs, else starts it.
     pub fn start(name: &str, process: Process, setting: Setting) -> Supervisor {
+        Supervisor::start_after(None, name, process, setting)
+    }
+
+    /// The same, once an earlier form of the program has been stopped.
+    pub fn start_after(
+        before: Option<Supervisor>,
+        name: &str,
+        process: Process,
+        setting: Setting,
+    ) -> Supervisor {
         let (wish, wishes) = watch::channel(Wish::Run);
         let name = name.to_owned();
         let task = tokio::spawn(async move {
+            if let Some(before) = before {
+                before.stop().await;
+            }
             let mut keeper = Keeper::new(&name, process, setting, wishes);
             keeper.run().await;
         });
@@ -352,22 +370,22 @@ impl Keeper {
         !self.facts.is_empty() || self.view.is_some()
     }
 
-    /// All there is to say; `None` if that is nothing.
+    /// Facts first, so that the journal is never behind the view.
     fn next_news(&mut self) -> Option<Report> {
-        if !self.has_news() {
-            return None;
-        }
-        let facts = std::mem::take(&mut self.facts).into();
-        Some(Report { process: self.name.clone(), facts, view: self.view.take() })
+        let fact = self.facts.pop_front().map(News::Fact);
+        let news = fact.or_else(|| self.view.take().map(News::View))?;
+        Some(Report { process: self.name.clone(), news })
     }
 
     async fn say_the_rest(&mut self) {
-        let Some(report) = self.next_news() else { return };
-        if self.setting.reports.send_timeout(report, LAST_WORDS).await.is_err() {
-            tracing::warn!(
-                process = self.name,
-                "nobody reads the last of what happened to a program"
-            );
+        while let Some(report) = self.next_news() {
+            if self.setting.reports.send_timeout(report, LAST_WORDS).await.is_err() {
+                tracing::warn!(
+                    process = self.name,
+                    "nobody reads the last of what happened to a program"
+                );
+                return;
+            }
         }
     }
 

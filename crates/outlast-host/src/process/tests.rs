@@ -86,8 +86,10 @@ impl Stage {
                 panic!("never {what}: {:?}, {:?}", self.facts, self.view)
             };
             assert_eq!(report.process, "api");
-            self.facts.extend(report.facts.iter().map(show));
-            self.view = report.view.or(self.view.take());
+            match report.news {
+                News::View(view) => self.view = Some(view),
+                News::Fact(fact) => self.facts.push(show(&fact)),
+            }
         }
     }
 
@@ -102,7 +104,9 @@ impl Stage {
     /// Reads what has been said and not been read.
     fn rest(&mut self) -> &[String] {
         while let Ok(report) = self.reports.try_recv() {
-            self.facts.extend(report.facts.iter().map(show));
+            if let News::Fact(fact) = report.news {
+                self.facts.push(show(&fact));
+            }
         }
         &self.facts
     }

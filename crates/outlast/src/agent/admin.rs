@@ -43,13 +43,13 @@ pub struct Order {
 
 /// The listening admin socket.
 #[derive(Debug)]
-pub struct Admin {
+pub(super) struct Admin {
     task: tokio::task::JoinHandle<()>,
     path: PathBuf,
 }
 
 impl Admin {
-    pub fn open(
+    pub(super) fn open(
         data_dir: &Path,
         shared: Shared,
         inbox: mpsc::Sender<Said>,
@@ -61,7 +61,7 @@ impl Admin {
             UnixListener::bind(&path).with_context(|| format!("bind {}", path.display()))?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
             .context("protect the admin socket")?;
-        #[expect(clippy::disallowed_methods, reason = "held here, aborted on drop")]
+        // Held here, aborted on drop.
         let task = tokio::task::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (shared, inbox) = (shared.clone(), inbox.clone());
@@ -69,10 +69,7 @@ impl Admin {
                     let (shared, inbox) = (shared.clone(), inbox.clone());
                     async move { Ok::<_, Infallible>(answer(request, &shared, &inbox).await) }
                 });
-                #[expect(
-                    clippy::disallowed_methods,
-                    reason = "ends with its connection, or with the process"
-                )]
+                // Ends with its connection, or with the process.
                 drop(tokio::task::spawn(async move {
                     // A client that goes early is no fault of ours.
                     hyper::server::conn::http1::Builder::new()
@@ -161,7 +158,7 @@ pub async fn ask(
     })?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(HyperIo::new(stream)).await?;
-    #[expect(clippy::disallowed_methods, reason = "ends with the answer")]
+    // Ends with the answer.
     drop(tokio::task::spawn(connection));
     let request = Request::builder()
         .method(method)

@@ -4,10 +4,10 @@
 
 pub mod admin;
 pub mod face;
-pub mod probes;
 pub mod shared;
 pub mod table;
 
+mod probes;
 mod processes;
 mod proxy;
 mod run;

@@ -17,7 +17,7 @@ const GAP_MIN: Duration = Duration::from_millis(100);
 
 /// The running probes.
 #[derive(Debug)]
-pub struct Probes {
+pub(super) struct Probes {
     prober: Prober,
     inbox: mpsc::Sender<Said>,
     tasks: BTreeMap<Target, Task>,
@@ -38,12 +38,12 @@ struct What {
 }
 
 impl Probes {
-    pub fn new(inbox: mpsc::Sender<Said>) -> Probes {
+    pub(super) fn new(inbox: mpsc::Sender<Said>) -> Probes {
         Probes { prober: Prober::new(), inbox, tasks: BTreeMap::new() }
     }
 
     /// Starts, stops and restarts tasks until they are what the topology says.
-    pub fn follow(&mut self, topology: &Topology) {
+    pub(super) fn follow(&mut self, topology: &Topology) {
         let mut wanted = BTreeMap::new();
         for (name, service) in &topology.services {
             for backend in service.pool.backends() {
@@ -77,7 +77,7 @@ impl Probes {
     }
 
     /// Traffic says that something is wrong there: ask at once.
-    pub fn suspect(&self, service: &str, backend: &str) {
+    pub(super) fn suspect(&self, service: &str, backend: &str) {
         let target = Target::Backend { service: service.to_owned(), backend: backend.to_owned() };
         if let Some(task) = self.tasks.get(&target) {
             task.now.notify_one();
@@ -88,10 +88,7 @@ impl Probes {
         let (prober, inbox, now) =
             (self.prober.clone(), self.inbox.clone(), Arc::new(Notify::new()));
         let (asked, woken) = (what.clone(), now.clone());
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "held in `tasks`, aborted when its target goes"
-        )]
+        // Held in `tasks`, aborted when its target goes.
         let handle = tokio::task::spawn(async move {
             let seed = seed(&target);
             tokio::time::sleep(first_offset(asked.probe.every, seed) + asked.probe.delay).await;

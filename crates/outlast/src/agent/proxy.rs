@@ -25,7 +25,7 @@ const RESTART_PAUSE: Duration = Duration::from_millis(500);
 
 /// The data plane of one agent.
 #[derive(Debug)]
-pub struct DataPlane {
+pub(super) struct DataPlane {
     data_dir: PathBuf,
     threads: usize,
     inbox: mpsc::Sender<FromLink>,
@@ -33,7 +33,7 @@ pub struct DataPlane {
     children: Vec<Child>,
     draining: BTreeMap<u32, Link>,
     /// Held beside the proxy's own: when it dies, clients wait in the queue instead of being refused.
-    pub sockets: BTreeMap<SocketAddr, Arc<OwnedFd>>,
+    pub(super) sockets: BTreeMap<SocketAddr, Arc<OwnedFd>>,
     /// Addresses whose sockets the present proxy has.
     given: Vec<SocketAddr>,
     sent: Option<Table>,
@@ -44,7 +44,7 @@ pub struct DataPlane {
 
 impl DataPlane {
     /// Finds the running proxy, or starts one. Returns the table that was in force, if it can be read.
-    pub fn open(
+    pub(super) fn open(
         data_dir: PathBuf,
         threads: usize,
         inbox: mpsc::Sender<FromLink>,
@@ -111,7 +111,7 @@ impl DataPlane {
     }
 
     /// Sends a table, with the sockets that the proxy does not have yet, if it differs from the last one.
-    pub fn apply(&mut self, mut table: Table) {
+    pub(super) fn apply(&mut self, mut table: Table) {
         let Some(link) = &self.link else { return };
         if let Some(sent) = &self.sent {
             table.generation = sent.generation;
@@ -136,7 +136,7 @@ impl DataPlane {
     }
 
     /// A table has been put in force: predecessors may go.
-    pub fn succeed(&mut self, pid: u32, facts: &mut Vec<Fact>) {
+    pub(super) fn succeed(&mut self, pid: u32, facts: &mut Vec<Fact>) {
         self.refused = None;
         if self.link.as_ref().is_none_or(|l| l.hello.pid != pid) {
             return;
@@ -151,7 +151,7 @@ impl DataPlane {
         }
     }
 
-    pub fn refuse(&mut self, reason: String) {
+    pub(super) fn refuse(&mut self, reason: String) {
         self.refused = Some(reason);
     }
 
@@ -170,7 +170,7 @@ impl DataPlane {
     }
 
     /// Asks for counters; they come back through the inbox.
-    pub fn ask_stats(&self) {
+    pub(super) fn ask_stats(&self) {
         if let Some(link) = &self.link {
             link.send(ToProxy::GiveStats, Vec::new());
         }
@@ -180,7 +180,7 @@ impl DataPlane {
     }
 
     /// A proxy has gone. True if it was the serving one.
-    pub fn gone(&mut self, pid: u32) -> bool {
+    pub(super) fn gone(&mut self, pid: u32) -> bool {
         self.reap(pid);
         self.draining.remove(&pid);
         let serving = self.link.as_ref().is_some_and(|l| l.hello.pid == pid);
@@ -191,7 +191,7 @@ impl DataPlane {
     }
 
     /// Starts a new proxy in place of one that died; the time to wait first if that was only a moment ago.
-    pub fn restart(&mut self, facts: &mut Vec<Fact>) -> anyhow::Result<Option<Duration>> {
+    pub(super) fn restart(&mut self, facts: &mut Vec<Fact>) -> anyhow::Result<Option<Duration>> {
         if self.link.is_some() {
             return Ok(None);
         }
@@ -204,7 +204,7 @@ impl DataPlane {
     }
 
     /// Tells the serving proxy to finish within `deadline` and end.
-    pub fn drain(&mut self, deadline: Duration) {
+    pub(super) fn drain(&mut self, deadline: Duration) {
         if let Some(link) = self.link.take() {
             link.send(ToProxy::Drain { deadline }, Vec::new());
             self.draining.insert(link.hello.pid, link);
@@ -213,13 +213,13 @@ impl DataPlane {
     }
 
     /// Open work is cut off now.
-    pub fn drain_now(&mut self) {
+    pub(super) fn drain_now(&self) {
         for link in self.draining.values() {
             link.send(ToProxy::Drain { deadline: Duration::ZERO }, Vec::new());
         }
     }
 
-    pub fn all_gone(&self) -> bool {
+    pub(super) fn all_gone(&self) -> bool {
         self.link.is_none() && self.draining.is_empty()
     }
 
@@ -239,7 +239,7 @@ impl DataPlane {
         rustix::process::waitpid(raw, rustix::process::WaitOptions::NOHANG).ok();
     }
 
-    pub fn view(&self) -> ProxyView {
+    pub(super) fn view(&self) -> ProxyView {
         ProxyView {
             pid: self.link.as_ref().map(|l| l.hello.pid),
             draining: self.draining.keys().copied().collect(),

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use outlast_core::agent::{Action, Agent, Input, Now, Resume};
-use outlast_core::event::{Event, Fact, Severity, Target};
+use outlast_core::event::{Fact, Severity, Target};
 use outlast_core::pair::Epoch;
 use outlast_core::topology::Topology;
 use outlast_host::journal::Journal;
 use outlast_host::probe::{Answer, Code};
+use outlast_host::process::{News, Report};
 use outlast_proxy::Notice;
 use outlast_proxy::stats::Stats;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -43,17 +44,16 @@ const DRAIN_MAX: Duration = Duration::from_secs(30);
 
 /// Everything that reaches the loop.
 #[derive(Debug)]
-pub enum Said {
+pub(super) enum Said {
     Probed { target: Target, answer: Answer },
     CommandDone { service: String, epoch: Epoch, result: Result<(), String> },
     Resolved(Resolved),
-    Process { process: String, view: Option<outlast_core::view::ProcessView>, facts: Vec<Fact> },
     Asked(Request),
 }
 
 /// What a person asks through the admin socket.
 #[derive(Debug)]
-pub enum Request {
+pub(super) enum Request {
     Reload {
         answer: oneshot::Sender<Result<String, String>>,
     },
@@ -83,7 +83,8 @@ enum End {
 
 /// Runs an agent until it is told to stop. False: open work had to be cut off.
 pub fn run(options: &Options) -> anyhow::Result<bool> {
-    let (topology, base) = read_file(&options.file).map_err(|text| anyhow::anyhow!("{text}"))?;
+    let (topology, base) = read_file(&options.file)
+        .map_err(|text| anyhow::anyhow!("the topology file cannot be run\n{text}"))?;
     let node = start::who_am_i(&topology, options.node.as_deref())?;
     let data_dir = base.join(&topology.cluster.data_dir);
     let lock = start::claim(&data_dir)?;
@@ -134,7 +135,6 @@ struct Loop {
     started: Instant,
     core: Agent,
     journal: Journal,
-    seq: u64,
     probes: Probes,
     processes: Processes,
     plane: DataPlane,
@@ -151,8 +151,10 @@ struct Loop {
     inbox: mpsc::Receiver<Said>,
     sender: mpsc::Sender<Said>,
     links: mpsc::Receiver<FromLink>,
+    reports: mpsc::Receiver<Report>,
     face: face::Face,
-    admin: admin::Admin,
+    /// Held for as long as the agent answers.
+    _admin: admin::Admin,
 }
 
 impl Loop {
@@ -166,9 +168,13 @@ impl Loop {
         let started = Instant::now();
         let (sender, inbox) = mpsc::channel(INBOX_MAX);
         let (from_links, links) = mpsc::channel(INBOX_MAX);
+        let (reporter, reports) = mpsc::channel(INBOX_MAX);
         let certificates = table::certificates(&topology, &base)?;
-        let journal =
+        let (journal, recovery) =
             Journal::open(&data_dir.join("journal"), &node).context("open the journal")?;
+        if recovery.cut > 0 {
+            tracing::warn!(bytes = recovery.cut, "cut a torn last line off the journal");
+        }
         let mut facts = Vec::new();
         let threads = options.proxy_threads.unwrap_or_else(|| {
             std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
@@ -208,8 +214,7 @@ impl Loop {
         );
         let mut agent = Loop {
             probes: Probes::new(sender.clone()),
-            processes: Processes::new(node.clone(), data_dir.clone(), sender.clone()),
-            seq: journal.next_seq(),
+            processes: Processes::new(node.clone(), data_dir.clone(), reporter),
             options,
             base,
             data_dir,
@@ -230,8 +235,9 @@ impl Loop {
             inbox,
             sender,
             links,
+            reports,
             face,
-            admin,
+            _admin: admin,
         };
         for fact in facts {
             agent.record(fact);
@@ -264,15 +270,18 @@ impl Loop {
                 Some(said) = self.inbox.recv() => match said {
                     Said::Asked(Request::Upgrade { answer }) => {
                         answer.send(Ok("becoming the new binary".to_owned())).ok();
-                        return Ok(End::Upgrade);
+                        return Ok(self.leave().await);
                     }
                     Said::Asked(Request::Stop { answer }) => {
                         answer.send(Ok("stopping".to_owned())).ok();
                         return Ok(self.stop("asked to", NOT_READY_FIRST, &mut terminate, &mut interrupt).await);
                     }
-                    said => self.hear(said),
+                    said @ (Said::Probed { .. } | Said::CommandDone { .. } | Said::Resolved(_) | Said::Asked(_)) => {
+                        self.hear(said);
+                    }
                 },
                 Some(said) = self.links.recv() => self.hear_proxy(said),
+                Some(report) = self.reports.recv() => self.hear_process(report),
                 () = tokio::time::sleep(wake) => self.step(Input::Tick),
                 _ = tick.tick() => {
                     self.plane.ask_stats();
@@ -284,7 +293,7 @@ impl Loop {
                     // The answer is in the journal and in the log.
                     self.reload().ok();
                 }
-                _ = upgrade.recv() => return Ok(End::Upgrade),
+                _ = upgrade.recv() => return Ok(self.leave().await),
                 _ = terminate.recv() => {
                     return Ok(self.stop("SIGTERM", NOT_READY_FIRST, &mut terminate, &mut interrupt).await);
                 }
@@ -311,20 +320,12 @@ impl Loop {
                 self.step(Input::Probed { target, ok: answer.ok, reason });
             }
             Said::CommandDone { service, epoch, result } => {
-                self.step(Input::CommandDone { service, epoch, result })
+                self.step(Input::CommandDone { service, epoch, result });
             }
             Said::Resolved(resolved) => {
                 if self.resolved != resolved {
                     self.resolved = resolved;
                     self.publish();
-                }
-            }
-            Said::Process { process, view, facts } => {
-                for fact in facts {
-                    self.record(fact);
-                }
-                if let Some(view) = view {
-                    self.step(Input::Process { process, view });
                 }
             }
             Said::Asked(request) => self.answer(request),
@@ -402,7 +403,7 @@ impl Loop {
                 FromProxy::Stats(stats) => self.count(pid, stats),
                 FromProxy::Notice(notice) => self.hear_notice(notice),
                 FromProxy::Draining { connections } => {
-                    tracing::info!(pid, connections, "proxy drains")
+                    tracing::info!(pid, connections, "proxy drains");
                 }
                 FromProxy::Hello(_) | FromProxy::Sockets { .. } => {}
             },
@@ -429,9 +430,16 @@ impl Loop {
                 self.step(Input::Ejected { service, backend, reason, time });
             }
             Notice::Returned { service, backend } => {
-                self.step(Input::Returned { service, backend })
+                self.step(Input::Returned { service, backend });
             }
             Notice::Suspect { service, backend } => self.probes.suspect(&service, &backend),
+        }
+    }
+
+    fn hear_process(&mut self, report: Report) {
+        match report.news {
+            News::View(view) => self.step(Input::Process { process: report.process, view }),
+            News::Fact(fact) => self.record(fact),
         }
     }
 
@@ -479,10 +487,7 @@ impl Loop {
             return;
         }
         let (sender, mut resolved) = (self.sender.clone(), self.resolved.clone());
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "bounded by the resolver's own timeouts; one at a time per tick"
-        )]
+        // Bounded by the resolver's own timeouts; one at a time per tick.
         drop(tokio::task::spawn(async move {
             resolved.retain(|host, _| hosts.contains(host));
             for host in hosts {
@@ -589,7 +594,7 @@ impl Loop {
                     standby::begin(&self.topology, &service, epoch, self.sender.clone());
                 }
                 Action::StandbyStop { service, epoch } => {
-                    standby::stop(&self.topology, &service, epoch)
+                    standby::stop(&self.topology, &service, epoch);
                 }
             }
         }
@@ -603,10 +608,8 @@ impl Loop {
             Severity::Warn => tracing::warn!(subject, event = fact.name(), "{fact}"),
             Severity::Error => tracing::error!(subject, event = fact.name(), "{fact}"),
         }
-        let event = Event { seq: self.seq, at: wall(), node: self.node.clone(), fact };
-        self.seq += 1;
-        if let Err(error) = self.journal.append(&event) {
-            tracing::error!(error = format!("{error:#}"), "write to the journal");
+        if let Err(error) = self.journal.record(wall(), fact) {
+            tracing::error!(%error, "write to the journal");
         }
     }
 
@@ -623,6 +626,14 @@ impl Loop {
             at: wall(),
         };
         self.picture.send_replace(Arc::new(picture));
+    }
+
+    /// Lets go of everything that goes on without an agent.
+    async fn leave(&mut self) -> End {
+        self.processes.leave().await;
+        // The answer to who asked for it must be out before this image is gone.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        End::Upgrade
     }
 
     /// Not ready first, then drain, then the end by force.
@@ -661,9 +672,30 @@ impl Loop {
                 else => break,
             }
         }
-        self.processes.stop().await;
+        self.stop_processes().await;
         tracing::info!(forced, "stopped");
         End::Stopped { forced }
+    }
+}
+
+impl Loop {
+    /// Stops the programs, and goes on writing down what they report.
+    async fn stop_processes(&mut self) {
+        let mut processes = std::mem::replace(
+            &mut self.processes,
+            Processes::new(self.node.clone(), self.data_dir.clone(), mpsc::channel(1).0),
+        );
+        let stopping = processes.stop();
+        tokio::pin!(stopping);
+        loop {
+            tokio::select! {
+                () = &mut stopping => break,
+                Some(report) = self.reports.recv() => self.hear_process(report),
+            }
+        }
+        while let Ok(report) = self.reports.try_recv() {
+            self.hear_process(report);
+        }
     }
 }
 

@@ -16,7 +16,7 @@ const STOP_MAX: Duration = Duration::from_secs(60);
 const ACTIVATE_MAX: Duration = Duration::from_secs(60);
 
 /// Starts the standby's start or activate command; its end comes back as `Said::CommandDone`.
-pub fn begin(topology: &Topology, service: &str, epoch: Epoch, inbox: mpsc::Sender<Said>) {
+pub(super) fn begin(topology: &Topology, service: &str, epoch: Epoch, inbox: mpsc::Sender<Said>) {
     let job = match topology.services.get(service).map(|s| &s.pool) {
         Some(Pool::Pair(pair)) => match &pair.standby {
             Standby::Cold { start, start_limit, .. } => Some((start.clone(), *start_limit)),
@@ -26,7 +26,7 @@ pub fn begin(topology: &Topology, service: &str, epoch: Epoch, inbox: mpsc::Send
         Some(Pool::Balanced { .. }) | None => None,
     };
     let service = service.to_owned();
-    #[expect(clippy::disallowed_methods, reason = "bounded by its limit; reports its own end")]
+    // Bounded by its limit; reports its own end.
     drop(tokio::task::spawn(async move {
         let result = match job {
             Some((command, limit)) => run(&command, &service, epoch, limit).await,
@@ -38,11 +38,11 @@ pub fn begin(topology: &Topology, service: &str, epoch: Epoch, inbox: mpsc::Send
 }
 
 /// Starts the stop command of a cold standby.
-pub fn stop(topology: &Topology, service: &str, epoch: Epoch) {
+pub(super) fn stop(topology: &Topology, service: &str, epoch: Epoch) {
     let Some(Pool::Pair(pair)) = topology.services.get(service).map(|s| &s.pool) else { return };
     let Standby::Cold { stop: Some(stop), .. } = &pair.standby else { return };
     let (stop, service) = (stop.clone(), service.to_owned());
-    #[expect(clippy::disallowed_methods, reason = "bounded by STOP_MAX; logs its own end")]
+    // Bounded by STOP_MAX; logs its own end.
     drop(tokio::task::spawn(async move {
         if let Err(reason) = run(&stop, &service, epoch, STOP_MAX).await {
             tracing::error!(service, reason, "stop the standby");

@@ -27,7 +27,7 @@ pub struct Options {
 }
 
 /// The node that this machine is: as told, or the only one, or the one whose address is ours.
-pub fn who_am_i(topology: &Topology, told: Option<&str>) -> anyhow::Result<String> {
+pub(super) fn who_am_i(topology: &Topology, told: Option<&str>) -> anyhow::Result<String> {
     let names: Vec<&str> = topology.nodes.keys().map(String::as_str).collect();
     if let Some(name) = told {
         if !names.is_empty() && !names.contains(&name) {
@@ -61,7 +61,7 @@ pub fn who_am_i(topology: &Topology, told: Option<&str>) -> anyhow::Result<Strin
 }
 
 /// Makes the data directory and takes it for this agent alone, for as long as the file is held.
-pub fn claim(data_dir: &Path) -> anyhow::Result<File> {
+pub(super) fn claim(data_dir: &Path) -> anyhow::Result<File> {
     let mut builder = std::fs::DirBuilder::new();
     builder.recursive(true).mode(0o700);
     builder.create(data_dir).with_context(|| {
@@ -81,7 +81,7 @@ pub fn claim(data_dir: &Path) -> anyhow::Result<File> {
 }
 
 /// Opens one listening socket.
-pub fn listen(address: SocketAddr) -> std::io::Result<OwnedFd> {
+pub(super) fn listen(address: SocketAddr) -> std::io::Result<OwnedFd> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt};
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -96,7 +96,7 @@ pub fn listen(address: SocketAddr) -> std::io::Result<OwnedFd> {
 }
 
 /// Opens the sockets that a topology needs and `held` does not have yet; all or none.
-pub fn open_missing(
+pub(super) fn open_missing(
     topology: &Topology,
     held: &BTreeMap<SocketAddr, Arc<OwnedFd>>,
 ) -> anyhow::Result<BTreeMap<SocketAddr, Arc<OwnedFd>>> {

@@ -31,7 +31,7 @@ enum SavedSide {
 }
 
 /// Reads the pairs; none if there is no file yet.
-pub fn load(data_dir: &Path) -> anyhow::Result<BTreeMap<String, (Side, Epoch)>> {
+pub(super) fn load(data_dir: &Path) -> anyhow::Result<BTreeMap<String, (Side, Epoch)>> {
     let path = data_dir.join("pairs.json");
     let text = match std::fs::read(&path) {
         Ok(text) => text,
@@ -58,7 +58,7 @@ pub fn load(data_dir: &Path) -> anyhow::Result<BTreeMap<String, (Side, Epoch)>> 
 }
 
 /// Writes the pairs so that a crash leaves either the old file or the new one.
-pub fn save(data_dir: &Path, pairs: &BTreeMap<String, (Side, Epoch)>) -> anyhow::Result<()> {
+pub(super) fn save(data_dir: &Path, pairs: &BTreeMap<String, (Side, Epoch)>) -> anyhow::Result<()> {
     let pairs = pairs.iter().map(|(name, (side, epoch))| {
         let active = match side {
             Side::Primary => SavedSide::Primary,

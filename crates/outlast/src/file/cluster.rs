@@ -19,7 +19,7 @@ pub(super) fn cluster(section: &Section<'_>, notes: &mut Notes) -> Option<Cluste
         None => section.text("name"),
     };
     let data_dir = match section.item("data_dir") {
-        Some(item) => item.parsed(words::absolute_path),
+        Some(item) => item.parsed(words::path),
         None => section.text("data_dir"),
     };
     let tls = section.optional("tls", tls);
@@ -31,7 +31,7 @@ pub(super) fn cluster(section: &Section<'_>, notes: &mut Notes) -> Option<Cluste
     if let Some(Some(address)) = face {
         match section.item("face") {
             Some(item) => {
-                notes.listen(address, "`face` in [cluster]".to_owned(), item.span(), None)
+                notes.listen(address, "`face` in [cluster]".to_owned(), item.span(), None);
             }
             None => notes.listen_by_default(address, "`face` in [cluster]"),
         }

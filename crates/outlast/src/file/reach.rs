@@ -68,10 +68,7 @@ pub(super) fn zone(section: &Section<'_>, name: &str, notes: &mut Notes) -> Opti
     Some(Zone { listen: listen?, records: records?.into_iter().collect::<Option<Vec<Record>>>()? })
 }
 
-fn record<'s>(
-    section: &Section<'_>,
-    seen: &mut BTreeMap<(String, &'s str), Span>,
-) -> Option<Record> {
+fn record(section: &Section<'_>, seen: &mut BTreeMap<(String, &str), Span>) -> Option<Record> {
     let name = section.item("name").map(|item| item.parsed(words::record_name));
     let kind = section.item("type").map(|item| item.word());
     let kind = kind.flatten();

@@ -82,7 +82,7 @@ pub(crate) static CLUSTER: Shape = Shape {
         Key::new(
             "data_dir",
             Kind::Text("/var/lib/outlast"),
-            "Where outlast keeps its state; an absolute path.",
+            "Where outlast keeps its state; a relative path is relative to the file.",
         )
         .or("/var/lib/outlast"),
         Key::new(

@@ -432,6 +432,17 @@ pub(crate) fn is_token(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(token)
 }
 
+/// A path; a relative one is relative to the topology file.
+pub(crate) fn path(text: &str) -> Result<String, Fault> {
+    if text.is_empty() || text.contains('\0') {
+        return fault(
+            "the path is empty".to_owned(),
+            "name a directory, as in \"/var/lib/outlast\"",
+        );
+    }
+    Ok(text.to_owned())
+}
+
 pub(crate) fn absolute_path(text: &str) -> Result<String, Fault> {
     if text.starts_with('/') {
         return Ok(text.to_owned());

@@ -75,7 +75,7 @@ impl Drop for Face {
 
 fn serve(listener: TcpListener, shared: Shared) -> tokio::task::JoinHandle<()> {
     let places = std::sync::Arc::new(tokio::sync::Semaphore::new(CONNECTIONS_MAX));
-    #[expect(clippy::disallowed_methods, reason = "held by Face, aborted on drop")]
+    // Held by Face, aborted on drop.
     tokio::task::spawn(async move {
         loop {
             let Ok(place) = places.clone().acquire_owned().await else { return };
@@ -92,10 +92,7 @@ fn serve(listener: TcpListener, shared: Shared) -> tokio::task::JoinHandle<()> {
                 let response = respond(&request, &shared, Door::Public);
                 async move { Ok::<_, Infallible>(response) }
             });
-            #[expect(
-                clippy::disallowed_methods,
-                reason = "bounded by CONNECTIONS_MAX and by the head timeout"
-            )]
+            // Bounded by CONNECTIONS_MAX and by the head timeout.
             drop(tokio::task::spawn(async move {
                 // A client that goes early is no fault of ours.
                 hyper::server::conn::http1::Builder::new()

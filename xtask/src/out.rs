@@ -20,7 +20,14 @@ pub(crate) fn status(text: impl Display) {
         return line(text);
     }
     STATUS_OPEN.store(true, Ordering::Relaxed);
-    write(&format!("{CLEAR_LINE}{text}"));
+    // A line that wraps could not be cleared again.
+    let shown: String = text.to_string().chars().take(terminal_width() - 1).collect();
+    write(&format!("{CLEAR_LINE}{shown}"));
+}
+
+fn terminal_width() -> usize {
+    let size = rustix::termios::tcgetwinsize(std::io::stdout());
+    size.ok().map(|size| usize::from(size.ws_col)).filter(|width| *width > 1).unwrap_or(80)
 }
 
 /// A reader that went away must not end the run.

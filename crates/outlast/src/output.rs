@@ -18,8 +18,16 @@ pub(crate) fn complain(text: &str) {
     drop(std::io::stderr().lock().write_all(text.as_bytes()));
 }
 
+/// Whether what is printed may be coloured: on a terminal, unless NO_COLOR says no.
+pub(crate) fn output_may_have_colour() -> bool {
+    std::io::stdout().is_terminal() && !colour_refused()
+}
+
 /// Whether complaints may be coloured: on a terminal, unless NO_COLOR says no.
 pub(crate) fn complaints_may_have_colour() -> bool {
-    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    std::io::stderr().is_terminal() && !refused
+    std::io::stderr().is_terminal() && !colour_refused()
+}
+
+fn colour_refused() -> bool {
+    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
 }

@@ -288,6 +288,7 @@ fn an_empty_file_is_one_machine_that_does_nothing() {
         data_dir: "/var/lib/outlast".to_owned(),
         tls: None,
         face,
+        proxy_threads: None,
     };
     assert_eq!(topology, Topology { cluster, ..Topology::default() });
     assert_eq!(good("[cluster]\nface = \"off\"\n").cluster.face, None);

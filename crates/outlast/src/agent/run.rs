@@ -658,9 +658,9 @@ impl Loop {
         let mut forced = false;
         while !self.plane.all_gone() {
             tokio::select! {
-                Some(FromLink::Gone { pid, .. }) = self.links.recv() => {
+                Some(from) = self.links.recv() => if let FromLink::Gone { pid, .. } = from {
                     self.plane.gone(pid);
-                }
+                },
                 () = tokio::time::sleep_until(until) => {
                     forced = true;
                     break;

@@ -90,6 +90,13 @@ pub(crate) struct BackendRun {
     pub(crate) last_suspect_ms: AtomicI64,
 }
 
+impl BackendRun {
+    /// Whether this request is to try an ejected backend; if so, it takes the one place that there is.
+    fn admits_trial(&self) -> bool {
+        self.ejection.lock().expect("no panic while held").admit(Instant::now())
+    }
+}
+
 /// The process-wide clock and notices.
 #[derive(Debug)]
 pub(crate) struct World {
@@ -260,6 +267,16 @@ impl LiveService {
         key: u64,
     ) -> Option<usize> {
         let up = |b: &LiveBackend| b.spec.state == BackendState::Up;
+        // A backend whose ejection is over gets the next first try, as its trial: the place that it takes must be used.
+        // A retry goes to a backend that is known to be good instead.
+        let trial = |b: &LiveBackend| {
+            up(b) && b.state.ejected.load(Relaxed) && !self.full(b) && b.state.admits_trial()
+        };
+        if tried.is_empty()
+            && let Some(i) = self.backends.iter().position(trial)
+        {
+            return Some(i);
+        }
         let candidate = |i: usize, backend: &LiveBackend, usable: bool| balance::Candidate {
             usable: usable && !tried.contains(&i) && !self.full(backend),
             in_flight: backend.state.in_flight.load(Relaxed),
@@ -281,11 +298,7 @@ impl LiveService {
         };
         for (i, backend) in self.backends.iter().enumerate() {
             let usable = match backend.spec.state {
-                BackendState::Up => {
-                    panic
-                        || !backend.state.ejected.load(Relaxed)
-                        || self.admits_trial(backend, tried, i)
-                }
+                BackendState::Up => panic || !backend.state.ejected.load(Relaxed),
                 BackendState::Down => panic,
                 BackendState::Unknown | BackendState::Draining | BackendState::Passive => false,
             };
@@ -308,14 +321,6 @@ impl LiveService {
     fn full(&self, backend: &LiveBackend) -> bool {
         let max = self.spec.limits.per_backend;
         max > 0 && max <= backend.state.in_flight.load(Relaxed)
-    }
-
-    /// Whether an ejected backend may be tried by this request.
-    fn admits_trial(&self, backend: &LiveBackend, tried: &[usize], i: usize) -> bool {
-        // Only a first try is spent on a trial: its retry then goes to a backend that is known to be good.
-        tried.is_empty()
-            && !tried.contains(&i)
-            && backend.state.ejection.lock().expect("no panic while held").admit(Instant::now())
     }
 
     fn weight(&self, world: &World, backend: &LiveBackend) -> f32 {

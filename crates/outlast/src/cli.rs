@@ -28,6 +28,9 @@ pub(crate) enum Verb {
     /// Prints the JSON Schema of the topology file: its sections, keys, defaults and what they mean.
     #[command(after_help = AFTER_HELP_OF_SCHEMA)]
     Schema,
+    /// Prints what other systems read.
+    #[command(subcommand)]
+    Export(Export),
     /// Runs this node: probes, decides, routes, records. Ends on Ctrl-C or SIGTERM after open work is done.
     #[command(after_help = AFTER_HELP_OF_RUN)]
     Run(RunArgs),
@@ -53,6 +56,36 @@ pub(crate) enum Verb {
     /// The data plane's process; started by the agent.
     #[command(hide = true)]
     Proxy(ProxyArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Export {
+    /// A Kubernetes Deployment of a process, with the same probes and limits.
+    #[command(after_help = AFTER_HELP_OF_KUBERNETES)]
+    Kubernetes(KubernetesArgs),
+}
+
+const AFTER_HELP_OF_KUBERNETES: &str = "\
+Examples:
+  outlast export kubernetes api | kubectl apply -f -
+  outlast export kubernetes api --file shop.toml --format json";
+
+#[derive(Debug, Args)]
+pub(crate) struct KubernetesArgs {
+    /// The process's name in the file.
+    pub(crate) process: String,
+    /// The topology file.
+    #[arg(long, short, default_value = "outlast.toml", value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// YAML for people and kubectl, or JSON.
+    #[arg(long, value_enum, default_value_t = ManifestFormat::Yaml)]
+    pub(crate) format: ManifestFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ManifestFormat {
+    Yaml,
+    Json,
 }
 
 const AFTER_HELP_OF_RUN: &str = "\
@@ -104,9 +137,6 @@ pub(crate) struct RunArgs {
     /// Which node of the file this machine is; found by its address if left out.
     #[arg(long, value_name = "NAME")]
     pub(crate) node: Option<String>,
-    /// Worker threads of the proxy; one per core if left out.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
-    pub(crate) proxy_threads: Option<u16>,
     /// How to log.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub(crate) log_format: LogFormat,
@@ -216,8 +246,8 @@ pub(crate) struct CheckArgs {
     /// How to print.
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub(crate) format: Format,
-    /// The same as --format table.
-    #[arg(long, conflicts_with = "format")]
+    /// Print the table of nines (what an availability means in downtime) and read no file.
+    #[arg(long)]
     pub(crate) table: bool,
 }
 

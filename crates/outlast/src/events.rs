@@ -29,7 +29,7 @@ pub(crate) fn run(args: &EventsArgs) -> anyhow::Result<Outcome> {
     // Looked up first, so that what is written between the two reads is shown by the second.
     let newest = read_last(&dir, 1).context("read the journal")?.last().map_or(0, |line| line.seq);
     let last = last_wanted(&dir, args.last, newest, wanted)?;
-    let ink = Ink { colour: output::may_have_colour() };
+    let ink = Ink { colour: output::output_may_have_colour() };
     if !output::print_on(&shown(&last, args.format, ink))? || !args.follow {
         return Ok(Outcome::Fine);
     }

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use cli::{Cli, Verb};
+use cli::{Cli, Export, Verb};
 
 /// What a run came to, as the shell sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +28,7 @@ fn main() -> ExitCode {
     let outcome = match cli.verb {
         Verb::Check(args) => check::run(&args),
         Verb::Schema => schema(),
+        Verb::Export(Export::Kubernetes(args)) => check::export_kubernetes(&args),
         Verb::Run(args) => verbs::run(&args),
         Verb::Status(args) => status::run(&args),
         Verb::Events(args) => events::run(&args),

@@ -19,11 +19,6 @@ pub(crate) fn print_on(text: &str) -> anyhow::Result<bool> {
     }
 }
 
-/// Whether standard output may be coloured: on a terminal, unless NO_COLOR says no.
-pub(crate) fn may_have_colour() -> bool {
-    std::io::stdout().is_terminal() && !colour_is_refused()
-}
-
 /// Columns and rows of the terminal; `None` if there is none.
 pub(crate) fn terminal_size() -> Option<(u16, u16)> {
     let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
@@ -68,11 +63,16 @@ pub(crate) fn complain(text: &str) {
     drop(std::io::stderr().lock().write_all(text.as_bytes()));
 }
 
-/// Whether complaints may be coloured: on a terminal, unless NO_COLOR says no.
-pub(crate) fn complaints_may_have_colour() -> bool {
-    std::io::stderr().is_terminal() && !colour_is_refused()
+/// Whether what is printed may be coloured: on a terminal, unless NO_COLOR says no.
+pub(crate) fn output_may_have_colour() -> bool {
+    std::io::stdout().is_terminal() && !colour_refused()
 }
 
-fn colour_is_refused() -> bool {
+/// Whether complaints may be coloured: on a terminal, unless NO_COLOR says no.
+pub(crate) fn complaints_may_have_colour() -> bool {
+    std::io::stderr().is_terminal() && !colour_refused()
+}
+
+fn colour_refused() -> bool {
     std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
 }

@@ -17,7 +17,7 @@ const WATCH_EVERY: Duration = Duration::from_secs(1);
 
 pub(crate) fn run(args: &StatusArgs) -> anyhow::Result<Outcome> {
     let dir = verbs::data_dir(&args.at)?;
-    let ink = Ink { colour: output::may_have_colour() };
+    let ink = Ink { colour: output::output_may_have_colour() };
     verbs::block_on(async {
         if !args.watch {
             output::print(&ask(&dir, args.format, ink).await?)?;

@@ -3,6 +3,7 @@
 //! Both come with Debian's package `prometheus`, which `cargo xtask test` installs. A test that cannot run is a failure
 //! and says how to make it run.
 #![expect(clippy::unwrap_used, reason = "what a test does not expect is its failure")]
+#![expect(clippy::print_stdout, reason = "a failed test shows the logs")]
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -178,9 +178,8 @@ impl Loop {
             tracing::warn!(bytes = recovery.cut, "cut a torn last line off the journal");
         }
         let mut facts = Vec::new();
-        let threads = options.proxy_threads.unwrap_or_else(|| {
-            std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
-        });
+        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let threads = topology.cluster.proxy_threads.map_or_else(cores, |n| usize::from(n.get()));
         let (mut plane, inherited) =
             DataPlane::open(data_dir.clone(), threads, from_links, &mut facts)?;
         let opened = start::open_missing(&topology, &plane.sockets)?;
@@ -671,9 +670,9 @@ impl Loop {
         let mut forced = false;
         while !self.plane.all_gone() {
             tokio::select! {
-                Some(FromLink::Gone { pid, .. }) = self.links.recv() => {
+                Some(from) = self.links.recv() => if let FromLink::Gone { pid, .. } = from {
                     self.plane.gone(pid);
-                }
+                },
                 () = tokio::time::sleep_until(until) => {
                     forced = true;
                     break;

@@ -38,6 +38,7 @@ pub(crate) fn run(args: &EventsArgs) -> anyhow::Result<Outcome> {
         loop {
             let lines = tokio::select! {
                 lines = follow.next() => lines.context("read the journal")?,
+                () = output::reader_gone() => return Ok(Outcome::Fine),
                 _ = tokio::signal::ctrl_c() => return Ok(Outcome::Fine),
             };
             let lines: Vec<Line> = lines.into_iter().filter(wanted).collect();

@@ -1,8 +1,10 @@
 //! The one place that prints.
 
 use std::io::{ErrorKind, IsTerminal, Write};
+use std::time::Duration;
 
 use anyhow::Context;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// Prints to standard output. A reader that has gone away (`| head`) is no error.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
@@ -16,6 +18,20 @@ pub(crate) fn print_on(text: &str) -> anyhow::Result<bool> {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
         Err(error) => Err(error).context("print to standard output"),
+    }
+}
+
+/// Waits until whoever reads our standard output has gone away: for those who have nothing to print for long.
+pub(crate) async fn reader_gone() {
+    let out = std::io::stdout();
+    loop {
+        let mut fds = [PollFd::new(&out, PollFlags::empty())];
+        let gone = poll(&mut fds, Some(&Timespec::default())).is_ok()
+            && fds[0].revents().intersects(PollFlags::ERR | PollFlags::NVAL);
+        if gone {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
     }
 }
 

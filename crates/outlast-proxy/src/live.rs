@@ -284,7 +284,7 @@ impl LiveService {
                 BackendState::Up => {
                     panic
                         || !backend.state.ejected.load(Relaxed)
-                        || self.admits_trial(backend, tried, i)
+                        || Self::trial_is_due(backend, tried)
                 }
                 BackendState::Down => panic,
                 BackendState::Unknown | BackendState::Draining | BackendState::Passive => false,
@@ -302,7 +302,15 @@ impl LiveService {
             | Balance::HashHeader(_)
             | Balance::HashCookie(_) => random,
         };
-        balance::choose(&self.spec.balance, candidates, turn, random, key)
+        loop {
+            let i = balance::choose(&self.spec.balance, candidates, turn, random, key)?;
+            let ejected = self.backends[i].state.ejected.load(Relaxed);
+            if panic || !ejected || Self::takes_trial(&self.backends[i]) {
+                return Some(i);
+            }
+            // Another thread's request is the trial.
+            candidates[i].usable = false;
+        }
     }
 
     fn full(&self, backend: &LiveBackend) -> bool {
@@ -310,12 +318,15 @@ impl LiveService {
         max > 0 && max <= backend.state.in_flight.load(Relaxed)
     }
 
-    /// Whether an ejected backend may be tried by this request.
-    fn admits_trial(&self, backend: &LiveBackend, tried: &[usize], i: usize) -> bool {
+    /// Whether this request could be the trial of an ejected backend; it takes the one place only once it is chosen.
+    fn trial_is_due(backend: &LiveBackend, tried: &[usize]) -> bool {
         // Only a first try is spent on a trial: its retry then goes to a backend that is known to be good.
         tried.is_empty()
-            && !tried.contains(&i)
-            && backend.state.ejection.lock().expect("no panic while held").admit(Instant::now())
+            && backend.state.ejection.lock().expect("no panic while held").due(Instant::now())
+    }
+
+    fn takes_trial(backend: &LiveBackend) -> bool {
+        backend.state.ejection.lock().expect("no panic while held").admit(Instant::now())
     }
 
     fn weight(&self, world: &World, backend: &LiveBackend) -> f32 {

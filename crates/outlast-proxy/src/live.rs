@@ -123,14 +123,21 @@ impl World {
 
     /// Compiles a table, keeping the state of what was there before.
     pub(crate) fn compile(&self, table: Table, before: &Live) -> Result<Live, String> {
+        // All that can fail comes first: a table that is refused must leave no trace.
+        let tls = table.services.iter().map(|spec| match before.services.get(&spec.name) {
+            Some(old)
+                if old.spec.certificates == spec.certificates
+                    && old.spec.protocol == spec.protocol =>
+            {
+                Ok(old.tls.clone())
+            }
+            Some(_) | None => crate::tls::server_config(spec),
+        });
+        let tls = tls.collect::<Result<Vec<_>, String>>()?;
         let now_ms = self.now_ms();
         let mut services = BTreeMap::new();
-        for spec in &table.services {
+        for (spec, tls) in table.services.iter().zip(tls) {
             let old = before.services.get(&spec.name);
-            let tls = match old {
-                Some(old) if old.spec.certificates == spec.certificates => old.tls.clone(),
-                Some(_) | None => crate::tls::server_config(spec)?,
-            };
             let backends = spec.backends.iter().map(|backend| {
                 let kept = old.and_then(|o| {
                     o.backends

@@ -18,7 +18,7 @@ use crate::eject::Outcome;
 use crate::head::{self, HashOn, Method, Refusal, Request, RequestRules};
 use crate::io::{Deadline, Io, Rest, with_scratch};
 use crate::live::{Flight, LiveService, World};
-use crate::stats::{Counters, ErrorKind};
+use crate::stats::ErrorKind;
 use crate::table::Balance;
 use crate::{answers, http2, tcp, worker};
 
@@ -951,13 +951,12 @@ impl Run<'_> {
         let all_sent = self.sent == Sent::All;
         match (end, self.answer) {
             (End::Done, Some(answer)) if answer.upgraded => {
-                let counters: &Counters = &self.service.backends[self.i].state.counters;
-                let cut = &self.service.backends[self.i].state.cut;
+                let backend = &self.service.backends[self.i].state;
                 let client =
                     std::mem::replace(&mut self.conn.io, Io::Memory(tokio::io::duplex(1).0));
                 let rest = std::mem::take(&mut self.conn.rest);
                 let idle = self.service.spec.timeouts.tunnel;
-                tcp::tunnel(client, rest, self.up, self.up_rest, idle, cut, counters).await;
+                tcp::tunnel(client, rest, self.up, self.up_rest, idle, backend).await;
                 Try::Tunnelled
             }
             (End::Done, Some(answer)) => {

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst,
+};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -87,6 +89,9 @@ pub(crate) struct BackendRun {
     pub(crate) up_since_ms: AtomicI64,
     /// Cuts every tunnel to this backend.
     pub(crate) cut: Notify,
+    /// It must not serve: the passive side, or no longer in the table. Set before `cut` is told, looked at after
+    /// `cut` is listened to, so that no tunnel slips in between.
+    pub(crate) fenced: AtomicBool,
     pub(crate) last_suspect_ms: AtomicI64,
 }
 
@@ -188,6 +193,7 @@ impl World {
             ejection: Mutex::new(Ejection::new(Instant::now())),
             up_since_ms: AtomicI64::new(now_ms),
             cut: Notify::new(),
+            fenced: AtomicBool::new(false),
             last_suspect_ms: AtomicI64::new(i64::MIN / 2),
         }
     }
@@ -214,12 +220,14 @@ impl World {
                     .services
                     .get(name)
                     .and_then(|s| s.backends.iter().find(|b| b.state.id == backend.state.id));
-                let keeps = now.is_some_and(|b| {
-                    matches!(
-                        b.spec.state,
-                        BackendState::Up | BackendState::Draining | BackendState::Unknown
-                    )
-                });
+                let (keeps, fenced) = match now.map(|b| b.spec.state) {
+                    Some(BackendState::Up | BackendState::Draining | BackendState::Unknown) => {
+                        (true, false)
+                    }
+                    Some(BackendState::Down) => (false, false),
+                    Some(BackendState::Passive) | None => (false, true),
+                };
+                backend.state.fenced.store(fenced, SeqCst);
                 if !keeps {
                     backend.state.cut.notify_waiters();
                 }

@@ -319,10 +319,7 @@ impl Conn {
                     }
                     return client_stays;
                 }
-                Try::Tunnelled => {
-                    counters.tunnels.fetch_add(1, Relaxed);
-                    return false;
-                }
+                Try::Tunnelled => return false,
                 Try::ClientGone => {
                     counters.failed(ErrorKind::ClientGone);
                     return false;
@@ -911,13 +908,13 @@ impl Run<'_> {
                 let period = spec.timeouts.body;
                 if self.answer.is_some() || self.progress {
                     if !std::mem::take(&mut self.progress) {
-                        return Poll::Ready(End::Failed(ErrorKind::Timeout));
+                        return Poll::Ready(self.out_of_patience());
                     }
                     self.conn.deadline.set(now + period);
                     continue;
                 }
                 if period <= now - self.waiting_since {
-                    return Poll::Ready(End::Failed(ErrorKind::Timeout));
+                    return Poll::Ready(self.out_of_patience());
                 }
                 self.conn.deadline.set((now + LOOK_EVERY).min(self.waiting_since + period));
                 continue;
@@ -938,6 +935,25 @@ impl Run<'_> {
         Poll::Pending
     }
 
+    /// Nothing has moved for too long: whose fault is that? A backend must not be blamed for a slow client.
+    fn out_of_patience(&self) -> End {
+        let conn = &*self.conn;
+        let replay = conn.body.replay.as_deref().unwrap_or_default();
+        let all_passed_on = self.wire_sent == conn.request.wire.len()
+            && self.replay_sent == replay.len()
+            && self.pending.is_empty();
+        let client_owes = matches!(self.sent, Sent::No | Sent::Some)
+            && all_passed_on
+            && !conn.body.decoder.done();
+        match &self.answer {
+            Some(_) if client_owes || !conn.out.is_empty() => End::ClientGone,
+            None if client_owes => {
+                End::BadBody(Refusal { status: 408, reason: "request body took too long" })
+            }
+            Some(_) | None => End::Failed(ErrorKind::Timeout),
+        }
+    }
+
     /// In the table in force, which may be newer than the one that this request began with.
     fn backend_still_good(&self) -> bool {
         let id = self.service.backends[self.i].state.id;
@@ -952,6 +968,9 @@ impl Run<'_> {
         match (end, self.answer) {
             (End::Done, Some(answer)) if answer.upgraded => {
                 let backend = &self.service.backends[self.i].state;
+                // Counted now: a tunnel may last for days.
+                backend.counters.tunnels.fetch_add(1, Relaxed);
+                self.service.observe(&self.conn.world, self.i, Outcome::Good);
                 let client =
                     std::mem::replace(&mut self.conn.io, Io::Memory(tokio::io::duplex(1).0));
                 let rest = std::mem::take(&mut self.conn.rest);

@@ -783,6 +783,7 @@ impl Run<'_> {
             }
             let upgraded = response.status == 101;
             if upgraded && !conn.request.upgrade {
+                conn.out.truncate(before);
                 return Err(End::Failed(ErrorKind::BadAnswer));
             }
             let mut decoder = Decoder::new(response.framing);

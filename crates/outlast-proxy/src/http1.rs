@@ -18,7 +18,7 @@ use crate::eject::Outcome;
 use crate::head::{self, HashOn, Method, Refusal, Request, RequestRules};
 use crate::io::{Deadline, Io, Rest, with_scratch};
 use crate::live::{Flight, LiveService, World};
-use crate::stats::{Counters, ErrorKind};
+use crate::stats::ErrorKind;
 use crate::table::Balance;
 use crate::{answers, http2, tcp, worker};
 
@@ -319,10 +319,7 @@ impl Conn {
                     }
                     return client_stays;
                 }
-                Try::Tunnelled => {
-                    counters.tunnels.fetch_add(1, Relaxed);
-                    return false;
-                }
+                Try::Tunnelled => return false,
                 Try::ClientGone => {
                     counters.failed(ErrorKind::ClientGone);
                     return false;
@@ -548,6 +545,7 @@ fn read_request(
         forwarded: spec.forwarded,
         trusted: !spec.trusted.is_empty() && spec.trusts(door.client.ip()),
         client: door.client,
+        local: door.local,
         tls: door.tls,
         hash: match &spec.balance {
             Balance::HashPath => HashOn::Path,
@@ -786,6 +784,7 @@ impl Run<'_> {
             }
             let upgraded = response.status == 101;
             if upgraded && !conn.request.upgrade {
+                conn.out.truncate(before);
                 return Err(End::Failed(ErrorKind::BadAnswer));
             }
             let mut decoder = Decoder::new(response.framing);
@@ -911,13 +910,13 @@ impl Run<'_> {
                 let period = spec.timeouts.body;
                 if self.answer.is_some() || self.progress {
                     if !std::mem::take(&mut self.progress) {
-                        return Poll::Ready(End::Failed(ErrorKind::Timeout));
+                        return Poll::Ready(self.out_of_patience());
                     }
                     self.conn.deadline.set(now + period);
                     continue;
                 }
                 if period <= now - self.waiting_since {
-                    return Poll::Ready(End::Failed(ErrorKind::Timeout));
+                    return Poll::Ready(self.out_of_patience());
                 }
                 self.conn.deadline.set((now + LOOK_EVERY).min(self.waiting_since + period));
                 continue;
@@ -938,6 +937,25 @@ impl Run<'_> {
         Poll::Pending
     }
 
+    /// Nothing has moved for too long: whose fault is that? A backend must not be blamed for a slow client.
+    fn out_of_patience(&self) -> End {
+        let conn = &*self.conn;
+        let replay = conn.body.replay.as_deref().unwrap_or_default();
+        let all_passed_on = self.wire_sent == conn.request.wire.len()
+            && self.replay_sent == replay.len()
+            && self.pending.is_empty();
+        let client_owes = matches!(self.sent, Sent::No | Sent::Some)
+            && all_passed_on
+            && !conn.body.decoder.done();
+        match &self.answer {
+            Some(_) if client_owes || !conn.out.is_empty() => End::ClientGone,
+            None if client_owes => {
+                End::BadBody(Refusal { status: 408, reason: "request body took too long" })
+            }
+            Some(_) | None => End::Failed(ErrorKind::Timeout),
+        }
+    }
+
     /// In the table in force, which may be newer than the one that this request began with.
     fn backend_still_good(&self) -> bool {
         let id = self.service.backends[self.i].state.id;
@@ -951,13 +969,15 @@ impl Run<'_> {
         let all_sent = self.sent == Sent::All;
         match (end, self.answer) {
             (End::Done, Some(answer)) if answer.upgraded => {
-                let counters: &Counters = &self.service.backends[self.i].state.counters;
-                let cut = &self.service.backends[self.i].state.cut;
+                let backend = &self.service.backends[self.i].state;
+                // Counted now: a tunnel may last for days.
+                backend.counters.tunnels.fetch_add(1, Relaxed);
+                self.service.observe(&self.conn.world, self.i, Outcome::Good);
                 let client =
                     std::mem::replace(&mut self.conn.io, Io::Memory(tokio::io::duplex(1).0));
                 let rest = std::mem::take(&mut self.conn.rest);
                 let idle = self.service.spec.timeouts.tunnel;
-                tcp::tunnel(client, rest, self.up, self.up_rest, idle, cut, counters).await;
+                tcp::tunnel(client, rest, self.up, self.up_rest, idle, backend).await;
                 Try::Tunnelled
             }
             (End::Done, Some(answer)) => {

@@ -2,7 +2,9 @@
 
 mod check;
 mod cli;
+mod events;
 mod output;
+mod status;
 mod verbs;
 
 use std::process::ExitCode;
@@ -28,6 +30,8 @@ fn main() -> ExitCode {
         Verb::Schema => schema(),
         Verb::Export(Export::Kubernetes(args)) => check::export_kubernetes(&args),
         Verb::Run(args) => verbs::run(&args),
+        Verb::Status(args) => status::run(&args),
+        Verb::Events(args) => events::run(&args),
         Verb::Reload(at) => verbs::order(&at, "/v1/reload", None, None),
         Verb::Drain(args) => {
             verbs::order(&args.at, "/v1/drain", Some(args.service), Some(args.backend))

@@ -131,6 +131,7 @@ fn agent(dir: &Dir) -> (Running, SocketAddr, SocketAddr) {
             name = "shop"
             data_dir = "{}"
             face = "{face}"
+            proxy_threads = 1
 
             [service.web]
             listen = "{web}"
@@ -143,9 +144,10 @@ fn agent(dir: &Dir) -> (Running, SocketAddr, SocketAddr) {
     );
     let log = std::fs::File::create(dir.0.join("agent.log")).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_outlast"));
-    command.arg("run").arg(&file).args(["--proxy-threads", "1"]).stderr(log);
-    let agent = Running::start(&mut command, Signal::INT);
+    command.arg("run").arg(&file).stderr(log);
+    let mut agent = Running::start(&mut command, Signal::INT);
     wait_for("the agent to be ready", || {
+        assert!(agent.child.try_wait().unwrap().is_none(), "the agent has ended");
         get(face, "/health/ready", "*/*").filter(|(status, _)| *status == 200)
     });
     wait_for("the proxy", || get(web, "/", "*/*").filter(|(status, _)| *status == 200));

@@ -317,6 +317,11 @@ impl Conn {
                     if status >= 500 {
                         counters.failed(ErrorKind::Status5xx);
                     }
+                    if !self.body.decoder.done() {
+                        // The answer came early: the client may still be sending.
+                        drop(flight);
+                        self.linger().await;
+                    }
                     return client_stays;
                 }
                 Try::Tunnelled => return false,
@@ -963,7 +968,7 @@ impl Run<'_> {
 
     /// Puts connections where they belong, and says how the try ended.
     async fn finish(self, end: End) -> Try {
-        let clean = self.sent == Sent::No && self.wire_sent == 0 && !self.conn.body.touched;
+        let clean = self.wire_sent == 0 && !self.conn.body.touched;
         let backend_id = self.service.backends[self.i].state.id;
         let all_sent = self.sent == Sent::All;
         match (end, self.answer) {
@@ -999,7 +1004,14 @@ impl Run<'_> {
             (End::BadBody(refusal), None) => Try::BadBody(refusal),
             (End::BadBody(_), Some(_)) => Try::ClientGone,
             (End::Failed(kind), None) => Try::Failed { kind, clean },
-            (End::Failed(kind), Some(_)) => Try::Broken(kind),
+            (End::Failed(kind), Some(answer)) => {
+                if answer.dechunk || answer.until_close {
+                    // Its end is the end of the connection: only a reset tells that this was not it.
+                    let nothing = Io::Memory(tokio::io::duplex(1).0);
+                    std::mem::replace(&mut self.conn.io, nothing).reset();
+                }
+                Try::Broken(kind)
+            }
         }
     }
 }

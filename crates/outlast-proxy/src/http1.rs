@@ -407,8 +407,9 @@ impl Conn {
         let backend = &service.backends[i];
         let idempotent = self.request.method().idempotent();
         let age = if idempotent { service.spec.timeouts.backend_idle } else { UNSAFE_REUSE_MAX };
-        let pooled =
-            if self.request.upgrade { None } else { worker::take_idle(backend.state.id, age) };
+        // A PROXY header speaks for one client: connections that carry one are not shared.
+        let alone = self.request.upgrade || service.spec.send_proxy.is_some();
+        let pooled = if alone { None } else { worker::take_idle(backend.state.id, age) };
         if let Some(io) = pooled {
             let end = self.run(service, i, tried, io).await;
             // The backend closed it while it was idle: once more, on a new connection, without blame.
@@ -971,6 +972,7 @@ impl Run<'_> {
         let clean = self.wire_sent == 0 && !self.conn.body.touched;
         let backend_id = self.service.backends[self.i].state.id;
         let all_sent = self.sent == Sent::All;
+        let shared = self.service.spec.send_proxy.is_none();
         match (end, self.answer) {
             (End::Done, Some(answer)) if answer.upgraded => {
                 let backend = &self.service.backends[self.i].state;
@@ -985,7 +987,7 @@ impl Run<'_> {
                 Try::Tunnelled
             }
             (End::Done, Some(answer)) => {
-                if answer.backend_stays && all_sent && self.up_rest.is_empty() {
+                if answer.backend_stays && all_sent && self.up_rest.is_empty() && shared {
                     worker::put_idle(backend_id, self.up);
                 }
                 Try::Answered {
@@ -995,7 +997,7 @@ impl Run<'_> {
             }
             (End::Done, None) => Try::Failed { kind: ErrorKind::BadAnswer, clean: false },
             (End::Spared, _) => {
-                if self.reusable {
+                if self.reusable && shared {
                     worker::put_idle(backend_id, self.up);
                 }
                 Try::Spared

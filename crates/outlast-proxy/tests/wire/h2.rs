@@ -179,8 +179,7 @@ fn http2_is_chosen_in_the_tls_handshake() {
 
 #[test]
 fn a_hundred_streams_run_at_once() {
-    let waiting = Arc::new(AtomicUsize::new(0));
-    let seen = waiting.clone();
+    let seen = Arc::new(AtomicUsize::new(0));
     let backend = Backend::start(move |mut stage| {
         while let Some(request) = stage.next() {
             seen.fetch_add(1, SeqCst);

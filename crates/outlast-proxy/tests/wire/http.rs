@@ -531,7 +531,7 @@ fn an_answer_that_makes_no_sense_is_not_passed_on() {
         let backend = Backend::answering(move |_| wire.clone());
         let gate = Gate::http(&[backend.address], |service| service.retry.attempts = 1);
         let got = ask(&gate, get("/"));
-        assert_eq!(got.status(), 502, "{:.60}: {got:?}", answer);
+        assert_eq!(got.status(), 502, "{answer:.60}: {got:?}");
         assert_eq!(gate.errors(0, ErrorKind::BadAnswer), 1, "{answer:.60}");
     }
 }

@@ -140,10 +140,10 @@ fn a_bad_certificate_is_refused_and_the_old_one_serves_on() {
     let gate = Gate::http(&[backend.address], |service| service.certificates = vec![good.clone()]);
     let other = authority.issue(&["shop.example"]);
     for bad in [
-        Certificate { key: other.key.clone(), ..good.clone() },
+        Certificate { key: other.key, ..good.clone() },
         Certificate { chain: "nonsense".to_owned(), ..good.clone() },
         Certificate { key: String::new(), ..good.clone() },
-        Certificate { client_ca: Some(String::new()), ..good.clone() },
+        Certificate { client_ca: Some(String::new()), ..good },
     ] {
         let mut table = gate.proxy.table();
         table.services[0].certificates = vec![bad];
@@ -275,7 +275,7 @@ fn a_stale_tls_connection_costs_no_request() {
         if let Ok(Some(_request)) = wire.request() {
             wire.try_send(ok("once")).ok();
             // With a proper end, or without.
-            if stage.wire.number % 2 == 0 {
+            if stage.wire.number.is_multiple_of(2) {
                 wire.stream.conn.send_close_notify();
                 wire.try_send("").ok();
             }

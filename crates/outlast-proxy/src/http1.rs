@@ -317,6 +317,11 @@ impl Conn {
                     if status >= 500 {
                         counters.failed(ErrorKind::Status5xx);
                     }
+                    if !self.body.decoder.done() {
+                        // The answer came early: the client may still be sending.
+                        drop(flight);
+                        self.linger().await;
+                    }
                     return client_stays;
                 }
                 Try::Tunnelled => return false,
@@ -402,8 +407,9 @@ impl Conn {
         let backend = &service.backends[i];
         let idempotent = self.request.method().idempotent();
         let age = if idempotent { service.spec.timeouts.backend_idle } else { UNSAFE_REUSE_MAX };
-        let pooled =
-            if self.request.upgrade { None } else { worker::take_idle(backend.state.id, age) };
+        // A PROXY header speaks for one client: connections that carry one are not shared.
+        let alone = self.request.upgrade || service.spec.send_proxy.is_some();
+        let pooled = if alone { None } else { worker::take_idle(backend.state.id, age) };
         if let Some(io) = pooled {
             let end = self.run(service, i, tried, io).await;
             // The backend closed it while it was idle: once more, on a new connection, without blame.
@@ -964,9 +970,10 @@ impl Run<'_> {
 
     /// Puts connections where they belong, and says how the try ended.
     async fn finish(self, end: End) -> Try {
-        let clean = self.sent == Sent::No && self.wire_sent == 0 && !self.conn.body.touched;
+        let clean = self.wire_sent == 0 && !self.conn.body.touched;
         let backend_id = self.service.backends[self.i].state.id;
         let all_sent = self.sent == Sent::All;
+        let shared = self.service.spec.send_proxy.is_none();
         match (end, self.answer) {
             (End::Done, Some(answer)) if answer.upgraded => {
                 let backend = &self.service.backends[self.i].state;
@@ -981,7 +988,7 @@ impl Run<'_> {
                 Try::Tunnelled
             }
             (End::Done, Some(answer)) => {
-                if answer.backend_stays && all_sent && self.up_rest.is_empty() {
+                if answer.backend_stays && all_sent && self.up_rest.is_empty() && shared {
                     worker::put_idle(backend_id, self.up);
                 }
                 Try::Answered {
@@ -991,7 +998,7 @@ impl Run<'_> {
             }
             (End::Done, None) => Try::Failed { kind: ErrorKind::BadAnswer, clean: false },
             (End::Spared, _) => {
-                if self.reusable {
+                if self.reusable && shared {
                     worker::put_idle(backend_id, self.up);
                 }
                 Try::Spared
@@ -1000,7 +1007,14 @@ impl Run<'_> {
             (End::BadBody(refusal), None) => Try::BadBody(refusal),
             (End::BadBody(_), Some(_)) => Try::ClientGone,
             (End::Failed(kind), None) => Try::Failed { kind, clean },
-            (End::Failed(kind), Some(_)) => Try::Broken(kind),
+            (End::Failed(kind), Some(answer)) => {
+                if answer.dechunk || answer.until_close {
+                    // Its end is the end of the connection: only a reset tells that this was not it.
+                    let nothing = Io::Memory(tokio::io::duplex(1).0);
+                    std::mem::replace(&mut self.conn.io, nothing).reset();
+                }
+                Try::Broken(kind)
+            }
         }
     }
 }

@@ -161,23 +161,11 @@ async fn run(
         _ended = moving => false,
     };
     if fenced {
-        reset(&client);
-        reset(&up);
+        client.reset();
+        up.reset();
     }
     there.end();
     back.end();
-}
-
-/// Makes the coming close a reset: nothing that is still queued reaches the other side.
-fn reset(io: &Io) {
-    let stream = match io {
-        Io::Tcp(stream) => stream,
-        Io::Server(tls) => tls.get_ref().0,
-        Io::Client(tls) => tls.get_ref().0,
-        Io::Memory(_) => return,
-    };
-    // A socket that is already gone needs no reset.
-    rustix::net::sockopt::set_socket_linger(stream, Some(Duration::ZERO)).ok();
 }
 
 /// One of the two directions.

@@ -74,16 +74,21 @@ impl Ejection {
         self.state != State::In
     }
 
-    /// Whether a request may go there now; a trial takes the one place that there is.
-    pub fn admit(&mut self, now: Instant) -> bool {
+    /// Whether a request could go there now.
+    pub fn due(&self, now: Instant) -> bool {
         match self.state {
             State::In => true,
-            State::Out { until } | State::Trial { until } if until <= now => {
-                self.state = State::Trial { until: now + TRIAL_MAX };
-                true
-            }
-            State::Out { .. } | State::Trial { .. } => false,
+            State::Out { until } | State::Trial { until } => until <= now,
         }
+    }
+
+    /// Whether a request may go there now; a trial takes the one place that there is.
+    pub fn admit(&mut self, now: Instant) -> bool {
+        let due = self.due(now);
+        if due && self.ejected() {
+            self.state = State::Trial { until: now + TRIAL_MAX };
+        }
+        due
     }
 
     /// Takes the outcome of one request. `last`: no other backend could take its place, so it stays.

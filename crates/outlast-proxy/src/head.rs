@@ -95,6 +95,8 @@ pub struct RequestRules<'a> {
     /// Whether the client's own forwarding headers are kept.
     pub trusted: bool,
     pub client: SocketAddr,
+    /// The address that the client connected to.
+    pub local: SocketAddr,
     pub tls: bool,
     pub hash: HashOn<'a>,
 }
@@ -147,16 +149,20 @@ pub fn read_request(
     if !path_is_sane(path) {
         return Err(refuse(400, "bad path"));
     }
+    let own;
     let host = match (authority, notes.host) {
         (Some(_), None) if !http10 => return Err(refuse(400, "no Host header")),
         // RFC 9112 3.2.2: an absolute target's authority replaces the Host header.
         (Some(authority), _) => authority.as_bytes(),
         (None, Some(host)) => host,
-        (None, None) if http10 => b"",
+        (None, None) if http10 => {
+            // A backend may insist on a Host that HTTP/1.0 does not have: it gets the address that was asked.
+            own = rules.local.to_string();
+            own.as_bytes()
+        }
         (None, None) => return Err(refuse(400, "no Host header")),
     };
-    let absent = host.is_empty() && http10 && notes.host.is_none();
-    if !absent && !host_is_sane(host) {
+    if !host_is_sane(host) {
         return Err(refuse(400, "bad Host header"));
     }
 
@@ -182,7 +188,7 @@ pub fn read_request(
         put(wire, b"Connection", b"Upgrade");
         put(wire, b"Upgrade", upgrade);
     }
-    write_forwarded(wire, rules, &notes, host);
+    write_forwarded(wire, rules, parsed.headers, &notes, host);
     wire.extend_from_slice(b"\r\n");
 
     request.method = Some(Method::of(method));
@@ -214,8 +220,6 @@ struct Notes<'a> {
     upgrade: Option<&'a [u8]>,
     /// Values of `Connection` headers, whose words name headers of this hop.
     connection: [Option<&'a [u8]>; 4],
-    forwarded_for: Option<&'a [u8]>,
-    forwarded: Option<&'a [u8]>,
     proto: Option<&'a [u8]>,
     forwarded_host: Option<&'a [u8]>,
 }
@@ -233,8 +237,6 @@ fn survey<'a>(
         expects_continue: false,
         upgrade: None,
         connection: [None; 4],
-        forwarded_for: None,
-        forwarded: None,
         proto: None,
         forwarded_host: None,
     };
@@ -283,8 +285,6 @@ fn survey<'a>(
                 }
                 notes.expects_continue = true;
             }
-            15 if name.eq_ignore_ascii_case("x-forwarded-for") => notes.forwarded_for = Some(value),
-            9 if name.eq_ignore_ascii_case("forwarded") => notes.forwarded = Some(value),
             17 if name.eq_ignore_ascii_case("x-forwarded-proto") => notes.proto = Some(value),
             16 if name.eq_ignore_ascii_case("x-forwarded-host") => {
                 notes.forwarded_host = Some(value);
@@ -444,15 +444,32 @@ fn named(connection: &[Option<&[u8]>; 4], name: &str) -> bool {
         .any(|value| words(value).any(|word| word.eq_ignore_ascii_case(name.as_bytes())))
 }
 
-fn write_forwarded(wire: &mut Vec<u8>, rules: &RequestRules<'_>, notes: &Notes<'_>, host: &[u8]) {
+/// Writes the values of all lines of this name, each with a comma after it, if the peer is believed.
+fn put_before(
+    wire: &mut Vec<u8>,
+    rules: &RequestRules<'_>,
+    lines: &[httparse::Header<'_>],
+    name: &str,
+) {
+    let before = lines.iter().filter(|h| rules.trusted && h.name.eq_ignore_ascii_case(name));
+    for line in before.filter(|h| !h.value.is_empty()) {
+        wire.extend_from_slice(line.value);
+        wire.extend_from_slice(b", ");
+    }
+}
+
+fn write_forwarded(
+    wire: &mut Vec<u8>,
+    rules: &RequestRules<'_>,
+    lines: &[httparse::Header<'_>],
+    notes: &Notes<'_>,
+    host: &[u8],
+) {
     let proto = if rules.tls { "https" } else { "http" };
     let ip = rules.client.ip();
     if matches!(rules.forwarded, Forwarded::XForwarded | Forwarded::Both) {
         wire.extend_from_slice(b"X-Forwarded-For: ");
-        if let Some(before) = notes.forwarded_for.filter(|_| rules.trusted) {
-            wire.extend_from_slice(before);
-            wire.extend_from_slice(b", ");
-        }
+        put_before(wire, rules, lines, "X-Forwarded-For");
         drop(write!(wire, "{ip}\r\nX-Forwarded-Proto: "));
         wire.extend_from_slice(notes.proto.filter(|_| rules.trusted).unwrap_or(proto.as_bytes()));
         wire.extend_from_slice(b"\r\nX-Forwarded-Host: ");
@@ -461,10 +478,7 @@ fn write_forwarded(wire: &mut Vec<u8>, rules: &RequestRules<'_>, notes: &Notes<'
     }
     if matches!(rules.forwarded, Forwarded::Forwarded | Forwarded::Both) {
         wire.extend_from_slice(b"Forwarded: ");
-        if let Some(before) = notes.forwarded.filter(|_| rules.trusted) {
-            wire.extend_from_slice(before);
-            wire.extend_from_slice(b", ");
-        }
+        put_before(wire, rules, lines, "Forwarded");
         // RFC 7239 section 6: an IPv6 address stands in brackets and quotes.
         match ip {
             std::net::IpAddr::V4(ip) => drop(write!(wire, "for={ip}")),
@@ -626,6 +640,7 @@ mod tests {
             forwarded: Forwarded::XForwarded,
             trusted: false,
             client: "192.0.2.7:1234".parse().unwrap(),
+            local: "192.0.2.1:80".parse().unwrap(),
             tls: false,
             hash: HashOn::Nothing,
         }
@@ -710,6 +725,12 @@ mod tests {
         ] {
             assert!(!path_is_sane(path), "{path}");
         }
+    }
+
+    #[test]
+    fn a_request_without_host_gets_the_address_that_was_asked() {
+        let (wire, _) = request("GET /x HTTP/1.0\r\n\r\n", &rules()).unwrap();
+        assert!(wire.starts_with("GET /x HTTP/1.1\r\nHost: 192.0.2.1:80\r\n"), "{wire}");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::eject::Outcome;
 use crate::head::{self, HashOn, Method, Refusal, Request, RequestRules};
 use crate::io::{Deadline, Io, Rest, with_scratch};
 use crate::live::{Flight, LiveService, World};
-use crate::stats::{Counters, ErrorKind};
+use crate::stats::ErrorKind;
 use crate::table::Balance;
 use crate::{answers, http2, tcp, worker};
 
@@ -317,12 +317,14 @@ impl Conn {
                     if status >= 500 {
                         counters.failed(ErrorKind::Status5xx);
                     }
+                    if !self.body.decoder.done() {
+                        // The answer came early: the client may still be sending.
+                        drop(flight);
+                        self.linger().await;
+                    }
                     return client_stays;
                 }
-                Try::Tunnelled => {
-                    counters.tunnels.fetch_add(1, Relaxed);
-                    return false;
-                }
+                Try::Tunnelled => return false,
                 Try::ClientGone => {
                     counters.failed(ErrorKind::ClientGone);
                     return false;
@@ -405,8 +407,9 @@ impl Conn {
         let backend = &service.backends[i];
         let idempotent = self.request.method().idempotent();
         let age = if idempotent { service.spec.timeouts.backend_idle } else { UNSAFE_REUSE_MAX };
-        let pooled =
-            if self.request.upgrade { None } else { worker::take_idle(backend.state.id, age) };
+        // A PROXY header speaks for one client: connections that carry one are not shared.
+        let alone = self.request.upgrade || service.spec.send_proxy.is_some();
+        let pooled = if alone { None } else { worker::take_idle(backend.state.id, age) };
         if let Some(io) = pooled {
             let end = self.run(service, i, tried, io).await;
             // The backend closed it while it was idle: once more, on a new connection, without blame.
@@ -548,6 +551,7 @@ fn read_request(
         forwarded: spec.forwarded,
         trusted: !spec.trusted.is_empty() && spec.trusts(door.client.ip()),
         client: door.client,
+        local: door.local,
         tls: door.tls,
         hash: match &spec.balance {
             Balance::HashPath => HashOn::Path,
@@ -786,6 +790,7 @@ impl Run<'_> {
             }
             let upgraded = response.status == 101;
             if upgraded && !conn.request.upgrade {
+                conn.out.truncate(before);
                 return Err(End::Failed(ErrorKind::BadAnswer));
             }
             let mut decoder = Decoder::new(response.framing);
@@ -911,13 +916,13 @@ impl Run<'_> {
                 let period = spec.timeouts.body;
                 if self.answer.is_some() || self.progress {
                     if !std::mem::take(&mut self.progress) {
-                        return Poll::Ready(End::Failed(ErrorKind::Timeout));
+                        return Poll::Ready(self.out_of_patience());
                     }
                     self.conn.deadline.set(now + period);
                     continue;
                 }
                 if period <= now - self.waiting_since {
-                    return Poll::Ready(End::Failed(ErrorKind::Timeout));
+                    return Poll::Ready(self.out_of_patience());
                 }
                 self.conn.deadline.set((now + LOOK_EVERY).min(self.waiting_since + period));
                 continue;
@@ -938,6 +943,25 @@ impl Run<'_> {
         Poll::Pending
     }
 
+    /// Nothing has moved for too long: whose fault is that? A backend must not be blamed for a slow client.
+    fn out_of_patience(&self) -> End {
+        let conn = &*self.conn;
+        let replay = conn.body.replay.as_deref().unwrap_or_default();
+        let all_passed_on = self.wire_sent == conn.request.wire.len()
+            && self.replay_sent == replay.len()
+            && self.pending.is_empty();
+        let client_owes = matches!(self.sent, Sent::No | Sent::Some)
+            && all_passed_on
+            && !conn.body.decoder.done();
+        match &self.answer {
+            Some(_) if client_owes || !conn.out.is_empty() => End::ClientGone,
+            None if client_owes => {
+                End::BadBody(Refusal { status: 408, reason: "request body took too long" })
+            }
+            Some(_) | None => End::Failed(ErrorKind::Timeout),
+        }
+    }
+
     /// In the table in force, which may be newer than the one that this request began with.
     fn backend_still_good(&self) -> bool {
         let id = self.service.backends[self.i].state.id;
@@ -946,22 +970,25 @@ impl Run<'_> {
 
     /// Puts connections where they belong, and says how the try ended.
     async fn finish(self, end: End) -> Try {
-        let clean = self.sent == Sent::No && self.wire_sent == 0 && !self.conn.body.touched;
+        let clean = self.wire_sent == 0 && !self.conn.body.touched;
         let backend_id = self.service.backends[self.i].state.id;
         let all_sent = self.sent == Sent::All;
+        let shared = self.service.spec.send_proxy.is_none();
         match (end, self.answer) {
             (End::Done, Some(answer)) if answer.upgraded => {
-                let counters: &Counters = &self.service.backends[self.i].state.counters;
-                let cut = &self.service.backends[self.i].state.cut;
+                let backend = &self.service.backends[self.i].state;
+                // Counted now: a tunnel may last for days.
+                backend.counters.tunnels.fetch_add(1, Relaxed);
+                self.service.observe(&self.conn.world, self.i, Outcome::Good);
                 let client =
                     std::mem::replace(&mut self.conn.io, Io::Memory(tokio::io::duplex(1).0));
                 let rest = std::mem::take(&mut self.conn.rest);
                 let idle = self.service.spec.timeouts.tunnel;
-                tcp::tunnel(client, rest, self.up, self.up_rest, idle, cut, counters).await;
+                tcp::tunnel(client, rest, self.up, self.up_rest, idle, backend).await;
                 Try::Tunnelled
             }
             (End::Done, Some(answer)) => {
-                if answer.backend_stays && all_sent && self.up_rest.is_empty() {
+                if answer.backend_stays && all_sent && self.up_rest.is_empty() && shared {
                     worker::put_idle(backend_id, self.up);
                 }
                 Try::Answered {
@@ -971,7 +998,7 @@ impl Run<'_> {
             }
             (End::Done, None) => Try::Failed { kind: ErrorKind::BadAnswer, clean: false },
             (End::Spared, _) => {
-                if self.reusable {
+                if self.reusable && shared {
                     worker::put_idle(backend_id, self.up);
                 }
                 Try::Spared
@@ -980,7 +1007,14 @@ impl Run<'_> {
             (End::BadBody(refusal), None) => Try::BadBody(refusal),
             (End::BadBody(_), Some(_)) => Try::ClientGone,
             (End::Failed(kind), None) => Try::Failed { kind, clean },
-            (End::Failed(kind), Some(_)) => Try::Broken(kind),
+            (End::Failed(kind), Some(answer)) => {
+                if answer.dechunk || answer.until_close {
+                    // Its end is the end of the connection: only a reset tells that this was not it.
+                    let nothing = Io::Memory(tokio::io::duplex(1).0);
+                    std::mem::replace(&mut self.conn.io, nothing).reset();
+                }
+                Try::Broken(kind)
+            }
         }
     }
 }

@@ -98,6 +98,18 @@ impl Io {
             Io::Memory(io) => Pin::new(io).poll_shutdown(cx),
         }
     }
+
+    /// Closes with a reset: nothing that is still queued reaches the other side.
+    pub(crate) fn reset(self) {
+        let stream = match &self {
+            Io::Tcp(stream) => stream,
+            Io::Server(tls) => tls.get_ref().0,
+            Io::Client(tls) => tls.get_ref().0,
+            Io::Memory(_) => return,
+        };
+        // A socket that is already gone needs no reset.
+        rustix::net::sockopt::set_socket_linger(stream, Some(Duration::ZERO)).ok();
+    }
 }
 
 /// Bytes that were read but not used yet. Gives its memory back when it is empty.

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst,
+};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -87,14 +89,10 @@ pub(crate) struct BackendRun {
     pub(crate) up_since_ms: AtomicI64,
     /// Cuts every tunnel to this backend.
     pub(crate) cut: Notify,
+    /// It must not serve: the passive side, or no longer in the table. Set before `cut` is told, looked at after
+    /// `cut` is listened to, so that no tunnel slips in between.
+    pub(crate) fenced: AtomicBool,
     pub(crate) last_suspect_ms: AtomicI64,
-}
-
-impl BackendRun {
-    /// Whether this request is to try an ejected backend; if so, it takes the one place that there is.
-    fn admits_trial(&self) -> bool {
-        self.ejection.lock().expect("no panic while held").admit(Instant::now())
-    }
 }
 
 /// The process-wide clock and notices.
@@ -130,14 +128,21 @@ impl World {
 
     /// Compiles a table, keeping the state of what was there before.
     pub(crate) fn compile(&self, table: Table, before: &Live) -> Result<Live, String> {
+        // All that can fail comes first: a table that is refused must leave no trace.
+        let tls = table.services.iter().map(|spec| match before.services.get(&spec.name) {
+            Some(old)
+                if old.spec.certificates == spec.certificates
+                    && old.spec.protocol == spec.protocol =>
+            {
+                Ok(old.tls.clone())
+            }
+            Some(_) | None => crate::tls::server_config(spec),
+        });
+        let tls = tls.collect::<Result<Vec<_>, String>>()?;
         let now_ms = self.now_ms();
         let mut services = BTreeMap::new();
-        for spec in &table.services {
+        for (spec, tls) in table.services.iter().zip(tls) {
             let old = before.services.get(&spec.name);
-            let tls = match old {
-                Some(old) if old.spec.certificates == spec.certificates => old.tls.clone(),
-                Some(_) | None => crate::tls::server_config(spec)?,
-            };
             let backends = spec.backends.iter().map(|backend| {
                 let kept = old.and_then(|o| {
                     o.backends
@@ -188,6 +193,7 @@ impl World {
             ejection: Mutex::new(Ejection::new(Instant::now())),
             up_since_ms: AtomicI64::new(now_ms),
             cut: Notify::new(),
+            fenced: AtomicBool::new(false),
             last_suspect_ms: AtomicI64::new(i64::MIN / 2),
         }
     }
@@ -214,12 +220,14 @@ impl World {
                     .services
                     .get(name)
                     .and_then(|s| s.backends.iter().find(|b| b.state.id == backend.state.id));
-                let keeps = now.is_some_and(|b| {
-                    matches!(
-                        b.spec.state,
-                        BackendState::Up | BackendState::Draining | BackendState::Unknown
-                    )
-                });
+                let (keeps, fenced) = match now.map(|b| b.spec.state) {
+                    Some(BackendState::Up | BackendState::Draining | BackendState::Unknown) => {
+                        (true, false)
+                    }
+                    Some(BackendState::Down) => (false, false),
+                    Some(BackendState::Passive) | None => (false, true),
+                };
+                backend.state.fenced.store(fenced, SeqCst);
                 if !keeps {
                     backend.state.cut.notify_waiters();
                 }
@@ -267,16 +275,6 @@ impl LiveService {
         key: u64,
     ) -> Option<usize> {
         let up = |b: &LiveBackend| b.spec.state == BackendState::Up;
-        // A backend whose ejection is over gets the next first try, as its trial: the place that it takes must be used.
-        // A retry goes to a backend that is known to be good instead.
-        let trial = |b: &LiveBackend| {
-            up(b) && b.state.ejected.load(Relaxed) && !self.full(b) && b.state.admits_trial()
-        };
-        if tried.is_empty()
-            && let Some(i) = self.backends.iter().position(trial)
-        {
-            return Some(i);
-        }
         let candidate = |i: usize, backend: &LiveBackend, usable: bool| balance::Candidate {
             usable: usable && !tried.contains(&i) && !self.full(backend),
             in_flight: backend.state.in_flight.load(Relaxed),
@@ -298,7 +296,11 @@ impl LiveService {
         };
         for (i, backend) in self.backends.iter().enumerate() {
             let usable = match backend.spec.state {
-                BackendState::Up => panic || !backend.state.ejected.load(Relaxed),
+                BackendState::Up => {
+                    panic
+                        || !backend.state.ejected.load(Relaxed)
+                        || Self::trial_is_due(backend, tried)
+                }
                 BackendState::Down => panic,
                 BackendState::Unknown | BackendState::Draining | BackendState::Passive => false,
             };
@@ -315,12 +317,31 @@ impl LiveService {
             | Balance::HashHeader(_)
             | Balance::HashCookie(_) => random,
         };
-        balance::choose(&self.spec.balance, candidates, turn, random, key)
+        loop {
+            let i = balance::choose(&self.spec.balance, candidates, turn, random, key)?;
+            let ejected = self.backends[i].state.ejected.load(Relaxed);
+            if panic || !ejected || Self::takes_trial(&self.backends[i]) {
+                return Some(i);
+            }
+            // Another thread's request is the trial.
+            candidates[i].usable = false;
+        }
     }
 
     fn full(&self, backend: &LiveBackend) -> bool {
         let max = self.spec.limits.per_backend;
         max > 0 && max <= backend.state.in_flight.load(Relaxed)
+    }
+
+    /// Whether this request could be the trial of an ejected backend; it takes the one place only once it is chosen.
+    fn trial_is_due(backend: &LiveBackend, tried: &[usize]) -> bool {
+        // Only a first try is spent on a trial: its retry then goes to a backend that is known to be good.
+        tried.is_empty()
+            && backend.state.ejection.lock().expect("no panic while held").due(Instant::now())
+    }
+
+    fn takes_trial(backend: &LiveBackend) -> bool {
+        backend.state.ejection.lock().expect("no panic while held").admit(Instant::now())
     }
 
     fn weight(&self, world: &World, backend: &LiveBackend) -> f32 {

@@ -84,13 +84,15 @@ impl Proxy {
         for (address, socket) in sockets {
             held.insert(address, Arc::new(socket));
         }
-        let live = self.world.compile(table, &before.live).map_err(Refused::Tls)?;
-        let wanted = live.listeners();
-        let missing: Vec<SocketAddr> =
-            wanted.keys().filter(|a| !held.contains_key(a)).copied().collect();
+        let mut missing: Vec<SocketAddr> = table.services.iter().map(|s| s.listen).collect();
+        missing.retain(|address| !held.contains_key(address));
+        missing.sort_unstable();
+        missing.dedup();
         if !missing.is_empty() {
             return Err(Refused::NoSocket(missing));
         }
+        let live = self.world.compile(table, &before.live).map_err(Refused::Tls)?;
+        let wanted = live.listeners();
         held.retain(|address, _| wanted.contains_key(address));
         let live = Arc::new(live);
         self.orders.send_modify(|orders| {

@@ -6,19 +6,19 @@
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rustix::pipe::{PipeFlags, SpliceFlags};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 use crate::eject::Outcome;
 use crate::http1::Door;
 use crate::io::{Deadline, Io, Rest, SCRATCH, with_scratch};
-use crate::live::Flight;
+use crate::live::{BackendRun, Flight};
 use crate::stats::{Counters, ErrorKind};
 use crate::worker;
 
@@ -80,7 +80,7 @@ pub(crate) async fn serve(io: Io, rest: Rest, door: Door) {
         let backend = &service.backends[i];
         flight.goes_to(&backend.state);
         // Registered before the connection is made, so that a fence in between is not missed.
-        let cut = backend.state.cut.notified();
+        let cut = Cut::of(&backend.state);
         let Ok(up) = worker::connect(&service, backend, door.client, door.local).await else {
             backend.state.counters.failed(ErrorKind::Connect);
             service.observe(&world, i, Outcome::Failure);
@@ -102,10 +102,28 @@ pub(crate) async fn tunnel(
     up: Io,
     up_rest: Rest,
     idle: Duration,
-    cut: &Notify,
-    counters: &Counters,
+    backend: &BackendRun,
 ) {
-    run(client, client_rest, up, up_rest, idle, cut.notified(), counters).await;
+    run(client, client_rest, up, up_rest, idle, Cut::of(backend), &backend.counters).await;
+}
+
+/// Ends when tunnels to a backend have to: told from the moment that it is made.
+struct Cut<'a> {
+    told: Notified<'a>,
+    backend: &'a BackendRun,
+}
+
+impl Cut<'_> {
+    fn of(backend: &BackendRun) -> Cut<'_> {
+        Cut { told: backend.cut.notified(), backend }
+    }
+
+    async fn wait(self) {
+        // A table fences the backend first and tells after: one of the two is seen here.
+        if !self.backend.fenced.load(SeqCst) {
+            self.told.await;
+        }
+    }
 }
 
 async fn run(
@@ -114,7 +132,7 @@ async fn run(
     mut up: Io,
     up_rest: Rest,
     idle: Duration,
-    cut: tokio::sync::futures::Notified<'_>,
+    cut: Cut<'_>,
     counters: &Counters,
 ) {
     let mut there = Direction::new(client_rest, &counters.bytes_in);
@@ -138,23 +156,16 @@ async fn run(
     });
     let fenced = tokio::select! {
         // Both sides see the end of the connection; there is nobody else to tell.
+        biased;
+        () = cut.wait() => true,
         _ended = moving => false,
-        () = cut => true,
     };
     if fenced {
-        reset(&client);
-        reset(&up);
+        client.reset();
+        up.reset();
     }
     there.end();
     back.end();
-}
-
-/// Makes the coming close a reset: nothing that is still queued reaches the other side.
-fn reset(io: &Io) {
-    if let Io::Tcp(stream) = io {
-        // A socket that is already gone needs no reset.
-        rustix::net::sockopt::set_socket_linger(stream, Some(Duration::ZERO)).ok();
-    }
 }
 
 /// One of the two directions.

@@ -2,6 +2,9 @@
 //!
 //! One binary, so that it is linked once and its tests share the machine's cores.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests, outside the test functions themselves")]
+#![expect(clippy::cast_possible_truncation, reason = "patterns of bytes made from counters")]
+
 mod drain;
 mod h2;
 mod harness;

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 
-use crate::harness::{Gate, LIMIT, Wire, listen, until};
+use crate::harness::{Gate, Wire, listen, until};
 
 /// What a client sends, and then it ends its side.
 struct Vector {

@@ -297,6 +297,7 @@ impl Loop {
                     self.vitals = Vitals::read(&self.data_dir);
                     self.revive_proxy();
                     self.publish();
+                    self.confirm_routes();
                 }
                 _ = resolve.tick() => self.resolve(),
                 _ = hangup.recv() => {
@@ -405,7 +406,9 @@ impl Loop {
         let mut facts = Vec::new();
         match from {
             FromLink::Said { pid, message } => match message {
-                FromProxy::Applied { .. } => self.plane.succeed(pid, &mut facts),
+                FromProxy::Applied { generation } => {
+                    self.plane.succeed(pid, generation, &mut facts)
+                }
                 FromProxy::NotApplied { reason, .. } => {
                     tracing::error!(pid, reason, "the proxy refused a table");
                     self.plane.refuse(reason);
@@ -431,6 +434,16 @@ impl Loop {
         }
         self.revive_proxy();
         self.publish();
+        self.confirm_routes();
+    }
+
+    /// Tells the core which routes the data plane has in force.
+    fn confirm_routes(&mut self) {
+        if self.plane.settled() {
+            for (service, epoch) in self.core.switching() {
+                self.step(Input::Routed { service, epoch });
+            }
+        }
     }
 
     fn hear_notice(&mut self, notice: Notice) {

@@ -101,7 +101,9 @@ async fn over<T: AsyncRead + AsyncWrite + Send + Unpin + 'static>(io: T) -> Send
 
 /// Opens with HTTP/2 and no TLS.
 async fn known(to: SocketAddr) -> Sender {
-    over(tokio::net::TcpStream::connect(to).await.unwrap()).await
+    let stream = tokio::net::TcpStream::connect(to).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    over(stream).await
 }
 
 fn request(method: &str, path: &str) -> http::request::Builder {

@@ -36,6 +36,21 @@ pub(crate) fn pause(time: Duration) {
     }
 }
 
+/// Bytes that show every lost, doubled or swapped piece: noise that repeats after a prime number of bytes.
+pub(crate) fn noise(count: usize) -> Vec<u8> {
+    const PERIOD: usize = 1_000_003;
+    let mut state = 1_u64;
+    let mut step = || {
+        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+        (state >> 56) as u8
+    };
+    let mut bytes: Vec<u8> = (0..count.min(PERIOD)).map(|_| step()).collect();
+    while bytes.len() < count {
+        bytes.extend_from_within(..PERIOD.min(count - bytes.len()));
+    }
+    bytes
+}
+
 pub(crate) fn listen() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").expect("bind a loopback port")
 }

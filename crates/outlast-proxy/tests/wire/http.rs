@@ -9,14 +9,9 @@ use std::time::Duration;
 use outlast_proxy::stats::ErrorKind;
 use outlast_proxy::table::{Forwarded, Service};
 
-use crate::harness::{Backend, Gate, LIMIT, Stage, Wire, ask, get, ok, until, with_body};
+use crate::harness::{Backend, Gate, LIMIT, Stage, Wire, ask, get, noise, ok, until, with_body};
 
 fn plain(_service: &mut Service) {}
-
-/// A body that shows every lost, doubled or swapped piece.
-fn bytes(count: usize) -> Vec<u8> {
-    (0..count).map(|i| ((i * 31) ^ (i >> 8) ^ (i >> 16)) as u8).collect()
-}
 
 /// Sends back each piece of a body as soon as it has come.
 fn echo() -> Backend {
@@ -50,7 +45,7 @@ fn echo() -> Backend {
 fn bodies_stream_both_ways_at_once() {
     let backend = echo();
     let gate = Gate::http(&[backend.address], plain);
-    let body = Arc::new(bytes(50 << 20));
+    let body = Arc::new(noise(50 << 20));
     let mut client = Wire::connect(gate.address);
     for _ in 0..2 {
         let mut up = client.stream.try_clone().unwrap();
@@ -355,7 +350,7 @@ fn an_upgrade_becomes_a_tunnel_both_ways() {
     );
     assert_eq!(head.header("sec-websocket-accept"), Some("a"));
     assert_eq!(client.exactly(10).unwrap(), b"helloearly");
-    let body = bytes(8 << 20);
+    let body = noise(8 << 20);
     let mut up = client.stream.try_clone().unwrap();
     let sent = body.clone();
     let sending = std::thread::spawn(move || up.write_all(&sent).unwrap());

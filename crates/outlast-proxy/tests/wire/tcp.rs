@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use outlast_proxy::table::{BackendState, ProxyVersion};
 
-use crate::harness::{Backend, Gate, Wire, get, nobody, ok, until};
+use crate::harness::{Backend, Gate, Wire, get, nobody, noise, ok, until};
 use crate::tls::{Authority, client, trusting};
 
 /// Sends back what comes, and ends when its peer does.
@@ -35,46 +35,23 @@ fn named(name: &'static str) -> Backend {
     })
 }
 
-/// FNV-1a, eight bytes at a time: enough to see any loss or swap.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Sum(u64, usize);
-
-impl Sum {
-    fn add(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-        self.1 += bytes.len();
-    }
-}
-
-/// Sends `count` bytes that depend on their place, ends its side, and says what it sent.
-fn pour(mut to: TcpStream, count: usize, seed: u64) -> Sum {
-    let mut sum = Sum(0, 0);
-    let mut state = seed;
-    let mut piece = vec![0; 256 << 10];
-    while sum.1 < count {
-        for word in piece.chunks_exact_mut(8) {
-            state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
-            word.copy_from_slice(&state.to_le_bytes());
-        }
-        let take = piece.len().min(count - sum.1);
-        to.write_all(&piece[..take]).unwrap();
-        sum.add(&piece[..take]);
-    }
+/// Sends all and ends its side.
+fn pour(mut to: TcpStream, bytes: &[u8]) {
+    to.write_all(bytes).unwrap();
     to.shutdown(std::net::Shutdown::Write).unwrap();
-    sum
 }
 
-fn drink(mut from: TcpStream) -> Sum {
-    let mut sum = Sum(0, 0);
+/// Reads to the end; whether these bytes came, and no others.
+fn drinks(mut from: TcpStream, bytes: &[u8]) -> bool {
+    let mut left = bytes;
     let mut piece = vec![0; 256 << 10];
     loop {
         let count = from.read(&mut piece).unwrap();
         if count == 0 {
-            return sum;
+            return left.is_empty();
         }
-        sum.add(&piece[..count]);
+        let Some(rest) = left.strip_prefix(&piece[..count]) else { return false };
+        left = rest;
     }
 }
 
@@ -111,23 +88,25 @@ fn each_side_may_end_before_the_other() {
 #[test]
 fn a_hundred_mebibytes_each_way_arrive_whole() {
     let count = 100 << 20;
-    let backend_sums = Arc::new(Mutex::new(None));
-    let seen = backend_sums.clone();
+    // The two ways differ, so that they cannot be mixed up.
+    let bytes = Arc::new(noise(count + 1));
+    let whole = Arc::new(Mutex::new(None));
+    let (there, seen) = (bytes.clone(), whole.clone());
     let backend = Backend::start(move |stage| {
-        let up = stage.wire.stream.try_clone().unwrap();
-        let sending = std::thread::spawn(move || pour(up, count, 7));
-        let got = drink(stage.wire.stream.try_clone().unwrap());
-        *seen.lock().unwrap() = Some((sending.join().unwrap(), got));
+        let (up, bytes) = (stage.wire.stream.try_clone().unwrap(), there.clone());
+        let sending = std::thread::spawn(move || pour(up, &bytes[1..]));
+        let got = drinks(stage.wire.stream, &there[..count]);
+        sending.join().unwrap();
+        *seen.lock().unwrap() = Some(got);
     });
     let gate = Gate::tcp(&[backend.address], |_| {});
     let client = Wire::connect(gate.address).stream;
-    let up = client.try_clone().unwrap();
-    let sending = std::thread::spawn(move || pour(up, count, 3));
-    let got = drink(client);
-    let sent = sending.join().unwrap();
-    until("the backend has all", || backend_sums.lock().unwrap().is_some());
-    assert_eq!(backend_sums.lock().unwrap().unwrap(), (got, sent));
-    assert_eq!(got.1, count);
+    let (up, here) = (client.try_clone().unwrap(), bytes.clone());
+    let sending = std::thread::spawn(move || pour(up, &here[..count]));
+    assert!(drinks(client, &bytes[1..]), "to the client");
+    sending.join().unwrap();
+    until("the backend has all", || whole.lock().unwrap().is_some());
+    assert_eq!(*whole.lock().unwrap(), Some(true), "to the backend");
     let counts = gate.stats().backends[0].counts.clone();
     assert_eq!((counts.bytes_in, counts.bytes_out), (count as u64, count as u64));
 }

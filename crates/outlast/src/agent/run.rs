@@ -407,7 +407,7 @@ impl Loop {
         match from {
             FromLink::Said { pid, message } => match message {
                 FromProxy::Applied { generation } => {
-                    self.plane.succeed(pid, generation, &mut facts)
+                    self.plane.succeed(pid, generation, &mut facts);
                 }
                 FromProxy::NotApplied { reason, .. } => {
                     tracing::error!(pid, reason, "the proxy refused a table");

@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use crate::args::Args;
-use crate::{Verdict, http};
+use crate::{Verdict, http, out};
 
 /// Long enough that every caller has given up or gone elsewhere.
 pub(crate) const SLOWNESS: Duration = Duration::from_secs(3);
@@ -109,6 +109,8 @@ pub(crate) fn run(mut args: Args) -> Result<Verdict> {
     runtime.block_on(async {
         let work = listen(port).await?;
         let control = listen(control).await?;
+        // Port 0 stands for any: whoever asked for that learns here which.
+        out::line(format!("{} {}", work.local_addr()?, control.local_addr()?));
         tokio::try_join!(
             serve(work, Side::Work, Arc::clone(&server)),
             serve(control, Side::Control, Arc::clone(&server))

@@ -180,14 +180,16 @@ impl Drop for TempDir {
     }
 }
 
-/// Runs the work until it ends or someone asks us to stop (Ctrl-C, SIGTERM): then `None`.
+/// Runs the work until it ends or someone asks us to stop (Ctrl-C, SIGTERM, a closed terminal): then `None`.
 pub(crate) async fn unless_interrupted<T>(work: impl Future<Output = T>) -> Result<Option<T>> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut hang_up = signal(SignalKind::hangup()).context("listen for SIGHUP")?;
     tokio::select! {
         done = work => Ok(Some(done)),
         pressed = tokio::signal::ctrl_c() => pressed.map(|()| None).context("listen for Ctrl-C"),
         _ = terminate.recv() => Ok(None),
+        _ = hang_up.recv() => Ok(None),
     }
 }
 

@@ -5,6 +5,7 @@ mod backend;
 mod bench;
 mod children;
 mod demo;
+mod fuzz;
 mod histogram;
 mod http;
 mod load;
@@ -35,6 +36,7 @@ const VERBS: &[Verb] = &[
     Verb { name: "demo", help: demo::HELP, run: demo::run },
     Verb { name: "test", help: test::HELP, run: test::run },
     Verb { name: "bench", help: bench::HELP, run: bench::run },
+    Verb { name: "fuzz", help: fuzz::HELP, run: fuzz::run },
     Verb { name: "backend", help: "", run: backend::run },
     Verb { name: "leash", help: "", run: children::leash },
 ];

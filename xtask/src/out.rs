@@ -1,5 +1,4 @@
 //! Everything that people see: lines that stay, and one status line that is rewritten on a terminal.
-#![expect(clippy::print_stdout, reason = "this is the output of the project's own commands")]
 
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};
@@ -12,7 +11,7 @@ const CLEAR_LINE: &str = "\r\x1b[K";
 /// Prints a line that stays.
 pub(crate) fn line(text: impl Display) {
     let clear = if STATUS_OPEN.swap(false, Ordering::Relaxed) { CLEAR_LINE } else { "" };
-    println!("{clear}{text}");
+    write(&format!("{clear}{text}\n"));
 }
 
 /// Shows what is true now; on a terminal the next output replaces it.
@@ -21,9 +20,20 @@ pub(crate) fn status(text: impl Display) {
         return line(text);
     }
     STATUS_OPEN.store(true, Ordering::Relaxed);
-    print!("{CLEAR_LINE}{text}");
-    // A terminal that went away must not end the run.
-    let _unshown = std::io::stdout().flush().is_err();
+    // A line that wraps could not be cleared again.
+    let shown: String = text.to_string().chars().take(terminal_width() - 1).collect();
+    write(&format!("{CLEAR_LINE}{shown}"));
+}
+
+fn terminal_width() -> usize {
+    let size = rustix::termios::tcgetwinsize(std::io::stdout());
+    size.ok().map(|size| usize::from(size.ws_col)).filter(|width| *width > 1).unwrap_or(80)
+}
+
+/// A reader that went away must not end the run.
+fn write(text: &str) {
+    let mut stdout = std::io::stdout().lock();
+    let _unread = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).is_err();
 }
 
 /// Status lines may come often: each replaces the one before.

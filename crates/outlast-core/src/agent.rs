@@ -13,7 +13,7 @@ use crate::event::{Fact, Target};
 use crate::health::{Belief, Health, Thresholds};
 use crate::pair::{self, Epoch, Pair, Seen, Side};
 use crate::time::{Instant, Timestamp};
-use crate::topology::{PartKind, PartRef, Pool, Service, Topology};
+use crate::topology::{self, PartKind, PartRef, Pool, Service, Topology};
 use crate::view::{BackendView, PartView, ProcessView, ServiceState, ServiceView, View};
 
 /// Everything that can happen to an agent. Closed: there is no other way in.
@@ -52,6 +52,12 @@ pub enum Input {
     Failback {
         service: String,
     },
+    /// Readers have the view in which a pair serves under this epoch. Feed it for what [`Agent::switching`] lists once
+    /// a view that was published after it is in force; left out, failovers end without their last stage.
+    Routed {
+        service: String,
+        epoch: Epoch,
+    },
     /// A supervised process changed.
     Process {
         process: String,
@@ -79,6 +85,9 @@ pub enum Action {
         epoch: Epoch,
     },
 }
+
+/// A notice that a backend has returned may be lost; it counts as given this long after the ejection's time.
+pub const EJECT_GRACE: Duration = Duration::from_secs(5);
 
 /// Now, on both clocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -110,7 +119,10 @@ pub struct Agent {
     generation: u64,
     watches: BTreeMap<Target, Watch>,
     pairs: BTreeMap<String, Pair>,
-    ejected: BTreeSet<(String, String)>,
+    /// Pairs that the topology no longer has: their epochs go on if they come back.
+    retired: BTreeMap<String, Epoch>,
+    /// Backends out of traffic, and when they are taken to be back at the latest.
+    ejected: BTreeMap<(String, String), Instant>,
     draining: BTreeSet<(String, String)>,
     processes: BTreeMap<String, ProcessView>,
     states: BTreeMap<String, (ServiceState, Timestamp)>,
@@ -123,12 +135,14 @@ impl Agent {
             generation: 0,
             watches: BTreeMap::new(),
             pairs: BTreeMap::new(),
-            ejected: BTreeSet::new(),
+            retired: resume.pairs.iter().map(|(name, &(_, epoch))| (name.clone(), epoch)).collect(),
+            ejected: BTreeMap::new(),
             draining: BTreeSet::new(),
             processes: BTreeMap::new(),
             states: BTreeMap::new(),
         };
-        agent.take(topology, resume, now);
+        // Nothing can be under way yet that would have to be reported.
+        agent.take(topology, resume, now, &mut Vec::new());
         agent
     }
 
@@ -136,25 +150,50 @@ impl Agent {
         &self.topology
     }
 
-    /// Who serves each pair, for the disk.
+    /// Who serves each pair, for the disk; pairs that have left the topology are in it for their epochs.
     pub fn pairs(&self) -> BTreeMap<String, (Side, Epoch)> {
+        let retired =
+            self.retired.iter().map(|(name, &epoch)| (name.clone(), (Side::Primary, epoch)));
+        let living =
+            self.pairs.iter().map(|(name, pair)| (name.clone(), (pair.active(), pair.epoch())));
+        retired.chain(living).collect()
+    }
+
+    /// Pairs whose newest route readers have not confirmed with [`Input::Routed`].
+    pub fn switching(&self) -> Vec<(String, Epoch)> {
         self.pairs
             .iter()
-            .map(|(name, pair)| (name.clone(), (pair.active(), pair.epoch())))
+            .filter_map(|(name, pair)| Some((name.clone(), pair.switching()?)))
             .collect()
     }
 
     /// Takes a changed topology; what is still in it keeps its beliefs and its active side.
     pub fn reload(&mut self, topology: Topology, now: Now, out: &mut Vec<Action>) {
         let changes = changes(&self.topology, &topology);
-        self.take(topology, &Resume::default(), now);
         out.push(Action::Record(Fact::TopologyApplied { changes }));
+        self.take(topology, &Resume::default(), now, out);
         self.settle(now, out);
     }
 
-    fn take(&mut self, topology: Topology, resume: &Resume, now: Now) {
+    fn take(&mut self, topology: Topology, resume: &Resume, now: Now, out: &mut Vec<Action>) {
+        self.take_watches(&topology, resume, now);
+        let before = core::mem::replace(&mut self.topology, topology);
+        self.take_pairs(&before, resume, out);
+        let topology = &self.topology;
+        let known = |(service, backend): &(String, String)| has_backend(topology, service, backend);
+        self.ejected.retain(|key, _| known(key));
+        self.draining.retain(known);
+        self.states.retain(|name, _| topology.services.contains_key(name));
+        for name in topology.services.keys() {
+            self.states.entry(name.clone()).or_insert((ServiceState::Unknown, now.wall));
+        }
+        self.processes.retain(|name, _| topology.processes.contains_key(name));
+        self.generation += 1;
+    }
+
+    fn take_watches(&mut self, topology: &Topology, resume: &Resume, now: Now) {
         let mut watches = BTreeMap::new();
-        for (target, thresholds) in targets(&topology) {
+        for (target, thresholds) in targets(topology) {
             let watch = match self.watches.remove(&target) {
                 Some(mut old) => {
                     old.belief.retune(thresholds);
@@ -173,35 +212,42 @@ impl Agent {
             watches.insert(target, watch);
         }
         self.watches = watches;
-        let mut pairs = BTreeMap::new();
-        for (name, service) in &topology.services {
+    }
+
+    fn take_pairs(&mut self, before: &Topology, resume: &Resume, out: &mut Vec<Action>) {
+        let mut left = core::mem::take(&mut self.pairs);
+        for (name, service) in &self.topology.services {
             let Pool::Pair(spec) = &service.pool else { continue };
-            let pair = match self.pairs.remove(name) {
-                Some(mut old) => {
+            let pair = match (left.remove(name), resume.pairs.get(name)) {
+                (Some(mut old), _) => {
+                    let mut wants = Vec::new();
+                    if let Some(side) = seat(before, name, spec, old.active()) {
+                        old.reseat(side, &mut wants);
+                        out.push(Action::SavePairs);
+                    }
                     old.retune(spec.standby.clone(), spec.failback);
+                    say(name, wants, out);
                     old
                 }
-                None => {
-                    let &(active, epoch) =
-                        resume.pairs.get(name).unwrap_or(&(Side::Primary, Epoch(0)));
+                (None, Some(&(active, epoch))) => {
                     Pair::new(spec.standby.clone(), spec.failback, active, epoch)
                 }
+                (None, None) => {
+                    let epoch = self.retired.get(name).copied().unwrap_or_default();
+                    Pair::new(spec.standby.clone(), spec.failback, Side::Primary, epoch)
+                }
             };
-            pairs.insert(name.clone(), pair);
+            self.retired.remove(name);
+            self.pairs.insert(name.clone(), pair);
         }
-        self.pairs = pairs;
-        let known = |(service, backend): &(String, String)| {
-            topology
-                .services
-                .get(service)
-                .is_some_and(|s| s.pool.backends().iter().any(|b| b.url == *backend))
-        };
-        self.ejected.retain(known);
-        self.draining.retain(known);
-        self.states.retain(|name, _| topology.services.contains_key(name));
-        self.processes.retain(|name, _| topology.processes.contains_key(name));
-        self.topology = topology;
-        self.generation += 1;
+        for (name, mut pair) in left {
+            let mut wants = Vec::new();
+            pair.end("the topology no longer has the pair", &mut wants);
+            say(&name, wants, out);
+            // Under an epoch of its own, the primary may serve when the pair comes back.
+            self.retired.insert(name, pair.epoch().next());
+            out.push(Action::SavePairs);
+        }
     }
 
     /// Feeds one input; pushes what must be done, in the order of doing.
@@ -209,15 +255,15 @@ impl Agent {
         match input {
             Input::Probed { target, ok, reason } => self.probed(now, target, ok, reason, out),
             Input::Ejected { service, backend, reason, time } => {
-                if self.ejected.insert((service.clone(), backend.clone())) {
+                let until = now.instant + time + EJECT_GRACE;
+                let known = has_backend(&self.topology, &service, &backend);
+                let key = (service.clone(), backend.clone());
+                // A notice of a backend that the topology no longer has comes too late.
+                if known && self.ejected.insert(key, until).is_none() {
                     out.push(Action::Record(Fact::Ejected { service, backend, reason, time }));
                 }
             }
-            Input::Returned { service, backend } => {
-                if self.ejected.remove(&(service.clone(), backend.clone())) {
-                    out.push(Action::Record(Fact::Returned { service, backend }));
-                }
-            }
+            Input::Returned { service, backend } => self.returned((service, backend), out),
             Input::CommandDone { service, epoch, result } => {
                 self.step_pair(now, &service, pair::Input::CommandDone { epoch, result }, out);
             }
@@ -225,8 +271,14 @@ impl Agent {
             Input::Failback { service } => {
                 self.step_pair(now, &service, pair::Input::Failback, out);
             }
+            Input::Routed { service, epoch } => {
+                self.step_pair(now, &service, pair::Input::Routed { epoch }, out);
+            }
             Input::Process { process, view } => {
-                self.processes.insert(process, view);
+                // The last words of a process that the topology no longer has change nothing.
+                if self.topology.processes.contains_key(&process) {
+                    self.processes.insert(process, view);
+                }
             }
             Input::Tick => {}
         }
@@ -235,7 +287,15 @@ impl Agent {
 
     /// When `step` wants to be called again even if nothing happens.
     pub fn deadline(&self, now: Instant) -> Option<Instant> {
-        self.pairs.values().filter_map(|pair| pair.deadline(now)).min()
+        let pairs = self.pairs.values().filter_map(|pair| pair.deadline(now));
+        pairs.chain(self.ejected.values().map(|&until| until.max(now))).min()
+    }
+
+    fn returned(&mut self, key: (String, String), out: &mut Vec<Action>) {
+        if self.ejected.remove(&key).is_some() {
+            let (service, backend) = key;
+            out.push(Action::Record(Fact::Returned { service, backend }));
+        }
     }
 
     fn probed(
@@ -261,12 +321,7 @@ impl Agent {
     }
 
     fn drain(&mut self, service: String, backend: String, on: bool, out: &mut Vec<Action>) {
-        let known = self
-            .topology
-            .services
-            .get(&service)
-            .is_some_and(|s| s.pool.backends().iter().any(|b| b.url == backend));
-        if !known {
+        if !has_backend(&self.topology, &service, &backend) {
             return;
         }
         let key = (service.clone(), backend.clone());
@@ -281,6 +336,10 @@ impl Agent {
 
     /// Lets every pair look, judges every service and publishes.
     fn settle(&mut self, now: Now, out: &mut Vec<Action>) {
+        let over = self.ejected.iter().filter(|&(_, &until)| until <= now.instant);
+        for key in over.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
+            self.returned(key, out);
+        }
         let names: Vec<String> = self.pairs.keys().cloned().collect();
         for name in names {
             if let Some(seen) = self.seen(&name) {
@@ -298,8 +357,6 @@ impl Agent {
                     to,
                     reason,
                 }));
-            } else if !self.states.contains_key(name) {
-                self.states.insert(name.clone(), (to, now.wall));
             }
         }
         out.push(Action::Publish);
@@ -311,76 +368,55 @@ impl Agent {
             self.watches
                 .get(&Target::Backend { service: service.to_owned(), backend: backend.to_owned() })
         };
-        let health = |backend: &str| {
-            let drained = self.draining.contains(&(service.to_owned(), backend.to_owned()));
-            // A drained side is not to serve: as good as down.
-            if drained {
-                Health::Down
-            } else {
-                watch(backend).map_or(Health::Unknown, |w| w.belief.health())
-            }
-        };
+        let health = |backend: &str| watch(backend).map_or(Health::Unknown, |w| w.belief.health());
+        let drained =
+            |backend: &str| self.draining.contains(&(service.to_owned(), backend.to_owned()));
         Some(Seen {
             primary: health(&spec.primary.url),
             backup: health(&spec.backup.url),
+            primary_drained: drained(&spec.primary.url),
+            backup_drained: drained(&spec.backup.url),
             primary_failing_since: watch(&spec.primary.url).and_then(|w| w.failing_since),
         })
     }
 
     fn step_pair(&mut self, now: Now, service: &str, input: pair::Input, out: &mut Vec<Action>) {
         let Some(pair) = self.pairs.get_mut(service) else { return };
+        let before = (pair.active(), pair.epoch());
         let mut wants = Vec::new();
         pair.step(now.instant, input, &mut wants);
-        let service = service.to_owned();
-        for want in wants {
-            if matches!(want, pair::Action::Command { .. }) {
-                // The epoch is written down before the order is given.
-                out.push(Action::SavePairs);
-            }
-            out.push(match want {
-                pair::Action::Route { .. } => Action::SavePairs,
-                pair::Action::Command { epoch } => {
-                    Action::StandbyCommand { service: service.clone(), epoch }
-                }
-                pair::Action::Stop { epoch } => {
-                    Action::StandbyStop { service: service.clone(), epoch }
-                }
-                pair::Action::Started { epoch, reason } => Action::Record(Fact::FailoverStarted {
-                    service: service.clone(),
-                    epoch,
-                    from: Side::Primary,
-                    to: Side::Backup,
-                    reason,
-                }),
-                pair::Action::Stage { epoch, stage, took } => Action::Record(Fact::FailoverStage {
-                    service: service.clone(),
-                    epoch,
-                    stage,
-                    took,
-                }),
-                pair::Action::Finished { epoch, took } => Action::Record(Fact::FailoverFinished {
-                    service: service.clone(),
-                    epoch,
-                    to: Side::Backup,
-                    took,
-                }),
-                pair::Action::Failed { epoch, reason } => {
-                    Action::Record(Fact::FailoverFailed { service: service.clone(), epoch, reason })
-                }
-                pair::Action::FailedBack { epoch, reason } => {
-                    Action::Record(Fact::FailbackFinished {
-                        service: service.clone(),
-                        epoch,
-                        reason,
-                    })
-                }
-                pair::Action::BothDown => {
-                    Action::Record(Fact::BothDown { service: service.clone() })
-                }
-                pair::Action::BothDownEnded => {
-                    Action::Record(Fact::BothDownEnded { service: service.clone() })
-                }
-            });
+        // Written down before anybody hears of it.
+        if (pair.active(), pair.epoch()) != before {
+            out.push(Action::SavePairs);
+        }
+        let stopped = wants.iter().any(|want| matches!(want, pair::Action::Stop { .. }));
+        say(service, wants, out);
+        if stopped {
+            self.forget_backup(now, service, out);
+        }
+    }
+
+    /// What was believed of a standby that is being stopped is no longer known.
+    fn forget_backup(&mut self, now: Now, service: &str, out: &mut Vec<Action>) {
+        let Some(Pool::Pair(spec)) = self.topology.services.get(service).map(|s| &s.pool) else {
+            return;
+        };
+        let backend = spec.backup.url.clone();
+        let target = Target::Backend { service: service.to_owned(), backend };
+        let Some(watch) = self.watches.get_mut(&target) else { return };
+        let from = watch.belief.health();
+        watch.belief.forget();
+        watch.failing_since = None;
+        if from != Health::Unknown {
+            watch.since = now.wall;
+            watch.reason = "the standby is being stopped".to_owned();
+            out.push(Action::Record(Fact::HealthChanged {
+                target,
+                from,
+                to: Health::Unknown,
+                reason: watch.reason.clone(),
+                began_ago: Duration::ZERO,
+            }));
         }
     }
 
@@ -393,7 +429,7 @@ impl Agent {
     /// The health of a part that a service names; `Unknown` for parts that nobody watches yet.
     fn part_health(&self, part: &PartRef) -> Health {
         match part.kind {
-            PartKind::Service => match self.judge(&part.name).0 {
+            PartKind::Service => match self.judge_needs(&part.name).0 {
                 ServiceState::Unknown => Health::Unknown,
                 ServiceState::Up | ServiceState::Degraded => Health::Up,
                 ServiceState::Down => Health::Down,
@@ -413,18 +449,11 @@ impl Agent {
         }
     }
 
-    /// Whether clients of a service are served, and why. `needs` has no cycles: the parser saw to that.
+    /// Whether clients of a service are served, and why.
     fn judge(&self, name: &str) -> (ServiceState, String) {
-        let Some(service) = self.topology.services.get(name) else {
-            return (ServiceState::Unknown, "not in the topology".to_owned());
-        };
-        if let Some(need) = service.needs.iter().find(|need| self.part_health(need) == Health::Down)
-        {
-            return (ServiceState::Down, alloc::format!("needs {need}, which is down"));
-        }
-        let (state, why) = self.judge_backends(name, service);
-        let missing: Vec<String> = service
-            .may_use
+        let (state, why) = self.judge_needs(name);
+        let may_use = self.topology.services.get(name).map_or(&[][..], |s| &s.may_use);
+        let missing: Vec<String> = may_use
             .iter()
             .filter(|part| self.part_health(part) == Health::Down)
             .map(ToString::to_string)
@@ -440,31 +469,78 @@ impl Agent {
         }
     }
 
+    /// The same without what the service may use: that never decides between up and down, and may go round in a circle.
+    /// `needs` has no circles: the parser saw to that.
+    fn judge_needs(&self, name: &str) -> (ServiceState, String) {
+        let Some(service) = self.topology.services.get(name) else {
+            return (ServiceState::Unknown, "not in the topology".to_owned());
+        };
+        let need_that_is =
+            |health| service.needs.iter().find(|need| self.part_health(need) == health);
+        if let Some(need) = need_that_is(Health::Down) {
+            return (ServiceState::Down, alloc::format!("needs {need}, which is down"));
+        }
+        let (state, why) = self.judge_backends(name, service);
+        let unknown = service
+            .needs
+            .iter()
+            .find(|need| self.is_watched(need) && self.part_health(need) == Health::Unknown);
+        match (state, unknown) {
+            (ServiceState::Up | ServiceState::Degraded, Some(need)) => {
+                (ServiceState::Unknown, alloc::format!("needs {need}, which is not known yet"))
+            }
+            (
+                ServiceState::Up
+                | ServiceState::Degraded
+                | ServiceState::Unknown
+                | ServiceState::Down,
+                _,
+            ) => (state, why),
+        }
+    }
+
+    /// Whether anything will ever be known of a part on this node.
+    fn is_watched(&self, part: &PartRef) -> bool {
+        match part.kind {
+            PartKind::Service => true,
+            PartKind::External => {
+                self.watches.contains_key(&Target::External { name: part.name.clone() })
+            }
+            PartKind::Process
+            | PartKind::Postgres
+            | PartKind::Redis
+            | PartKind::Store
+            | PartKind::Address => false,
+        }
+    }
+
+    fn judge_pair(&self, name: &str, spec: &topology::Pair, pair: &Pair) -> (ServiceState, String) {
+        let (backend, other) = match pair.active() {
+            Side::Primary => (&spec.primary.url, &spec.backup.url),
+            Side::Backup => (&spec.backup.url, &spec.primary.url),
+        };
+        let side = pair.active();
+        if self.draining.contains(&(name.to_owned(), backend.clone())) {
+            return (ServiceState::Down, alloc::format!("the {side} is drained"));
+        }
+        match (self.backend_health(name, backend), self.backend_health(name, other)) {
+            (Health::Up, _) => match side {
+                Side::Primary => (ServiceState::Up, "the primary serves".to_owned()),
+                Side::Backup => (ServiceState::Degraded, "the backup serves".to_owned()),
+            },
+            (Health::Unknown, _) => (ServiceState::Unknown, "not probed yet".to_owned()),
+            (Health::Down, Health::Down) => {
+                (ServiceState::Down, "primary and backup are both down".to_owned())
+            }
+            (Health::Down, Health::Up | Health::Unknown) => {
+                (ServiceState::Down, alloc::format!("the {side} is down"))
+            }
+        }
+    }
+
     fn judge_backends(&self, name: &str, service: &Service) -> (ServiceState, String) {
         if let (Pool::Pair(spec), Some(pair)) = (&service.pool, self.pairs.get(name)) {
-            let primary = self.backend_health(name, &spec.primary.url);
-            let backup = self.backend_health(name, &spec.backup.url);
-            return match (pair.active(), primary, backup) {
-                (Side::Primary, Health::Up, _) => {
-                    (ServiceState::Up, "the primary serves".to_owned())
-                }
-                (Side::Backup, _, Health::Up) => {
-                    (ServiceState::Degraded, "the backup serves".to_owned())
-                }
-                (Side::Primary, Health::Unknown, _) | (Side::Backup, _, Health::Unknown) => {
-                    (ServiceState::Unknown, "not probed yet".to_owned())
-                }
-                (Side::Primary, Health::Down, Health::Down)
-                | (Side::Backup, Health::Down, Health::Down) => {
-                    (ServiceState::Down, "primary and backup are both down".to_owned())
-                }
-                (Side::Primary, Health::Down, _) => {
-                    (ServiceState::Down, "the primary is down".to_owned())
-                }
-                (Side::Backup, _, Health::Down) => {
-                    (ServiceState::Down, "the backup is down".to_owned())
-                }
-            };
+            return self.judge_pair(name, spec, pair);
         }
         let backends = service.pool.backends();
         let healths: Vec<Health> =
@@ -475,7 +551,8 @@ impl Agent {
             .zip(&healths)
             .filter(|(b, h)| {
                 let key = (name.to_owned(), b.url.clone());
-                **h == Health::Up && (self.ejected.contains(&key) || self.draining.contains(&key))
+                **h == Health::Up
+                    && (self.ejected.contains_key(&key) || self.draining.contains(&key))
             })
             .count();
         let (all, up, unknown) =
@@ -537,7 +614,7 @@ impl Agent {
                 reason: watch.map(|w| w.reason.clone()).unwrap_or_default(),
                 streak: watch.map_or(0, |w| w.belief.streak()),
                 draining: self.draining.contains(&key),
-                ejected: self.ejected.contains(&key),
+                ejected: self.ejected.contains_key(&key),
                 role: pair.and(roles.get(i).copied()),
             }
         });
@@ -549,6 +626,63 @@ impl Agent {
             backends: backends.collect(),
             active: pair.map(|p| (p.active(), p.epoch())),
         }
+    }
+}
+
+fn has_backend(topology: &Topology, service: &str, backend: &str) -> bool {
+    let service = topology.services.get(service);
+    service.is_some_and(|s| s.pool.backends().iter().any(|b| b.url == backend))
+}
+
+/// The side that serves once a pair has these servers; `None`: they are the same as before.
+fn seat(before: &Topology, name: &str, spec: &topology::Pair, active: Side) -> Option<Side> {
+    let Some(Pool::Pair(old)) = before.services.get(name).map(|s| &s.pool) else { return None };
+    if (&old.primary, &old.backup) == (&spec.primary, &spec.backup) {
+        return None;
+    }
+    let serves = match active {
+        Side::Primary => &old.primary,
+        Side::Backup => &old.backup,
+    };
+    // Who serves goes on serving, whatever it is called now. A new server begins as the file says: the primary first.
+    Some(if *serves == spec.backup { Side::Backup } else { Side::Primary })
+}
+
+/// Puts what a pair wants into the agent's words.
+fn say(service: &str, wants: Vec<pair::Action>, out: &mut Vec<Action>) {
+    for want in wants {
+        let service = service.to_owned();
+        let fact = match want {
+            // It is in the view that is published next.
+            pair::Action::Route { .. } => continue,
+            pair::Action::Command { epoch } => {
+                out.push(Action::StandbyCommand { service, epoch });
+                continue;
+            }
+            pair::Action::Stop { epoch } => {
+                out.push(Action::StandbyStop { service, epoch });
+                continue;
+            }
+            pair::Action::Started { epoch, reason } => {
+                let (from, to) = (Side::Primary, Side::Backup);
+                Fact::FailoverStarted { service, epoch, from, to, reason }
+            }
+            pair::Action::Stage { epoch, stage, took } => {
+                Fact::FailoverStage { service, epoch, stage, took }
+            }
+            pair::Action::Finished { epoch, took } => {
+                Fact::FailoverFinished { service, epoch, to: Side::Backup, took }
+            }
+            pair::Action::Failed { epoch, reason } => {
+                Fact::FailoverFailed { service, epoch, reason }
+            }
+            pair::Action::FailedBack { epoch, reason } => {
+                Fact::FailbackFinished { service, epoch, reason }
+            }
+            pair::Action::BothDown => Fact::BothDown { service },
+            pair::Action::BothDownEnded => Fact::BothDownEnded { service },
+        };
+        out.push(Action::Record(fact));
     }
 }
 
@@ -570,22 +704,30 @@ pub fn targets(topology: &Topology) -> Vec<(Target, Thresholds)> {
 /// What differs between two topologies, for people.
 fn changes(old: &Topology, new: &Topology) -> String {
     let mut words = Vec::new();
-    for name in new.services.keys().filter(|n| !old.services.contains_key(*n)) {
-        words.push(alloc::format!("service.{name} added"));
+    if old.cluster != new.cluster {
+        words.push("cluster changed".to_owned());
     }
-    for name in old.services.keys().filter(|n| !new.services.contains_key(*n)) {
-        words.push(alloc::format!("service.{name} removed"));
-    }
-    for (name, service) in &new.services {
-        if old.services.get(name).is_some_and(|before| before != service) {
-            words.push(alloc::format!("service.{name} changed"));
-        }
-    }
-    for name in new.processes.keys().filter(|n| old.processes.get(*n) != new.processes.get(*n)) {
-        words.push(alloc::format!("process.{name} changed"));
-    }
-    for name in old.processes.keys().filter(|n| !new.processes.contains_key(*n)) {
-        words.push(alloc::format!("process.{name} removed"));
-    }
+    compare("service", &old.services, &new.services, &mut words);
+    compare("process", &old.processes, &new.processes, &mut words);
+    compare("external", &old.externals, &new.externals, &mut words);
     if words.is_empty() { "nothing that runs changed".to_owned() } else { words.join(", ") }
 }
+
+fn compare<T: PartialEq>(
+    kind: &str,
+    old: &BTreeMap<String, T>,
+    new: &BTreeMap<String, T>,
+    words: &mut Vec<String>,
+) {
+    let mut word = |name: &str, what: &str| words.push(alloc::format!("{kind}.{name} {what}"));
+    new.keys().filter(|name| !old.contains_key(*name)).for_each(|name| word(name, "added"));
+    old.keys().filter(|name| !new.contains_key(*name)).for_each(|name| word(name, "removed"));
+    for (name, part) in new {
+        if old.get(name).is_some_and(|before| before != part) {
+            word(name, "changed");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -74,6 +74,11 @@ impl Belief {
         changed.then_some(now)
     }
 
+    /// Knows nothing again.
+    pub fn forget(&mut self) {
+        *self = Belief::new(self.thresholds);
+    }
+
     /// Takes new thresholds and keeps what is believed.
     pub fn retune(&mut self, thresholds: Thresholds) {
         self.thresholds = thresholds;

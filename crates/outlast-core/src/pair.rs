@@ -1,14 +1,15 @@
 //! Decides which side of an active-passive pair serves: failover, failback, never two at once.
 //!
 //! ```text
-//!                 primary down, backup up                       backup ready
-//!   Steady(P) ───────────────────────────▶ Preparing(B) ──────────────────────▶ Steady(B)
-//!      ▲            (cold: backup need not be up)   │ start failed, too late,        │
-//!      │                                            ▼ or primary up again            │
-//!      │◀────────────────────────────────────── Steady(P)                            │
-//!      │             primary up for `failback.after`, or backup down and primary up  │
-//!      └─────────────────────────────────────────────────────────────────────────────┘
+//!                      switch: primary down, backup ready to serve
+//!   ┌──────────────┐ ────────────────────────────────────────────────────▶ ┌─────────────┐
+//!   │  on primary  │ ──command──▶ starting ──started──▶ waiting ───ready───▶ │  on backup  │
+//!   └──────────────┘ ◀──failed─────┴─────too late──────────┘                └─────────────┘
+//!          ▲                    primary returned                                   │
+//!          └────────── sustained, asked for, backup lost ──────────────────────────┘
 //! ```
+//!
+//! `docs/failover.md` names every transition and says when it is taken.
 
 use alloc::borrow::ToOwned as _;
 use alloc::string::String;
@@ -55,7 +56,7 @@ pub enum Stage {
     Start,
     /// From the end of the command until the backup's probe says up.
     Ready,
-    /// Until readers had the new route.
+    /// From the order to route until readers had the new route.
     Switch,
 }
 
@@ -74,27 +75,48 @@ impl fmt::Display for Stage {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Phase {
     Steady,
-    /// The backup's command runs; `began` is the first failed probe of the primary.
-    Commanding {
-        epoch: Epoch,
-        began: Instant,
-        since: Instant,
-        deadline: Instant,
-    },
+    /// The backup's command runs.
+    Commanding(Attempt),
     /// The command is done; the backup's probe has not said up yet.
-    Awaiting {
-        epoch: Epoch,
-        began: Instant,
-        since: Instant,
-        deadline: Instant,
-    },
+    Awaiting(Attempt),
+}
+
+/// A failover under way that needs a command first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Attempt {
+    epoch: Epoch,
+    /// The first failed probe of the primary.
+    began: Instant,
+    /// When the present stage began.
+    since: Instant,
+    deadline: Instant,
+}
+
+/// A route that was given; readers have not said yet that they have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Switching {
+    epoch: Epoch,
+    began: Instant,
+    since: Instant,
+}
+
+/// The primary's present outage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Outage {
+    /// The first failed probe.
+    began: Instant,
+    /// When it was believed.
+    believed: Instant,
 }
 
 /// What is seen of both sides at a moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
     pub primary: Health,
     pub backup: Health,
+    /// A person took the side out of traffic: it counts as down, and is not started.
+    pub primary_drained: bool,
+    pub backup_drained: bool,
     /// When the primary's present run of failures began.
     pub primary_failing_since: Option<Instant>,
 }
@@ -104,8 +126,10 @@ pub struct Seen {
 pub enum Input {
     /// Beliefs changed, or time went on.
     Look(Seen),
-    /// The command of this epoch ended.
+    /// The command of this epoch ended. Every command must end within its limit and be answered.
     CommandDone { epoch: Epoch, result: Result<(), String> },
+    /// Readers have the route of this epoch.
+    Routed { epoch: Epoch },
     /// A person asks for the primary to serve again.
     Failback,
 }
@@ -113,7 +137,7 @@ pub enum Input {
 /// What a pair wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Route to this side from now on.
+    /// Route to this side from now on; answer with `Routed` once readers do.
     Route {
         epoch: Epoch,
         to: Side,
@@ -152,10 +176,23 @@ pub enum Action {
 }
 
 /// How long an activate command of a warm standby may take.
-const ACTIVATE_LIMIT: Duration = Duration::from_secs(60);
+pub const ACTIVATE_LIMIT: Duration = Duration::from_secs(60);
 
-/// Wait this long after a failed failover before trying again.
-const FAILED_PAUSE: Duration = Duration::from_secs(30);
+/// Wait this long after a failed failover before another command.
+pub const FAILED_PAUSE: Duration = Duration::from_secs(30);
+
+/// Whoever runs a command ends it at its limit. An answer that is still missing after this is lost.
+pub const ANSWER_GRACE: Duration = Duration::from_secs(60);
+
+/// Readers that have not said by then that they have a route count as having had it when it was ordered.
+pub const SWITCH_LIMIT: Duration = Duration::from_secs(1);
+
+/// How the backup can take over now.
+enum Way {
+    Switch,
+    /// Only after its command, which may take this long until the backup is ready.
+    Command(Duration),
+}
 
 /// The state of one pair.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,8 +204,17 @@ pub struct Pair {
     phase: Phase,
     /// Since when the primary has been up without a break.
     primary_up_since: Option<Instant>,
+    outage: Option<Outage>,
+    /// An attempt has failed in this outage.
+    attempt_failed: bool,
     both_down: bool,
+    /// No command before this.
     not_before: Instant,
+    /// A command that has not been answered, and when its answer counts as lost.
+    unanswered: Option<(Epoch, Instant)>,
+    /// A cold standby was started and has not been stopped since.
+    started: bool,
+    switching: Option<Switching>,
     failback_asked: bool,
     seen: Seen,
 }
@@ -183,14 +229,15 @@ impl Pair {
             epoch,
             phase: Phase::Steady,
             primary_up_since: None,
+            outage: None,
+            attempt_failed: false,
             both_down: false,
             not_before: Instant::default(),
+            unanswered: None,
+            started: active == Side::Backup,
+            switching: None,
             failback_asked: false,
-            seen: Seen {
-                primary: Health::Unknown,
-                backup: Health::Unknown,
-                primary_failing_since: None,
-            },
+            seen: Seen::default(),
         }
     }
 
@@ -202,73 +249,153 @@ impl Pair {
         self.epoch
     }
 
+    /// The epoch of a route that readers have not confirmed yet.
+    pub fn switching(&self) -> Option<Epoch> {
+        self.switching.map(|switching| switching.epoch)
+    }
+
     /// Takes changed settings and keeps who serves.
     pub fn retune(&mut self, standby: Standby, failback: Failback) {
         self.standby = standby;
         self.failback = failback;
     }
 
+    /// The sides are other servers than before: ends what was under way and routes under a new epoch.
+    pub fn reseat(&mut self, active: Side, out: &mut Vec<Action>) {
+        self.end("the pair was given other servers", out);
+        self.epoch = self.epoch.next();
+        self.active = active;
+        self.primary_up_since = None;
+        self.outage = None;
+        self.attempt_failed = false;
+        self.not_before = Instant::default();
+        self.started = active == Side::Backup;
+        self.failback_asked = false;
+        self.seen = Seen::default();
+        out.push(Action::Route { epoch: self.epoch, to: active });
+    }
+
+    /// Reports the end of what was under way: the pair changes or leaves.
+    pub fn end(&mut self, reason: &str, out: &mut Vec<Action>) {
+        self.finish_switching(out);
+        match core::mem::replace(&mut self.phase, Phase::Steady) {
+            Phase::Steady => {}
+            Phase::Commanding(attempt) | Phase::Awaiting(attempt) => {
+                out.push(Action::Failed { epoch: attempt.epoch, reason: reason.to_owned() });
+            }
+        }
+    }
+
     /// One sentence about what is under way, if anything is.
     pub fn next(&self, now: Instant) -> Option<String> {
-        match (&self.phase, self.failback) {
-            (Phase::Commanding { .. }, _) => Some("the backup is being started".to_owned()),
-            (Phase::Awaiting { .. }, _) => Some("waiting until the backup is ready".to_owned()),
-            (Phase::Steady, Failback::After(after)) => {
-                let up_since = self.primary_up_since.filter(|_| self.active == Side::Backup)?;
-                let left = after.saturating_sub(now.since(up_since));
-                Some(alloc::format!(
-                    "failback to the primary in {}",
-                    crate::units::show_duration(left)
-                ))
+        match (&self.phase, self.active) {
+            (Phase::Commanding(_), _) => Some("the backup is being started".to_owned()),
+            (Phase::Awaiting(_), _) => Some("waiting until the backup is ready".to_owned()),
+            (Phase::Steady, Side::Primary) => {
+                let waits = self.primary() == Health::Down
+                    && matches!(self.way(), Some(Way::Command(_)))
+                    && now < self.command_from();
+                waits.then(|| {
+                    alloc::format!(
+                        "tries to start the backup again in {}",
+                        crate::units::show_duration(self.command_from().since(now))
+                    )
+                })
             }
-            (Phase::Steady, Failback::Manual) => (self.active == Side::Backup).then(|| {
-                "stays on the backup until `outlast failback` (failback is manual)".to_owned()
+            (Phase::Steady, Side::Backup) => self.next_failback(now),
+        }
+    }
+
+    fn next_failback(&self, now: Instant) -> Option<String> {
+        if self.failback_asked {
+            return Some("failback to the primary as soon as it is up".to_owned());
+        }
+        match self.failback {
+            Failback::Manual => {
+                Some("stays on the backup until `outlast failback` (failback is manual)".to_owned())
+            }
+            Failback::After(after) => self.primary_up_since.map(|since| {
+                let left = after.saturating_sub(now.since(since));
+                alloc::format!("failback to the primary in {}", crate::units::show_duration(left))
             }),
         }
     }
 
-    /// When `step` wants to be called again even if nothing happens.
+    /// When `step` wants to be called again even if nothing happens; a step at that moment always gets on.
     pub fn deadline(&self, now: Instant) -> Option<Instant> {
-        let at = match (&self.phase, self.failback) {
-            (Phase::Commanding { deadline, .. } | Phase::Awaiting { deadline, .. }, _) => {
-                Some(*deadline)
+        let phase = match (&self.phase, self.active) {
+            (Phase::Commanding(attempt) | Phase::Awaiting(attempt), _) => Some(attempt.deadline),
+            (Phase::Steady, Side::Primary) if self.primary() == Health::Down => {
+                self.way().map(|_| self.command_from())
             }
-            (Phase::Steady, Failback::After(after)) if self.active == Side::Backup => {
-                self.primary_up_since.map(|since| since + after)
-            }
-            (Phase::Steady, _) => (self.seen.primary == Health::Down
-                && self.active == Side::Primary)
-                .then_some(self.not_before),
+            (Phase::Steady, Side::Primary) => None,
+            (Phase::Steady, Side::Backup) => match self.failback {
+                Failback::After(after) => self.primary_up_since.map(|since| since + after),
+                Failback::Manual => None,
+            },
         };
-        at.filter(|&at| now < at)
+        let switching = self.switching.map(|switching| switching.since + SWITCH_LIMIT);
+        phase.into_iter().chain(switching).min().map(|at| at.max(now))
     }
 
     /// Feeds one input; pushes what must be done, in the order of doing.
     pub fn step(&mut self, now: Instant, input: Input, out: &mut Vec<Action>) {
+        self.unanswered = self.unanswered.filter(|&(_, lost)| now < lost);
         match input {
-            Input::Look(seen) => {
-                self.seen = seen;
-                self.primary_up_since = match seen.primary {
-                    Health::Up => self.primary_up_since.or(Some(now)),
-                    Health::Down | Health::Unknown => None,
-                };
-            }
+            Input::Look(seen) => self.look(now, seen),
             Input::CommandDone { epoch, result } => self.command_done(now, epoch, result, out),
-            Input::Failback => self.failback_asked = true,
+            Input::Routed { epoch } => self.routed(now, epoch, out),
+            Input::Failback => self.failback_asked = self.active == Side::Backup,
         }
+        if self.switching.is_some_and(|s| s.since + SWITCH_LIMIT <= now) {
+            self.finish_switching(out);
+        }
+        self.advance(now, out);
         self.report_both_down(out);
+    }
+
+    fn look(&mut self, now: Instant, seen: Seen) {
+        self.seen = seen;
+        match self.primary() {
+            Health::Up => {
+                self.primary_up_since = self.primary_up_since.or(Some(now));
+                self.outage = None;
+                self.attempt_failed = false;
+            }
+            Health::Down => {
+                self.primary_up_since = None;
+                let began = seen.primary_failing_since.filter(|_| !seen.primary_drained);
+                self.outage =
+                    self.outage.or(Some(Outage { began: began.unwrap_or(now), believed: now }));
+            }
+            Health::Unknown => {
+                self.primary_up_since = None;
+                self.outage = None;
+            }
+        }
+    }
+
+    /// A drained side is not to serve: as good as down.
+    fn primary(&self) -> Health {
+        if self.seen.primary_drained { Health::Down } else { self.seen.primary }
+    }
+
+    fn backup(&self) -> Health {
+        if self.seen.backup_drained { Health::Down } else { self.seen.backup }
+    }
+
+    fn advance(&mut self, now: Instant, out: &mut Vec<Action>) {
         match self.phase.clone() {
             Phase::Steady => self.decide(now, out),
-            Phase::Commanding { epoch, deadline, .. } | Phase::Awaiting { epoch, deadline, .. }
-                if deadline <= now =>
-            {
-                self.give_up(now, epoch, "the backup was not ready in time", out);
+            Phase::Commanding(attempt) | Phase::Awaiting(attempt) if attempt.deadline <= now => {
+                self.give_up(now, attempt.epoch, "the backup was not ready in time", out);
             }
-            Phase::Commanding { .. } => {}
-            Phase::Awaiting { epoch, began, since, .. } => {
-                if self.seen.primary == Health::Up {
+            // Even if the primary is up again: two commands must never run at once, so this one's end is waited for.
+            Phase::Commanding(_) => {}
+            Phase::Awaiting(Attempt { epoch, began, since, .. }) => {
+                if self.primary() == Health::Up {
                     self.give_up(now, epoch, "the primary is up again", out);
-                } else if self.seen.backup == Health::Up {
+                } else if self.backup() == Health::Up {
                     out.push(Action::Stage { epoch, stage: Stage::Ready, took: now.since(since) });
                     self.switch(now, epoch, began, out);
                 }
@@ -277,65 +404,66 @@ impl Pair {
     }
 
     fn decide(&mut self, now: Instant, out: &mut Vec<Action>) {
-        match self.active {
-            Side::Primary => {
-                self.failback_asked = false;
-                if self.seen.primary == Health::Down && self.not_before <= now {
-                    self.start_failover(now, out);
+        match (self.active, self.primary()) {
+            (Side::Primary, Health::Down) => match self.way() {
+                Some(Way::Switch) => {
+                    let (epoch, began) = self.start_failover(now, out);
+                    self.switch(now, epoch, began, out);
+                }
+                Some(Way::Command(limit)) if self.command_from() <= now => {
+                    let (epoch, began) = self.start_failover(now, out);
+                    let deadline = now + limit;
+                    self.phase = Phase::Commanding(Attempt { epoch, began, since: now, deadline });
+                    self.unanswered = Some((epoch, deadline + ANSWER_GRACE));
+                    self.started = true;
+                    out.push(Action::Command { epoch });
+                }
+                Some(Way::Command(_)) | None => {}
+            },
+            (Side::Primary, Health::Up) => self.stop_leftover(out),
+            (Side::Backup, Health::Up) => {
+                if let Some(reason) = self.failback_reason(now) {
+                    self.fail_back(reason, out);
                 }
             }
-            Side::Backup => {
-                let reason = match self.failback {
-                    _ if self.seen.primary != Health::Up => return,
-                    _ if self.seen.backup == Health::Down => "the backup is down".to_owned(),
-                    _ if self.failback_asked => "asked for".to_owned(),
-                    Failback::Manual => return,
-                    Failback::After(after) => {
-                        let Some(since) = self.primary_up_since else { return };
-                        if now.since(since) < after {
-                            return;
-                        }
-                        alloc::format!(
-                            "primary has been up for {}",
-                            crate::units::show_duration(after)
-                        )
-                    }
-                };
-                self.failback_asked = false;
-                self.epoch = self.epoch.next();
-                self.active = Side::Primary;
-                out.push(Action::Route { epoch: self.epoch, to: Side::Primary });
-                out.push(Action::FailedBack { epoch: self.epoch, reason });
-                if matches!(self.standby, Standby::Cold { stop: Some(_), .. }) {
-                    out.push(Action::Stop { epoch: self.epoch });
-                }
-            }
+            (Side::Primary, Health::Unknown) | (Side::Backup, Health::Unknown | Health::Down) => {}
         }
     }
 
-    fn start_failover(&mut self, now: Instant, out: &mut Vec<Action>) {
-        let cold = matches!(self.standby, Standby::Cold { .. });
-        if !cold && self.seen.backup != Health::Up {
-            return;
+    /// How the backup could take over, going by what is known of it.
+    fn way(&self) -> Option<Way> {
+        match (&self.standby, self.backup()) {
+            (
+                Standby::Hot | Standby::Warm { activate: None } | Standby::Cold { .. },
+                Health::Up,
+            ) => Some(Way::Switch),
+            (Standby::Warm { activate: Some(_) }, Health::Up) => Some(Way::Command(ACTIVATE_LIMIT)),
+            (Standby::Cold { start_limit, .. }, Health::Down) if !self.seen.backup_drained => {
+                Some(Way::Command(*start_limit))
+            }
+            (Standby::Hot | Standby::Warm { .. } | Standby::Cold { .. }, Health::Down)
+            | (Standby::Hot | Standby::Warm { .. } | Standby::Cold { .. }, Health::Unknown) => None,
         }
+    }
+
+    /// From when on a command may be given.
+    fn command_from(&self) -> Instant {
+        self.unanswered.map_or(self.not_before, |(_, lost)| lost.max(self.not_before))
+    }
+
+    fn start_failover(&mut self, now: Instant, out: &mut Vec<Action>) -> (Epoch, Instant) {
         let epoch = self.epoch.next();
         self.epoch = epoch;
-        let began = self.seen.primary_failing_since.unwrap_or(now);
-        out.push(Action::Started { epoch, reason: "the primary is down".to_owned() });
-        out.push(Action::Stage { epoch, stage: Stage::Detect, took: now.since(began) });
-        let limit = match &self.standby {
-            _ if cold && self.seen.backup == Health::Up => None,
-            Standby::Cold { start_limit, .. } => Some(*start_limit),
-            Standby::Warm { activate: Some(_) } => Some(ACTIVATE_LIMIT),
-            Standby::Hot | Standby::Warm { activate: None } => None,
+        let outage = self.outage.unwrap_or(Outage { began: now, believed: now });
+        let reason = if self.seen.primary_drained {
+            "the primary is drained"
+        } else {
+            "the primary is down"
         };
-        match limit {
-            Some(limit) => {
-                self.phase = Phase::Commanding { epoch, began, since: now, deadline: now + limit };
-                out.push(Action::Command { epoch });
-            }
-            None => self.switch(now, epoch, began, out),
-        }
+        let took = outage.believed.since(outage.began);
+        out.push(Action::Started { epoch, reason: reason.to_owned() });
+        out.push(Action::Stage { epoch, stage: Stage::Detect, took });
+        (epoch, outage.began)
     }
 
     fn command_done(
@@ -345,47 +473,111 @@ impl Pair {
         result: Result<(), String>,
         out: &mut Vec<Action>,
     ) {
-        let Phase::Commanding { epoch, began, since, deadline } = self.phase.clone() else {
-            return;
-        };
-        // The answer to an order that was given up.
-        if done != epoch {
-            return;
+        if self.unanswered.is_some_and(|(epoch, _)| epoch == done) {
+            self.unanswered = None;
         }
-        match result {
-            Ok(()) => {
-                out.push(Action::Stage { epoch, stage: Stage::Start, took: now.since(since) });
-                self.phase = Phase::Awaiting { epoch, began, since: now, deadline };
-            }
-            Err(reason) => self.give_up(now, epoch, &reason, out),
+        match self.phase.clone() {
+            Phase::Commanding(attempt) if attempt.epoch == done => match result {
+                Ok(()) => {
+                    let took = now.since(attempt.since);
+                    out.push(Action::Stage { epoch: done, stage: Stage::Start, took });
+                    self.phase = Phase::Awaiting(Attempt { since: now, ..attempt });
+                }
+                Err(reason) => self.give_up(now, done, &reason, out),
+            },
+            // The answer to an order that was given up.
+            Phase::Steady | Phase::Commanding(_) | Phase::Awaiting(_) => {}
         }
     }
 
     fn switch(&mut self, now: Instant, epoch: Epoch, began: Instant, out: &mut Vec<Action>) {
         self.phase = Phase::Steady;
         self.active = Side::Backup;
+        self.switching = Some(Switching { epoch, began, since: now });
         out.push(Action::Route { epoch, to: Side::Backup });
-        out.push(Action::Finished { epoch, took: now.since(began) });
+    }
+
+    fn routed(&mut self, now: Instant, routed: Epoch, out: &mut Vec<Action>) {
+        let Some(Switching { epoch, began, since }) = self.switching else { return };
+        if routed == epoch {
+            self.switching = None;
+            out.push(Action::Stage { epoch, stage: Stage::Switch, took: now.since(since) });
+            out.push(Action::Finished { epoch, took: now.since(began) });
+        }
+    }
+
+    /// Ends a failover whose readers said nothing.
+    fn finish_switching(&mut self, out: &mut Vec<Action>) {
+        if let Some(Switching { epoch, began, since }) = self.switching.take() {
+            out.push(Action::Finished { epoch, took: since.since(began) });
+        }
     }
 
     fn give_up(&mut self, now: Instant, epoch: Epoch, reason: &str, out: &mut Vec<Action>) {
         self.phase = Phase::Steady;
         self.not_before = now + FAILED_PAUSE;
+        self.attempt_failed = self.primary() != Health::Up;
         out.push(Action::Failed { epoch, reason: reason.to_owned() });
-        if matches!(self.standby, Standby::Cold { stop: Some(_), .. }) {
-            out.push(Action::Stop { epoch });
+        // A standby that comes up late may still be needed while the primary is not up.
+        if self.primary() == Health::Up {
+            self.stop_leftover(out);
+        }
+    }
+
+    /// Why the pair, with its primary up, should return to it now.
+    fn failback_reason(&self, now: Instant) -> Option<String> {
+        if self.seen.backup_drained {
+            return Some("the backup is drained".to_owned());
+        }
+        if self.backup() == Health::Down {
+            return Some("the backup is down".to_owned());
+        }
+        if self.failback_asked {
+            return Some("asked for".to_owned());
+        }
+        let Failback::After(after) = self.failback else { return None };
+        self.primary_up_since.filter(|&since| since + after <= now).map(|_| {
+            alloc::format!("primary has been up for {}", crate::units::show_duration(after))
+        })
+    }
+
+    fn fail_back(&mut self, reason: String, out: &mut Vec<Action>) {
+        self.finish_switching(out);
+        self.failback_asked = false;
+        self.epoch = self.epoch.next();
+        self.active = Side::Primary;
+        out.push(Action::Route { epoch: self.epoch, to: Side::Primary });
+        out.push(Action::FailedBack { epoch: self.epoch, reason });
+        self.stop_leftover(out);
+    }
+
+    /// Stops a cold standby that was started, but never while its start command still runs.
+    fn stop_leftover(&mut self, out: &mut Vec<Action>) {
+        let can_stop = matches!(self.standby, Standby::Cold { stop: Some(_), .. });
+        if can_stop && self.started && self.unanswered.is_none() {
+            self.started = false;
+            out.push(Action::Stop { epoch: self.epoch });
         }
     }
 
     fn report_both_down(&mut self, out: &mut Vec<Action>) {
         let cold = matches!(self.standby, Standby::Cold { .. });
-        // A cold backup is meant to be down while the primary serves.
-        let both = self.seen.primary == Health::Down
-            && self.seen.backup == Health::Down
-            && !(cold && self.active == Side::Primary && self.not_before == Instant::default());
-        if both != self.both_down {
-            self.both_down = both;
-            out.push(if both { Action::BothDown } else { Action::BothDownEnded });
+        // A cold backup is meant to be down while the primary serves; it is about to be started.
+        let start_ahead = cold
+            && self.active == Side::Primary
+            && !self.attempt_failed
+            && !self.seen.backup_drained;
+        let both = self.primary() == Health::Down && self.backup() == Health::Down;
+        let one = self.primary() == Health::Up || self.backup() == Health::Up;
+        if !self.both_down && both && !start_ahead {
+            self.both_down = true;
+            out.push(Action::BothDown);
+        } else if self.both_down && one {
+            self.both_down = false;
+            out.push(Action::BothDownEnded);
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

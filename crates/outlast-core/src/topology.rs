@@ -41,6 +41,8 @@ pub struct Cluster {
     pub tls: Option<TlsFiles>,
     /// Where /health, /metrics and the status page are served; `None` turns them off.
     pub face: Option<SocketAddr>,
+    /// Worker threads of the proxy; `None`: one per core.
+    pub proxy_threads: Option<NonZeroU16>,
 }
 
 /// Paths of a CA (to verify the other side), a certificate chain and its key, all PEM.

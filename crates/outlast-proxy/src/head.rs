@@ -95,6 +95,8 @@ pub struct RequestRules<'a> {
     /// Whether the client's own forwarding headers are kept.
     pub trusted: bool,
     pub client: SocketAddr,
+    /// The address that the client connected to.
+    pub local: SocketAddr,
     pub tls: bool,
     pub hash: HashOn<'a>,
 }
@@ -147,16 +149,20 @@ pub fn read_request(
     if !path_is_sane(path) {
         return Err(refuse(400, "bad path"));
     }
+    let own;
     let host = match (authority, notes.host) {
         (Some(_), None) if !http10 => return Err(refuse(400, "no Host header")),
         // RFC 9112 3.2.2: an absolute target's authority replaces the Host header.
         (Some(authority), _) => authority.as_bytes(),
         (None, Some(host)) => host,
-        (None, None) if http10 => b"",
+        (None, None) if http10 => {
+            // A backend may insist on a Host that HTTP/1.0 does not have: it gets the address that was asked.
+            own = rules.local.to_string();
+            own.as_bytes()
+        }
         (None, None) => return Err(refuse(400, "no Host header")),
     };
-    let absent = host.is_empty() && http10 && notes.host.is_none();
-    if !absent && !host_is_sane(host) {
+    if !host_is_sane(host) {
         return Err(refuse(400, "bad Host header"));
     }
 
@@ -634,6 +640,7 @@ mod tests {
             forwarded: Forwarded::XForwarded,
             trusted: false,
             client: "192.0.2.7:1234".parse().unwrap(),
+            local: "192.0.2.1:80".parse().unwrap(),
             tls: false,
             hash: HashOn::Nothing,
         }
@@ -718,6 +725,12 @@ mod tests {
         ] {
             assert!(!path_is_sane(path), "{path}");
         }
+    }
+
+    #[test]
+    fn a_request_without_host_gets_the_address_that_was_asked() {
+        let (wire, _) = request("GET /x HTTP/1.0\r\n\r\n", &rules()).unwrap();
+        assert!(wire.starts_with("GET /x HTTP/1.1\r\nHost: 192.0.2.1:80\r\n"), "{wire}");
     }
 
     #[test]

@@ -551,6 +551,7 @@ fn read_request(
         forwarded: spec.forwarded,
         trusted: !spec.trusted.is_empty() && spec.trusts(door.client.ip()),
         client: door.client,
+        local: door.local,
         tls: door.tls,
         hash: match &spec.balance {
             Balance::HashPath => HashOn::Path,

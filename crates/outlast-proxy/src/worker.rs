@@ -15,7 +15,7 @@ use crate::live::{Live, LiveBackend, LiveService, World};
 use crate::table::ProxyVersion;
 
 /// Idle connections to one backend that one thread keeps.
-const IDLE_PER_BACKEND: usize = 256;
+const IDLE_PER_BACKEND: usize = 1024;
 
 thread_local! {
     static WORKER: RefCell<Option<Worker>> = const { RefCell::new(None) };

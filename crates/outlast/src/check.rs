@@ -5,23 +5,56 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::Context;
+use outlast::export::kubernetes;
 use outlast::file::{Complaints, FILE_MAX, parse};
+use outlast::report;
 use outlast_core::topology::Topology;
 use serde_json::json;
 
-use crate::cli::{CheckArgs, Format};
+use crate::cli::{CheckArgs, Format, KubernetesArgs, ManifestFormat};
 use crate::{Outcome, output};
 
 pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<Outcome> {
-    let format = if args.table { Format::Table } else { args.format };
+    let format = args.format;
+    if args.table {
+        return nine_nines(format);
+    }
     let (name, text) = read(&args.file)?;
     match parse(&name, &text) {
         Ok(topology) => {
-            output::print(&report(&topology, &name, format))?;
+            output::print(&expected(&topology, &name, format))?;
             Ok(Outcome::Fine)
         }
         Err(complaints) => {
             complain(&complaints, &name, format)?;
+            Ok(Outcome::Mistakes)
+        }
+    }
+}
+
+/// Prints a process as a Kubernetes Deployment.
+pub(crate) fn export_kubernetes(args: &KubernetesArgs) -> anyhow::Result<Outcome> {
+    let (name, text) = read(&args.file)?;
+    let topology = match parse(&name, &text) {
+        Ok(topology) => topology,
+        Err(complaints) => {
+            complain(&complaints, &name, Format::Table)?;
+            return Ok(Outcome::Mistakes);
+        }
+    };
+    let manifest = match args.format {
+        ManifestFormat::Yaml => kubernetes::deployment_yaml(&topology, &args.process),
+        ManifestFormat::Json => {
+            kubernetes::deployment(&topology, &args.process).map(|m| format!("{m:#}\n"))
+        }
+    };
+    match manifest {
+        Ok(manifest) => {
+            output::print(&manifest)?;
+            Ok(Outcome::Fine)
+        }
+        Err(reason) => {
+            output::complain(&format!("error: {reason}\n"));
             Ok(Outcome::Mistakes)
         }
     }
@@ -56,7 +89,7 @@ fn read(path: &Path) -> anyhow::Result<(String, String)> {
 }
 
 /// What can be expected of a topology that makes sense.
-fn report(topology: &Topology, name: &str, format: Format) -> String {
+fn expected(topology: &Topology, name: &str, format: Format) -> String {
     let counts = [
         ("node", topology.nodes.len()),
         ("service", topology.services.len()),
@@ -73,10 +106,28 @@ fn report(topology: &Topology, name: &str, format: Format) -> String {
                 .filter(|&(_, count)| count > 0)
                 .map(|(word, count)| format!("{count} {word}"))
                 .collect();
-            format!("{name}: no mistakes ({})\n", parts.join(", "))
+            let options = report::TableOptions { colour: output::output_may_have_colour() };
+            let report = report::render_table(&outlast_model::analyse(topology), options);
+            format!("{name}: no mistakes ({})\n\n{report}", parts.join(", "))
         }
-        Format::Json => format!("{:#}\n", json!({ "file": name, "mistakes": [] })),
+        Format::Json => {
+            let report = report::render_json(&outlast_model::analyse(topology));
+            format!("{:#}\n", json!({ "file": name, "mistakes": [], "report": report }))
+        }
     }
+}
+
+/// The table of nines: what an availability means in downtime.
+fn nine_nines(format: Format) -> anyhow::Result<Outcome> {
+    output::print(&match format {
+        Format::Table => report::nine_nines_table(),
+        Format::Json => {
+            let rows: Vec<_> =
+                outlast_model::nine_nines().iter().map(report::nine_nines_json).collect();
+            format!("{:#}\n", json!(rows))
+        }
+    })?;
+    Ok(Outcome::Fine)
 }
 
 fn complain(complaints: &Complaints, name: &str, format: Format) -> anyhow::Result<()> {

@@ -28,9 +28,18 @@ pub(crate) enum Verb {
     /// Prints the JSON Schema of the topology file: its sections, keys, defaults and what they mean.
     #[command(after_help = AFTER_HELP_OF_SCHEMA)]
     Schema,
+    /// Prints what other systems read.
+    #[command(subcommand)]
+    Export(Export),
     /// Runs this node: probes, decides, routes, records. Ends on Ctrl-C or SIGTERM after open work is done.
     #[command(after_help = AFTER_HELP_OF_RUN)]
     Run(RunArgs),
+    /// Shows what is up, what is not, since when, why, and what comes next.
+    #[command(after_help = AFTER_HELP_OF_STATUS)]
+    Status(StatusArgs),
+    /// Shows what happened on this node: the journal.
+    #[command(after_help = AFTER_HELP_OF_EVENTS)]
+    Events(EventsArgs),
     /// Takes the changed topology file without dropping a connection; a bad one is refused and the old one stays.
     Reload(AtArgs),
     /// Takes a backend out of traffic: what it has is finished, nothing new comes.
@@ -49,6 +58,36 @@ pub(crate) enum Verb {
     Proxy(ProxyArgs),
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum Export {
+    /// A Kubernetes Deployment of a process, with the same probes and limits.
+    #[command(after_help = AFTER_HELP_OF_KUBERNETES)]
+    Kubernetes(KubernetesArgs),
+}
+
+const AFTER_HELP_OF_KUBERNETES: &str = "\
+Examples:
+  outlast export kubernetes api | kubectl apply -f -
+  outlast export kubernetes api --file shop.toml --format json";
+
+#[derive(Debug, Args)]
+pub(crate) struct KubernetesArgs {
+    /// The process's name in the file.
+    pub(crate) process: String,
+    /// The topology file.
+    #[arg(long, short, default_value = "outlast.toml", value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// YAML for people and kubectl, or JSON.
+    #[arg(long, value_enum, default_value_t = ManifestFormat::Yaml)]
+    pub(crate) format: ManifestFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ManifestFormat {
+    Yaml,
+    Json,
+}
+
 const AFTER_HELP_OF_RUN: &str = "\
 Examples:
   outlast run                           runs outlast.toml on the node whose address is ours
@@ -65,6 +104,26 @@ Exit status:
   1  stopped, open work had to be cut off
   2  could not run";
 
+const AFTER_HELP_OF_STATUS: &str = "\
+Examples:
+  outlast status                        the agent that runs outlast.toml
+  outlast status --watch                again every second, until Ctrl-C
+  outlast status --format json | jq '.services[] | select(.state != \"up\")'
+
+Exit status:
+  0  the agent answered, whatever it said
+  2  no agent answers";
+
+const AFTER_HELP_OF_EVENTS: &str = "\
+The journal is read from the data directory; no agent need run.
+
+Examples:
+  outlast events                        the last 20
+  outlast events --follow               and those to come, until Ctrl-C
+  outlast events --last 1000 --subject service.web
+  outlast events --subject service      of all services
+  outlast events --format json --follow | jq 'select(.severity == \"error\")'";
+
 const AFTER_HELP_OF_DRAIN: &str = "\
 Examples:
   outlast drain web http://10.0.0.1:3000
@@ -78,9 +137,6 @@ pub(crate) struct RunArgs {
     /// Which node of the file this machine is; found by its address if left out.
     #[arg(long, value_name = "NAME")]
     pub(crate) node: Option<String>,
-    /// Worker threads of the proxy; one per core if left out.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
-    pub(crate) proxy_threads: Option<u16>,
     /// How to log.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub(crate) log_format: LogFormat,
@@ -102,6 +158,36 @@ pub(crate) struct AtArgs {
     /// The agent's data directory, instead of the file.
     #[arg(long, value_name = "DIR")]
     pub(crate) data_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    pub(crate) at: AtArgs,
+    /// How to print.
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub(crate) format: Format,
+    /// Print again every second, until Ctrl-C.
+    #[arg(long, short)]
+    pub(crate) watch: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EventsArgs {
+    #[command(flatten)]
+    pub(crate) at: AtArgs,
+    /// How many of the newest to show.
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 20)]
+    pub(crate) last: usize,
+    /// Wait for more, until Ctrl-C.
+    #[arg(long)]
+    pub(crate) follow: bool,
+    /// Only of this part (`service.web`) or of this kind of part (`service`).
+    #[arg(long, value_name = "PART")]
+    pub(crate) subject: Option<String>,
+    /// How to print.
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub(crate) format: Format,
 }
 
 #[derive(Debug, Args)]
@@ -160,8 +246,8 @@ pub(crate) struct CheckArgs {
     /// How to print.
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub(crate) format: Format,
-    /// The same as --format table.
-    #[arg(long, conflicts_with = "format")]
+    /// Print the table of nines (what an availability means in downtime) and read no file.
+    #[arg(long)]
     pub(crate) table: bool,
 }
 

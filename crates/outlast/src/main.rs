@@ -2,14 +2,16 @@
 
 mod check;
 mod cli;
+mod events;
 mod output;
+mod status;
 mod verbs;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use cli::{Cli, Verb};
+use cli::{Cli, Export, Verb};
 
 /// What a run came to, as the shell sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +28,10 @@ fn main() -> ExitCode {
     let outcome = match cli.verb {
         Verb::Check(args) => check::run(&args),
         Verb::Schema => schema(),
+        Verb::Export(Export::Kubernetes(args)) => check::export_kubernetes(&args),
         Verb::Run(args) => verbs::run(&args),
+        Verb::Status(args) => status::run(&args),
+        Verb::Events(args) => events::run(&args),
         Verb::Reload(at) => verbs::order(&at, "/v1/reload", None, None),
         Verb::Drain(args) => {
             verbs::order(&args.at, "/v1/drain", Some(args.service), Some(args.backend))

@@ -13,11 +13,7 @@ use crate::{Outcome, output};
 
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
     log_to_stderr(args.log_format);
-    let options = Options {
-        file: args.file.clone(),
-        node: args.node.clone(),
-        proxy_threads: args.proxy_threads.map(usize::from),
-    };
+    let options = Options { file: args.file.clone(), node: args.node.clone() };
     Ok(if agent::run(&options)? { Outcome::Fine } else { Outcome::Mistakes })
 }
 

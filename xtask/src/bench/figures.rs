@@ -144,7 +144,7 @@ impl Report {
         let median = Spread::of(self.foreign_cores.clone()).map_or(0.0, |spread| spread.median);
         let word = if noisy * 4 > all { "NOISY MACHINE" } else { "noise" };
         format!(
-            "{word}: {noisy} of {all} measurements had other work of more than {FOREIGN_CORES_MAX} cores beside them \
+            "{word}: beside {noisy} of {all} measurements ran other work of more than {FOREIGN_CORES_MAX} cores \
              (median {median:.2})"
         )
     }

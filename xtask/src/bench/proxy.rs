@@ -4,12 +4,12 @@
 //! two threads nothing is tied to a core.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
 use super::arena::{Arena, Setting};
-use super::figures::{Goal, Report};
+use super::figures::{FOREIGN_CORES_MAX, Goal, Report};
 use super::meter::{self, Reading, Used};
 use super::peers::{Peer, Running};
 use super::{Options, measure};
@@ -36,6 +36,7 @@ const CELLS: &[Cell] = &[
     Cell { path: "/64k", size: "64 KiB", connections: 64, cpu_goal: 1.0, memory_goal: None },
     Cell { path: "/64k", size: "64 KiB", connections: 512, cpu_goal: 1.0, memory_goal: None },
 ];
+const MEMORY_CONNECTIONS: usize = 512;
 const OPEN_LOOP_RATE: f64 = 8_000.0;
 const OPEN_LOOP_CONNECTIONS: usize = 64;
 const OPEN_LOOP_P99_GOAL: f64 = 1.1;
@@ -47,17 +48,21 @@ struct Sizes {
     wrk: Duration,
     open_loop: Duration,
     stream_bytes: u64,
+    /// Of a turn that others disturb.
+    attempts: usize,
 }
 
 const FULL: Sizes = Sizes {
     wrk: Duration::from_secs(5),
     open_loop: Duration::from_secs(8),
     stream_bytes: 6 * GIGABYTE,
+    attempts: 2,
 };
 const QUICK: Sizes = Sizes {
     wrk: Duration::from_secs(2),
     open_loop: Duration::from_secs(3),
     stream_bytes: 2 * GIGABYTE,
+    attempts: 1,
 };
 
 pub(super) fn run(options: Options, outlast: Option<PathBuf>) -> Result<Option<Report>> {
@@ -90,6 +95,47 @@ async fn compare(options: Options, outlast: Option<PathBuf>) -> Result<Report> {
     Ok(round.report)
 }
 
+/// One kind of measurement, made of each proxy in turn.
+#[derive(Clone, Copy)]
+enum Kind {
+    Closed(&'static Cell),
+    Open,
+    Stream,
+}
+
+/// What one turn over all proxies found.
+#[derive(Default)]
+struct Turn {
+    entries: Vec<Entry>,
+    foreign_cores: Vec<f64>,
+    faults: Vec<String>,
+}
+
+struct Entry {
+    peer: Peer,
+    name: String,
+    unit: &'static str,
+    goal: Option<f64>,
+    value: f64,
+}
+
+impl Turn {
+    fn noise(&self) -> f64 {
+        self.foreign_cores.iter().copied().fold(0.0, f64::max)
+    }
+
+    fn note(&mut self, peer: Peer, name: impl Into<String>, unit: &'static str, value: f64) {
+        self.entries.push(Entry { peer, name: name.into(), unit, goal: None, value });
+    }
+
+    /// The ratio to HAProxy of the value noted last must not exceed it.
+    fn held_against(&mut self, ratio_max: impl Into<Option<f64>>) {
+        if let Some(entry) = self.entries.last_mut() {
+            entry.goal = ratio_max.into();
+        }
+    }
+}
+
 struct Round {
     sizes: Sizes,
     report: Report,
@@ -103,49 +149,79 @@ impl Round {
             self.wrk(running, &CELLS[0], Duration::from_secs(1)).await?;
         }
         for cell in CELLS {
-            for running in &arena.running {
-                self.closed_loop(running, cell).await?;
-            }
+            self.quietest_turn(arena, Kind::Closed(cell)).await?;
         }
         if self.setting == ONE_THREAD {
-            for running in &arena.running {
-                self.open_loop(running).await?;
-            }
-            // Debian's nginx passes streams on only with a module of its own.
-            for running in arena.running.iter().filter(|running| running.peer != Peer::Nginx) {
-                self.stream(arena, running).await?;
-            }
+            self.quietest_turn(arena, Kind::Open).await?;
+            self.quietest_turn(arena, Kind::Stream).await?;
         }
         Ok(())
     }
 
-    async fn closed_loop(&mut self, running: &Running, cell: &Cell) -> Result<()> {
-        let Cell { size, connections, .. } = cell;
-        let what = format!("{size}, {connections} clients");
-        self.announce(running, &what);
-        meter::reset_peak_memory(running)?;
-        let before = Reading::of(running)?;
-        let wrk = self.wrk(running, cell, self.sizes.wrk).await?;
-        let used = self.used(running, &before)?;
-        let peak = meter::peak_memory(running)?;
-        self.errors(running, &what, wrk.errors);
+    /// A turn that others disturbed is taken again; which one counts is chosen by the noise, not by the result.
+    async fn quietest_turn(&mut self, arena: &Arena, kind: Kind) -> Result<()> {
+        let mut best = self.turn(arena, kind).await?;
+        for _ in 1..self.sizes.attempts {
+            if best.noise() <= FOREIGN_CORES_MAX {
+                break;
+            }
+            let mut again = self.turn(arena, kind).await?;
+            if again.noise() < best.noise() {
+                std::mem::swap(&mut best, &mut again);
+            }
+            // An error counts in whichever turn it happened.
+            best.faults.append(&mut again.faults);
+        }
+        self.record(best);
+        Ok(())
+    }
 
-        let micros = |cpu: Duration| cpu.as_secs_f64() * 1e6 / wrk.requests;
+    async fn turn(&self, arena: &Arena, kind: Kind) -> Result<Turn> {
+        let mut turn = Turn::default();
+        for running in &arena.running {
+            let before = Reading::of(running)?;
+            match kind {
+                Kind::Closed(cell) => self.closed_loop(&mut turn, running, cell, &before).await?,
+                Kind::Open => self.open_loop(&mut turn, running, &before).await?,
+                // Debian's nginx passes streams on only with a module of its own.
+                Kind::Stream if running.peer == Peer::Nginx => {}
+                Kind::Stream => self.stream(&mut turn, arena, running, &before).await?,
+            }
+        }
+        Ok(turn)
+    }
+
+    async fn closed_loop(
+        &self,
+        turn: &mut Turn,
+        running: &Running,
+        cell: &Cell,
+        before: &Reading,
+    ) -> Result<()> {
+        let what = format!("{}, {} clients", cell.size, cell.connections);
+        announce(running, &what);
+        meter::reset_peak_memory(running)?;
+        let wrk = self.wrk(running, cell, self.sizes.wrk).await?;
+        let used = used(turn, running, before)?;
+        let peak = meter::peak_memory(running)?;
+        self.errors(turn, running, &what, wrk.errors);
+
         let peer = running.peer;
-        let cpu_goal = self.goal(cell.cpu_goal);
-        self.record(peer, (&format!("CPU per request, {what}"), "us"), cpu_goal, micros(used.cpu));
+        let micros = |cpu: Duration| cpu.as_secs_f64() * 1e6 / wrk.requests;
+        turn.note(peer, format!("CPU per request, {what}"), "us", micros(used.cpu));
+        turn.held_against(cell.cpu_goal);
         if peer == Peer::Outlast {
             let name = format!("- of it in the data plane, {what}");
-            self.record(peer, (&name, "us"), None, micros(used.carriers));
+            turn.note(peer, name, "us", micros(used.carriers));
         }
-        self.record(peer, (&format!("requests, {what}"), "1/s"), None, wrk.requests_per_second);
-        self.record(peer, (&format!("p50, {what}"), "ms"), None, wrk.p50.as_secs_f64() * 1e3);
-        self.record(peer, (&format!("p99, {what}"), "ms"), None, wrk.p99.as_secs_f64() * 1e3);
-        if cell.connections == 512 {
+        turn.note(peer, format!("requests, {what}"), "1/s", wrk.requests_per_second);
+        turn.note(peer, format!("p50, {what}"), "ms", millis(wrk.p50));
+        turn.note(peer, format!("p99, {what}"), "ms", millis(wrk.p99));
+        if cell.connections == MEMORY_CONNECTIONS {
             #[expect(clippy::cast_precision_loss, reason = "far less memory than 2^52 bytes")]
             let mib = peak as f64 / f64::from(1 << 20);
-            let goal = cell.memory_goal.and_then(|ratio| self.goal(ratio));
-            self.record(peer, (&format!("peak memory, {what}"), "MiB"), goal, mib);
+            turn.note(peer, format!("peak memory, {what}"), "MiB", mib);
+            turn.held_against(cell.memory_goal);
         }
         Ok(())
     }
@@ -158,9 +234,9 @@ impl Round {
             .with_context(|| format!("load {}", running.peer.name()))
     }
 
-    async fn open_loop(&mut self, running: &Running) -> Result<()> {
+    async fn open_loop(&self, turn: &mut Turn, running: &Running, before: &Reading) -> Result<()> {
         let what = format!("at {OPEN_LOOP_RATE} requests/s");
-        self.announce(running, &what);
+        announce(running, &what);
         let plan = Plan {
             target: running.places.http,
             path: "/1k".to_owned(),
@@ -168,75 +244,75 @@ impl Round {
             connections_max: OPEN_LOOP_CONNECTIONS,
             timeout: OPEN_LOOP_TIMEOUT,
         };
-        let before = Reading::of(running)?;
         let found = meter::open_loop(plan, self.sizes.open_loop, self.setting.load_core).await?;
-        let _used = self.used(running, &before)?;
-        self.errors(running, &what, found.errors);
-        let millis = |share| found.latencies.quantile(share).as_secs_f64() * 1e3;
-        let peer = running.peer;
-        self.record(peer, (&format!("p50 {what}"), "ms"), None, millis(0.5));
-        let goal = self.goal(OPEN_LOOP_P99_GOAL);
-        self.record(peer, (&format!("p99 {what}"), "ms"), goal, millis(0.99));
+        used(turn, running, before)?;
+        self.errors(turn, running, &what, found.errors);
+        let quantile = |share| millis(found.latencies.quantile(share));
+        turn.note(running.peer, format!("p50 {what}"), "ms", quantile(0.5));
+        turn.note(running.peer, format!("p99 {what}"), "ms", quantile(0.99));
+        turn.held_against(OPEN_LOOP_P99_GOAL);
         Ok(())
     }
 
-    async fn stream(&mut self, arena: &Arena, running: &Running) -> Result<()> {
-        self.announce(running, "TCP stream");
+    async fn stream(
+        &self,
+        turn: &mut Turn,
+        arena: &Arena,
+        running: &Running,
+        before: &Reading,
+    ) -> Result<()> {
+        announce(running, "TCP stream");
         let bytes = self.sizes.stream_bytes;
-        let before = Reading::of(running)?;
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         arena
             .sink
             .receive_through(running.places.tcp, bytes, self.setting.load_core)
             .await
             .with_context(|| format!("stream through {}", running.peer.name()))?;
         let time = start.elapsed();
-        let used = self.used(running, &before)?;
+        let used = used(turn, running, before)?;
         #[expect(clippy::cast_precision_loss, reason = "a few gigabytes")]
         let gigabytes = bytes as f64 / GIGABYTE as f64;
-        let per_gigabyte = used.cpu.as_secs_f64() / gigabytes;
-        let peer = running.peer;
-        let goal = self.goal(STREAM_CPU_GOAL);
-        self.record(peer, ("CPU per gigabyte, TCP stream", "s"), goal, per_gigabyte);
-        let speed = gigabytes / time.as_secs_f64();
-        self.record(peer, ("TCP stream", "GB/s"), None, speed);
+        let (cpu, speed) = (used.cpu.as_secs_f64() / gigabytes, gigabytes / time.as_secs_f64());
+        turn.note(running.peer, "CPU per gigabyte, TCP stream", "s", cpu);
+        turn.held_against(STREAM_CPU_GOAL);
+        turn.note(running.peer, "TCP stream", "GB/s", speed);
         Ok(())
     }
 
-    fn used(&mut self, running: &Running, before: &Reading) -> Result<Used> {
-        let used = Reading::of(running)?.used_since(before);
-        self.report.foreign_cores.push(used.foreign_cores);
-        Ok(used)
-    }
-
-    fn errors(&mut self, running: &Running, what: &str, errors: u64) {
+    fn errors(&self, turn: &mut Turn, running: &Running, what: &str, errors: u64) {
         if errors > 0 {
-            let name = running.peer.name();
-            let setting = words(self.setting);
-            self.report.faults.push(format!("{name}, {what}, {setting}: {errors} errors"));
+            let (name, setting) = (running.peer.name(), words(self.setting));
+            turn.faults.push(format!("{name}, {what}, {setting}: {errors} errors"));
         }
     }
 
-    fn announce(&self, running: &Running, what: &str) {
-        if out::is_terminal() {
-            out::status(format!("  {}: {what}", running.peer.name()));
+    fn record(&mut self, turn: Turn) {
+        let decides = self.setting == ONE_THREAD;
+        for Entry { peer, name, unit, goal, value } in turn.entries {
+            let name = format!("{} thr: {name}", self.setting.threads);
+            let goal = goal.map(|ratio_max| Goal { ratio_max, decides });
+            self.report.record(self.number, peer, (&name, unit), goal, value);
         }
+        self.report.foreign_cores.extend(turn.foreign_cores);
+        self.report.faults.extend(turn.faults);
     }
+}
 
-    fn goal(&self, ratio_max: f64) -> Option<Goal> {
-        Some(Goal { ratio_max, decides: self.setting == ONE_THREAD })
-    }
+fn used(turn: &mut Turn, running: &Running, before: &Reading) -> Result<Used> {
+    let used = Reading::of(running)?.used_since(before);
+    turn.foreign_cores.push(used.foreign_cores);
+    Ok(used)
+}
 
-    fn record(
-        &mut self,
-        peer: Peer,
-        (name, unit): (&str, &'static str),
-        goal: Option<Goal>,
-        value: f64,
-    ) {
-        let name = format!("{} thr: {name}", self.setting.threads);
-        self.report.record(self.number, peer, (&name, unit), goal, value);
+fn announce(running: &Running, what: &str) {
+    if out::is_terminal() {
+        out::status(format!("  {}: {what}", running.peer.name()));
     }
+}
+
+fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
 }
 
 fn words(setting: Setting) -> &'static str {

@@ -77,8 +77,11 @@ async fn play(front: &Front, once: bool, seed: Option<u64>) -> Result<Verdict> {
     let ledger = load.finish()?;
     complaints.extend(report::complaints(&ledger, once, RATE_PER_SECOND));
     out::line(report::render(&ledger, &complaints));
-    let verdict = if complaints.is_empty() { Verdict::Good } else { Verdict::Bad };
-    leave(stage, verdict).await
+    if complaints.is_empty() {
+        return leave(stage, Verdict::Good).await;
+    }
+    out::line(stage.front_log());
+    leave(stage, Verdict::Bad).await
 }
 
 async fn leave(stage: Stage, verdict: Verdict) -> Result<Verdict> {

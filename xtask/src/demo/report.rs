@@ -10,11 +10,12 @@ use crate::out;
 const RATE_SHARE_MIN: f64 = 0.95;
 const BACKENDS: [&str; 3] = ["b1", "b2", "b3"];
 
+/// Counts since the start; latencies, and how much each backend served, of the last five seconds.
 pub(super) fn status(ledger: &Ledger) -> String {
     let recent = ledger.recent();
     let serving: Vec<_> = recent.served.iter().map(|(name, n)| format!("{name} {n}")).collect();
     format!(
-        "{:7.1} s  {} requests, {} failed | last 5 s: p50 {}, p99 {}, served by {}",
+        "{:7.1} s  {} requests, {} failed | p50 {}, p99 {} | {}",
         ledger.started.elapsed().as_secs_f64(),
         ledger.total.requests(),
         ledger.total.failed,

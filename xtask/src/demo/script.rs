@@ -18,6 +18,8 @@ const SLOT: Duration = Duration::from_millis(7_700);
 const FAULT_TIME: Duration = Duration::from_secs(4);
 /// The next fault waits for the victim of the last one, but not for ever.
 const BACK_LIMIT: Duration = Duration::from_secs(25);
+/// A backend that fails again and again is left out for longer each time.
+const RANDOM_BACK_LIMIT: Duration = Duration::from_secs(330);
 const RANDOM_FAULT_MS: std::ops::Range<u64> = 2_000..8_000;
 const RANDOM_PAUSE_MS: std::ops::Range<u64> = 500..4_000;
 const TURN: Duration = Duration::from_millis(100);
@@ -47,7 +49,7 @@ impl<'a> Show<'a> {
                 let end = Instant::now() + SLOT;
                 self.befall(fault, at, FAULT_TIME).await?;
                 self.watch_until(end).await?;
-                self.wait_until_back().await?;
+                self.wait_until_back(BACK_LIMIT).await?;
             }
         }
         Ok(())
@@ -62,7 +64,7 @@ impl<'a> Show<'a> {
             let fault = Fault::ALL[random.index(Fault::ALL.len())];
             let at = random.index(self.stage.backends.len());
             self.befall(fault, at, random.millis(RANDOM_FAULT_MS)).await?;
-            self.wait_until_back().await?;
+            self.wait_until_back(RANDOM_BACK_LIMIT).await?;
             self.watch_until(Instant::now() + random.millis(RANDOM_PAUSE_MS)).await?;
         }
     }
@@ -122,8 +124,8 @@ impl<'a> Show<'a> {
         Ok(())
     }
 
-    async fn wait_until_back(&mut self) -> Result<()> {
-        let limit = Instant::now() + BACK_LIMIT;
+    async fn wait_until_back(&mut self, limit: Duration) -> Result<()> {
+        let limit = Instant::now() + limit;
         while self.ledger.window().is_some_and(|window| window.back_after.is_none()) {
             if Instant::now() > limit {
                 return Ok(());

@@ -155,6 +155,14 @@ impl Stage {
         self.front.check_running()
     }
 
+    /// The end of what the proxy has written.
+    pub(super) fn front_log(&self) -> String {
+        match self.front.log_tail() {
+            tail if tail.is_empty() => format!("{} has written no log", self.front_name),
+            tail => format!("the last that {} wrote{tail}", self.front_name),
+        }
+    }
+
     pub(super) fn introduce(&self) {
         out::line(format!("service       http://{}/", self.ports.service));
         if self.front_name == "outlast" {

@@ -177,6 +177,11 @@ impl State {
     }
 }
 
+/// The serving status of a framed `HealthCheckResponse` in the protocol's own word, or what is wrong with it.
+pub fn serving_status(frame: &[u8]) -> Result<&'static str, &'static str> {
+    decode_response(frame).map(State::word).map_err(|Malformed(what)| what)
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Malformed(&'static str);
 

@@ -21,6 +21,7 @@ use outlast_core::units::show_duration;
 use rustls::pki_types::CertificateDer;
 use tokio::time::Instant;
 
+pub use grpc::serving_status;
 pub use spread::{first_offset, round};
 
 use dial::{Cover, Speech, Tls};

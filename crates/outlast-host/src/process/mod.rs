@@ -139,12 +139,17 @@ impl Instance {
         let leader = pid.and_then(|pid| {
             let leader = Leader::hold(pid).ok()?;
             let stat = Stat::read(pid)?;
-            let same = record.began_ticks.is_none_or(|began| began == stat.began_ticks);
-            (same && stat.is_alive()).then(|| {
-                record.pid = Some(pid);
-                record.began_ticks = Some(stat.began_ticks);
-                leader
-            })
+            if record.began_ticks.is_some_and(|began| began != stat.began_ticks) {
+                return None;
+            }
+            if !stat.is_alive() {
+                // An agent that has replaced its own image is still the parent, and has to collect it.
+                leader.collect();
+                return None;
+            }
+            record.pid = Some(pid);
+            record.began_ticks = Some(stat.began_ticks);
+            Some(leader)
         });
         let Some(leader) = leader else {
             record.mark().kill();

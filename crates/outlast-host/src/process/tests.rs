@@ -188,10 +188,11 @@ async fn a_program_deaf_to_sigterm_is_killed() {
 #[tokio::test]
 async fn an_owner_that_reads_nothing_can_still_stop_a_program() {
     let stage = Stage::with_room(1);
-    let supervisor = stage.start(&process("echo up; sleep 100"));
-    stage.until_output("up").await;
-    let pid = files(&stage).record;
-    let pid = Record::read(&pid).unwrap().unwrap().pid.unwrap();
+    let supervisor = stage.start(&process("sleep 100"));
+    let record = files(&stage).record;
+    let pid = || Record::read(&record).ok()??.pid;
+    until("it runs", || pid().is_some()).await;
+    let pid = pid().unwrap();
     supervisor.stop().await;
     assert!(!alive(pid));
 }
@@ -310,6 +311,49 @@ async fn a_program_outlives_the_agent_and_is_adopted_as_it_was() {
     assert!(!alive(before.pid.unwrap()));
     let found = stage.rest().iter().filter(|fact| *fact == "found running, pid PID").count();
     assert_eq!(found, 1);
+}
+
+/// Where the agent below works; without it there is nothing to do.
+const AGENT_DIR: &str = "OUTLAST_TEST_AGENT_DIR";
+
+#[tokio::test]
+#[ignore = "an agent for the next test to kill"]
+async fn an_agent_that_will_be_killed() {
+    let Ok(dir) = std::env::var(AGENT_DIR) else { return };
+    let (reports, _unread) = mpsc::channel(64);
+    let (prober, cgroups) = (Prober::new(), Cgroups::none("a test"));
+    let setting = Setting { data_dir: PathBuf::from(dir), prober, cgroups, reports };
+    let _supervisor = Supervisor::start("api", process("sleep 100"), setting);
+    std::future::pending::<()>().await;
+}
+
+#[tokio::test]
+async fn a_program_survives_sigkill_of_the_agent() {
+    let mut stage = Stage::new();
+    let mut agent = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "process::tests::an_agent_that_will_be_killed"])
+        .env(AGENT_DIR, stage.scratch.dir())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let files = files(&stage);
+    let pid = || {
+        let record = Record::read(&files.record).ok()??;
+        record.pid.filter(|_| record.ready)
+    };
+    until("the agent has started it", || pid().is_some()).await;
+    let pid = pid().unwrap();
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+    assert!(alive(pid));
+
+    let supervisor = stage.start(&process("sleep 100"));
+    let view = stage.until_state(ProcessState::Running, true).await;
+    assert_eq!(view.pid, Some(pid));
+    supervisor.stop().await;
+    assert!(!alive(pid));
+    let status = "exited : status unknown, because an earlier agent started it";
+    assert!(stage.rest().last().unwrap().ends_with(status), "{:?}", stage.facts);
 }
 
 #[tokio::test]

@@ -96,7 +96,7 @@ async fn answer(
     inbox: &mpsc::Sender<Said>,
 ) -> Response<Full<Bytes>> {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    if method == Method::GET {
+    if method == Method::GET || method == Method::HEAD {
         return face::respond(&request, shared, face::Door::Admin);
     }
     if method != Method::POST {

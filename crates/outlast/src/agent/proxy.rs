@@ -38,6 +38,8 @@ pub(super) struct DataPlane {
     given: Vec<SocketAddr>,
     sent: Option<Table>,
     generation: u64,
+    /// The table that the proxy last said it has.
+    in_force: u64,
     refused: Option<String>,
     last_start: Option<Instant>,
 }
@@ -61,6 +63,7 @@ impl DataPlane {
             given: Vec::new(),
             sent: None,
             generation: 0,
+            in_force: 0,
             refused: None,
             last_start: None,
         };
@@ -136,11 +139,12 @@ impl DataPlane {
     }
 
     /// A table has been put in force: predecessors may go.
-    pub(super) fn succeed(&mut self, pid: u32, facts: &mut Vec<Fact>) {
+    pub(super) fn succeed(&mut self, pid: u32, generation: u64, facts: &mut Vec<Fact>) {
         self.refused = None;
         if self.link.as_ref().is_none_or(|l| l.hello.pid != pid) {
             return;
         }
+        self.in_force = generation;
         let waiting: Vec<u32> =
             self.draining.iter().filter(|(_, l)| !l.hello.draining).map(|(&pid, _)| pid).collect();
         for old in waiting {
@@ -167,6 +171,11 @@ impl DataPlane {
             tracing::warn!(%error, "listen to a draining proxy");
         }
         self.draining.insert(link.hello.pid, link);
+    }
+
+    /// Whether the proxy has the newest table in force.
+    pub(super) fn settled(&self) -> bool {
+        self.link.is_some() && self.in_force == self.generation
     }
 
     /// Asks for counters; they come back through the inbox.

@@ -9,7 +9,7 @@ use outlast_core::agent::{Action, Agent, Input, Now, Resume};
 use outlast_core::event::{Fact, Severity, Target};
 use outlast_core::pair::Epoch;
 use outlast_core::topology::Topology;
-use outlast_host::journal::Journal;
+use outlast_host::journal::{self, Journal};
 use outlast_host::probe::{Answer, Code};
 use outlast_host::process::{News, Report};
 use outlast_proxy::Notice;
@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::probes::Probes;
 use super::processes::Processes;
 use super::proxy::DataPlane;
-use super::shared::{Picture, Shared, StatsAt, wall};
+use super::shared::{self, Picture, Recent, Shared, StatsAt, Vitals, wall};
 use super::start::{self, Options};
 use super::table::{self, Certificates, Resolved};
 use super::{admin, face, standby, state};
@@ -145,6 +145,8 @@ struct Loop {
     counts: std::collections::BTreeMap<(Target, Code), u64>,
     stopping: watch::Sender<bool>,
     stats: Arc<Mutex<StatsAt>>,
+    recent: Recent,
+    vitals: Vitals,
     /// Counters of proxies that have ended: what was counted stays counted.
     ended_stats: Stats,
     last_stats: std::collections::BTreeMap<u32, Stats>,
@@ -176,9 +178,8 @@ impl Loop {
             tracing::warn!(bytes = recovery.cut, "cut a torn last line off the journal");
         }
         let mut facts = Vec::new();
-        let threads = options.proxy_threads.unwrap_or_else(|| {
-            std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
-        });
+        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let threads = topology.cluster.proxy_threads.map_or_else(cores, |n| usize::from(n.get()));
         let (mut plane, inherited) =
             DataPlane::open(data_dir.clone(), threads, from_links, &mut facts)?;
         let opened = start::open_missing(&topology, &plane.sockets)?;
@@ -192,7 +193,12 @@ impl Loop {
         let topology = Arc::new(core.topology().clone());
         let (picture, picture_reader) = watch::channel(Arc::default());
         let (stopping, stopping_reader) = watch::channel(false);
-        let stats = Arc::new(Mutex::new(StatsAt { stats: Stats::default(), at: Instant::now() }));
+        let stats = Arc::new(Mutex::new(StatsAt::new(Instant::now())));
+        let recent = Recent::default();
+        match journal::read_last(&data_dir.join("journal"), shared::RECENT_MAX) {
+            Ok(lines) => lines.into_iter().for_each(|line| recent.push(line)),
+            Err(error) => tracing::warn!(%error, "read the journal's end for the status page"),
+        }
         let shared = Shared {
             node: node.clone(),
             version: crate::VERSION,
@@ -201,7 +207,7 @@ impl Loop {
             picture: picture_reader,
             stats: stats.clone(),
             stopping: stopping_reader,
-            data_dir: data_dir.clone(),
+            recent: recent.clone(),
         };
         let admin = admin::Admin::open(&data_dir, shared.clone(), sender.clone())?;
         let face = face::Face::open(topology.cluster.face, shared)?;
@@ -212,6 +218,7 @@ impl Loop {
                 resumed: !resume.beliefs.is_empty(),
             },
         );
+        let vitals = Vitals::read(&data_dir);
         let mut agent = Loop {
             probes: Probes::new(sender.clone()),
             processes: Processes::new(node.clone(), data_dir.clone(), reporter),
@@ -230,6 +237,8 @@ impl Loop {
             counts: std::collections::BTreeMap::new(),
             stopping,
             stats,
+            recent,
+            vitals,
             ended_stats: Stats::default(),
             last_stats: std::collections::BTreeMap::new(),
             inbox,
@@ -285,8 +294,10 @@ impl Loop {
                 () = tokio::time::sleep(wake) => self.step(Input::Tick),
                 _ = tick.tick() => {
                     self.plane.ask_stats();
+                    self.vitals = Vitals::read(&self.data_dir);
                     self.revive_proxy();
                     self.publish();
+                    self.confirm_routes();
                 }
                 _ = resolve.tick() => self.resolve(),
                 _ = hangup.recv() => {
@@ -395,7 +406,9 @@ impl Loop {
         let mut facts = Vec::new();
         match from {
             FromLink::Said { pid, message } => match message {
-                FromProxy::Applied { .. } => self.plane.succeed(pid, &mut facts),
+                FromProxy::Applied { generation } => {
+                    self.plane.succeed(pid, generation, &mut facts)
+                }
                 FromProxy::NotApplied { reason, .. } => {
                     tracing::error!(pid, reason, "the proxy refused a table");
                     self.plane.refuse(reason);
@@ -421,6 +434,16 @@ impl Loop {
         }
         self.revive_proxy();
         self.publish();
+        self.confirm_routes();
+    }
+
+    /// Tells the core which routes the data plane has in force.
+    fn confirm_routes(&mut self) {
+        if self.plane.settled() {
+            for (service, epoch) in self.core.switching() {
+                self.step(Input::Routed { service, epoch });
+            }
+        }
     }
 
     fn hear_notice(&mut self, notice: Notice) {
@@ -454,8 +477,7 @@ impl Loop {
                 take_gauges(&mut all, stats);
             }
         }
-        *self.stats.lock().expect("no panic while held") =
-            StatsAt { stats: all, at: Instant::now() };
+        self.stats.lock().expect("no panic while held").take(all, Instant::now());
     }
 
     fn revive_proxy(&mut self) {
@@ -608,8 +630,9 @@ impl Loop {
             Severity::Warn => tracing::warn!(subject, event = fact.name(), "{fact}"),
             Severity::Error => tracing::error!(subject, event = fact.name(), "{fact}"),
         }
-        if let Err(error) = self.journal.record(wall(), fact) {
-            tracing::error!(%error, "write to the journal");
+        match self.journal.record(wall(), fact) {
+            Ok(event) => self.recent.push(journal::Line::of(&event)),
+            Err(error) => tracing::error!(%error, "write to the journal"),
         }
     }
 
@@ -623,6 +646,7 @@ impl Loop {
             topology: self.topology.clone(),
             proxy: self.plane.view(),
             probes: self.counts.clone(),
+            vitals: self.vitals,
             at: wall(),
         };
         self.picture.send_replace(Arc::new(picture));
@@ -659,9 +683,9 @@ impl Loop {
         let mut forced = false;
         while !self.plane.all_gone() {
             tokio::select! {
-                Some(FromLink::Gone { pid, .. }) = self.links.recv() => {
+                Some(from) = self.links.recv() => if let FromLink::Gone { pid, .. } = from {
                     self.plane.gone(pid);
-                }
+                },
                 () = tokio::time::sleep_until(until) => {
                     forced = true;
                     break;

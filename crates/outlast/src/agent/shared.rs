@@ -1,13 +1,25 @@
 //! What the agent's readers see: /health, /metrics, the status page, the command line.
 
+use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use outlast_core::event::Target;
 use outlast_core::time::Timestamp;
 use outlast_core::topology::Topology;
 use outlast_core::view::View;
-use outlast_proxy::stats::Stats;
+use outlast_host::journal::Line;
+use outlast_host::probe::Code;
+use outlast_host::vitals::{self, Usage};
+use outlast_proxy::stats::{ServiceStats, Stats};
 use tokio::sync::watch;
+
+/// Events that are kept in memory for the status page.
+pub const RECENT_MAX: usize = 50;
+
+/// Rates are means over this long.
+const RATE_WINDOW: Duration = Duration::from_secs(10);
 
 /// The agent's own state, as far as others may read it.
 #[derive(Clone, Debug)]
@@ -20,7 +32,7 @@ pub struct Shared {
     pub picture: watch::Receiver<Arc<Picture>>,
     pub stats: Arc<Mutex<StatsAt>>,
     pub stopping: watch::Receiver<bool>,
-    pub data_dir: std::path::PathBuf,
+    pub recent: Recent,
 }
 
 /// One whole picture.
@@ -29,8 +41,8 @@ pub struct Picture {
     pub view: View,
     pub topology: Arc<Topology>,
     pub proxy: ProxyView,
-    pub probes:
-        std::collections::BTreeMap<(outlast_core::event::Target, outlast_host::probe::Code), u64>,
+    pub probes: BTreeMap<(Target, Code), u64>,
+    pub vitals: Vitals,
     /// When it was made.
     pub at: Timestamp,
 }
@@ -45,11 +57,89 @@ pub struct ProxyView {
     pub refused: Option<String>,
 }
 
+/// How full the machine is; `None` where it would not say.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Vitals {
+    /// The file system that holds the data directory.
+    pub disk: Option<Usage>,
+    pub memory: Option<Usage>,
+}
+
+impl Vitals {
+    pub fn read(data_dir: &Path) -> Vitals {
+        Vitals { disk: vitals::disk(data_dir).ok(), memory: vitals::memory().ok() }
+    }
+}
+
+/// The newest events, oldest first: the status page reads no disk.
+#[derive(Clone, Debug, Default)]
+pub struct Recent(Arc<Mutex<VecDeque<Line>>>);
+
+impl Recent {
+    pub fn push(&self, line: Line) {
+        let mut lines = self.0.lock().expect("no panic while held");
+        if lines.len() == RECENT_MAX {
+            lines.pop_front();
+        }
+        lines.push_back(line);
+    }
+
+    pub fn lines(&self) -> Vec<Line> {
+        self.0.lock().expect("no panic while held").iter().cloned().collect()
+    }
+}
+
 /// The data plane's counters, and when they were read.
 #[derive(Clone, Debug)]
 pub struct StatsAt {
     pub stats: Stats,
     pub at: Instant,
+    /// Requests of each service at earlier readings, oldest first.
+    before: VecDeque<(Instant, BTreeMap<String, u64>)>,
+}
+
+impl StatsAt {
+    /// Nothing counted yet.
+    pub fn new(at: Instant) -> StatsAt {
+        StatsAt { stats: Stats::default(), at, before: VecDeque::new() }
+    }
+
+    /// Takes a newer reading.
+    pub fn take(&mut self, stats: Stats, at: Instant) {
+        let requests = stats.services.iter().map(|s| (s.name.clone(), requests(s)));
+        self.before.push_back((at, requests.collect()));
+        // One reading that is at least a window old stays, to count from.
+        let old = |(read, _): &(Instant, _)| at.duration_since(*read) >= RATE_WINDOW;
+        while self.before.get(1).is_some_and(old) {
+            self.before.pop_front();
+        }
+        self.stats = stats;
+        self.at = at;
+    }
+
+    /// Requests a second of each service; a service that was read only once has no rate.
+    pub fn rates(&self) -> BTreeMap<String, f64> {
+        let (Some((first_at, first)), Some((last_at, last))) =
+            (self.before.front(), self.before.back())
+        else {
+            return BTreeMap::new();
+        };
+        let seconds = last_at.duration_since(*first_at).as_secs_f64();
+        if seconds <= 0.0 {
+            return BTreeMap::new();
+        }
+        let rate = |(name, &now): (&String, &u64)| {
+            let since = now.saturating_sub(*first.get(name)?);
+            Some((name.clone(), since as f64 / seconds))
+        };
+        last.iter().filter_map(rate).collect()
+    }
+}
+
+/// What clients have asked of a service: requests that were answered, and TCP connections or upgraded ones.
+pub fn requests(service: &ServiceStats) -> u64 {
+    let all = service.backends.iter().map(|b| &b.counts).chain([&service.own]);
+    all.map(|counts| counts.answers.iter().sum::<u64>() + counts.tunnels).sum()
 }
 
 /// Now, by the wall clock.
@@ -57,4 +147,35 @@ pub fn wall() -> Timestamp {
     let since =
         std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use outlast_proxy::stats::Snapshot;
+
+    #[test]
+    fn a_rate_is_a_mean_over_the_window() {
+        let counted = |answers: u64| Stats {
+            services: vec![ServiceStats {
+                name: "web".to_owned(),
+                own: Snapshot { answers: vec![0, answers], ..Snapshot::default() },
+                ..ServiceStats::default()
+            }],
+            connections: 0,
+        };
+        let start = Instant::now();
+        let mut stats = StatsAt::new(start);
+        assert_eq!(stats.rates(), BTreeMap::new());
+        stats.take(counted(100), start);
+        assert_eq!(stats.rates(), BTreeMap::new());
+        for second in 1..=30 {
+            stats.take(counted(100 + second * 7), start + Duration::from_secs(second));
+        }
+        assert_eq!(stats.rates(), BTreeMap::from([("web".to_owned(), 7.0)]));
+        assert_eq!(stats.before.len(), 11);
+        // Another proxy, whose counters begin again.
+        stats.take(counted(0), start + Duration::from_secs(31));
+        assert_eq!(stats.rates()["web"], 0.0);
+    }
 }

@@ -22,8 +22,6 @@ const ONLY_NODE: &str = "local";
 pub struct Options {
     pub file: PathBuf,
     pub node: Option<String>,
-    /// Worker threads of the proxy; `None`: one per core.
-    pub proxy_threads: Option<usize>,
 }
 
 /// The node that this machine is: as told, or the only one, or the one whose address is ours.

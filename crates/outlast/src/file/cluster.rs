@@ -1,5 +1,7 @@
 //! Reads `[cluster]`, `[consensus]` and `[node.NAME]`.
 
+use std::num::NonZeroU16;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -23,6 +25,9 @@ pub(super) fn cluster(section: &Section<'_>, notes: &mut Notes) -> Option<Cluste
         None => section.text("data_dir"),
     };
     let tls = section.optional("tls", tls);
+    let proxy_threads = section.optional("proxy_threads", |item| {
+        item.count().map(|n| u16::try_from(n).ok().and_then(NonZeroU16::new))
+    });
     let face = match section.item("face") {
         Some(item) if item.as_text() == Some("off") => Some(None),
         Some(item) => item.listen().map(Some),
@@ -36,7 +41,13 @@ pub(super) fn cluster(section: &Section<'_>, notes: &mut Notes) -> Option<Cluste
             None => notes.listen_by_default(address, "`face` in [cluster]"),
         }
     }
-    Some(Cluster { name: name?, data_dir: data_dir?, tls: tls?, face: face? })
+    Some(Cluster {
+        name: name?,
+        data_dir: data_dir?,
+        tls: tls?,
+        face: face?,
+        proxy_threads: proxy_threads?.flatten(),
+    })
 }
 
 fn tls(item: Item<'_>) -> Option<TlsFiles> {

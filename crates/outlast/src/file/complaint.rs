@@ -86,7 +86,9 @@ impl Complaints {
             also.map_or(complaint.span.start, |(span, _)| span.start.min(complaint.span.start));
         let end = also.map_or(complaint.span.end, |(span, _)| span.end.max(complaint.span.end));
         let lines = whole_lines(&self.text, start..end);
-        let excerpt = self.text.get(lines.clone()).unwrap_or_default();
+        // The same length, without the marks that Windows puts at the end of lines.
+        let excerpt = self.text.get(lines.clone()).unwrap_or_default().replace("\r\n", " \n");
+        let excerpt = excerpt.trim_end_matches('\r');
         let too_long = excerpt.lines().any(|line| line.len() > LINE_MAX);
         if excerpt.trim().is_empty() || too_long {
             let place = format!("{}:{}:{}", self.file_name, complaint.line, complaint.column);
@@ -135,7 +137,7 @@ fn whole_lines(text: &str, span: Range<usize>) -> Range<usize> {
 }
 
 /// The line of a place, from 1.
-pub(crate) fn line_of(text: &str, place: usize) -> usize {
+fn line_of(text: &str, place: usize) -> usize {
     let before = &text.as_bytes()[..place.min(text.len())];
     1 + before.iter().filter(|&&byte| byte == b'\n').count()
 }

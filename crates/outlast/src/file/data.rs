@@ -54,7 +54,14 @@ pub(super) fn postgres(
 }
 
 fn durability(section: &Section<'_>, nodes: Option<&[String]>) -> Option<Durability> {
-    let word = section.optional("durability", |item| item.word());
+    let word = section.optional("durability", |item| match item.as_text() {
+        // The nearest word would be its opposite.
+        Some(word @ ("sync" | "synchronous" | "strict")) => {
+            item.complain(format!("`durability` cannot be `{word}`"), "write \"quorum\"");
+            None
+        }
+        Some(_) | None => item.word(),
+    });
     let acks = section.count("acks").and_then(NonZeroU16::new);
     // A file without nodes is about one machine.
     let others = nodes.map(|nodes| nodes.len().saturating_sub(1));
@@ -82,7 +89,10 @@ fn durability(section: &Section<'_>, nodes: Option<&[String]>) -> Option<Durabil
         };
         section.desk.complain(
             section.span_of(key),
-            format!("no write could be acknowledged by {acks} other nodes: {besides}"),
+            match acks.get() {
+                1 => format!("no write could be on another node: {besides}"),
+                _ => format!("no write could be on {acks} other nodes: {besides}"),
+            },
             match others {
                 0 => "write durability = \"async\", or add nodes".to_owned(),
                 others => format!("write acks = {others} or less, or add nodes"),

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::fmt::Display;
 use std::ops::Range;
 
-use super::complaint::{Complaint, KEPT_MAX, column_of, line_of};
+use super::complaint::{Complaint, KEPT_MAX, column_of};
 
 /// A place in the file, in bytes.
 pub(crate) type Span = Range<usize>;
@@ -13,6 +13,8 @@ pub(crate) type Span = Range<usize>;
 #[derive(Debug)]
 pub(crate) struct Desk<'t> {
     text: &'t str,
+    /// Where each line begins.
+    line_starts: Vec<usize>,
     list: RefCell<Vec<Complaint>>,
     uncounted: Cell<usize>,
     /// Lines that do not parse: what is said of them already is enough.
@@ -23,8 +25,11 @@ pub(crate) struct Desk<'t> {
 
 impl<'t> Desk<'t> {
     pub(crate) fn new(text: &'t str) -> Desk<'t> {
+        let after_newline = text.bytes().enumerate().filter(|&(_, byte)| byte == b'\n');
+        let line_starts = std::iter::once(0).chain(after_newline.map(|(at, _)| at + 1)).collect();
         Desk {
             text,
+            line_starts,
             list: RefCell::default(),
             uncounted: Cell::new(0),
             garbled_lines: Vec::new(),
@@ -34,12 +39,22 @@ impl<'t> Desk<'t> {
 
     /// Notes a line that does not parse; false if it was noted before.
     pub(crate) fn garbled(&mut self, place: usize) -> bool {
-        let line = line_of(self.text, place);
+        let line = self.line_of(place);
         let new = self.garbled_lines.last() != Some(&line);
         if new && self.garbled_lines.len() < KEPT_MAX {
             self.garbled_lines.push(line);
         }
         new
+    }
+
+    /// The line of a place, from 1.
+    fn line_of(&self, place: usize) -> usize {
+        self.line_starts.partition_point(|&start| start <= place)
+    }
+
+    /// Whether more complaints would only be counted: no need to find good words for them.
+    pub(crate) fn is_full(&self) -> bool {
+        self.list.borrow().len() >= KEPT_MAX
     }
 
     pub(crate) fn text(&self) -> &'t str {
@@ -67,7 +82,7 @@ impl<'t> Desk<'t> {
         help: impl Display,
         also: Option<(Span, String)>,
     ) {
-        let line = line_of(self.text, span.start);
+        let line = self.line_of(span.start);
         if self.garbled_lines.binary_search(&line).is_err() {
             self.keep(line, span, message, help, also);
         }
@@ -87,7 +102,7 @@ impl<'t> Desk<'t> {
 
     /// Complains of text that is not TOML.
     pub(crate) fn complain_of_syntax(&self, span: Span, message: impl Display, help: impl Display) {
-        self.keep(line_of(self.text, span.start), span, message, help, None);
+        self.keep(self.line_of(span.start), span, message, help, None);
     }
 
     fn keep(
@@ -98,11 +113,11 @@ impl<'t> Desk<'t> {
         help: impl Display,
         also: Option<(Span, String)>,
     ) {
-        let mut list = self.list.borrow_mut();
-        if list.len() >= KEPT_MAX {
+        if self.is_full() {
             self.uncounted.set(self.uncounted.get() + 1);
             return;
         }
+        let mut list = self.list.borrow_mut();
         list.push(Complaint {
             line,
             column: column_of(self.text, span.start),

@@ -11,7 +11,6 @@ use super::desk::Span;
 use super::item::Item;
 use super::names::listed;
 use super::section::Section;
-use super::shape::nearest;
 use super::words;
 
 pub(super) fn objective(section: &Section<'_>) -> Option<Objective> {
@@ -23,8 +22,8 @@ pub(super) fn objective(section: &Section<'_>) -> Option<Objective> {
     let rpo = section.optional("rpo", |item| item.duration());
     let targets = ["availability", "latency", "rto", "rpo"];
     if !targets.into_iter().any(|name| section.has(name)) {
-        section.desk.complain_of_absence(
-            section.span(),
+        section.complain_of_none(
+            &targets,
             "this objective asks for nothing",
             "add availability = 0.999, latency = { p95 = \"200ms\" }, rto = \"30s\" or rpo = \"0s\"",
         );
@@ -91,7 +90,7 @@ fn objective_name(item: Item<'_>) -> Option<String> {
     if item.names.objectives.contains(name) {
         return Some(name.to_owned());
     }
-    let help = match nearest(name, names()) {
+    let help = match item.near(name, names()) {
         Some(near) => format!("write \"objective.{near}\""),
         None if item.names.objectives.is_empty() => {
             "define it in a section [objective.NAME]".to_owned()
@@ -164,9 +163,10 @@ pub(super) fn notify(section: &Section<'_>) -> Option<Notify> {
             .map(|item| item.distinct(|address| address.parsed(words::mail_address)));
         Some(Email { smtp: smtp??, to: to?? })
     });
-    if !["pagerduty", "slack", "email"].into_iter().any(|channel| section.has(channel)) {
-        section.desk.complain_of_absence(
-            section.span(),
+    let channels = ["pagerduty", "slack", "email"];
+    if !channels.into_iter().any(|channel| section.has(channel)) {
+        section.complain_of_none(
+            &channels,
             "nobody is told anything here",
             "add pagerduty, slack or email",
         );

@@ -14,7 +14,7 @@ use super::complaint::quote;
 use super::desk::{Desk, Span};
 use super::names::{Names, listed};
 use super::section::Section;
-use super::shape::{Kind, nearest};
+use super::shape::{Kind, nearest, one_of};
 use super::words;
 
 /// A value, where it stands.
@@ -23,7 +23,7 @@ pub(crate) struct Item<'t> {
     pub(crate) desk: &'t Desk<'t>,
     pub(crate) names: &'t Names,
     pub(crate) value: &'t Spanned<DeValue<'t>>,
-    pub(crate) key: &'static str,
+    pub(crate) key: &'t str,
     pub(crate) kind: &'static Kind,
 }
 
@@ -55,11 +55,21 @@ impl<'t> Item<'t> {
 
     fn complain_of_range<T>(&self) -> Option<T> {
         let shown = self.desk.text().get(self.span()).unwrap_or_default();
+        let kinds = self.kind.alternatives().iter().filter(|kind| kind.is_numeric());
         self.complain(
             format!("`{}` is out of range: {}", self.key, quote(shown).trim_matches('`')),
-            format!("write {}", self.kind.wanted()),
+            format!("write {}", one_of(kinds.map(Kind::wanted))),
         );
         None
+    }
+
+    /// The candidate that was most likely meant, if anybody is still to be told.
+    pub(crate) fn near<'a>(
+        &self,
+        word: &str,
+        candidates: impl IntoIterator<Item = &'a str>,
+    ) -> Option<&'a str> {
+        if self.desk.is_full() { None } else { nearest(word, candidates) }
     }
 
     /// The string, if it is one; no complaint.
@@ -128,7 +138,7 @@ impl<'t> Item<'t> {
         if number.is_finite() && kinds.iter().any(|kind| kind.holds(number)) {
             return Some(number);
         }
-        if kinds.iter().any(|kind| matches!(kind, Kind::Share)) && number > 1.0 && number <= 100.0 {
+        if kinds.iter().any(Kind::is_share) && (2.0..=100.0).contains(&number) {
             self.complain(
                 format!("`{}` is out of range: {number}", self.key),
                 format!("a share is at most 1: for {number} % write {}", words::share(number)),
@@ -203,7 +213,7 @@ impl<'t> Item<'t> {
         let words = || self.kind.alternatives().iter().filter_map(Kind::of_words).flatten();
         let found = words().copied().find(|word| *word == text);
         if found.is_none() {
-            let help = match nearest(text, words().copied()) {
+            let help = match self.near(text, words().copied()) {
                 Some(word) => format!("write \"{word}\""),
                 None => format!("write {}", self.kind.wanted()),
             };
@@ -287,14 +297,19 @@ impl<'t> Item<'t> {
     pub(crate) fn section(&self) -> Option<Section<'t>> {
         let Some(table) = self.value.get_ref().as_table() else { return self.complain_of_kind() };
         let shape = self.kind.alternatives().iter().find_map(Kind::of_table)?;
-        Some(Section::open(self.desk, self.names, shape, table, self.span()))
+        Some(Section::open(self.desk, self.names, shape, None, table, self.span()))
     }
 
     /// The entries of a table whose keys are free.
     pub(crate) fn entries(&self) -> Option<Vec<(&'t Spanned<DeString<'t>>, Item<'t>)>> {
         let Some(table) = self.value.get_ref().as_table() else { return self.complain_of_kind() };
         let kind = self.kind.alternatives().iter().find_map(Kind::of_entries)?;
-        Some(table.iter().map(|(key, value)| (key, Item { value, kind, ..*self })).collect())
+        Some(
+            table
+                .iter()
+                .map(|(key, value)| (key, Item { value, kind, key: key.get_ref(), ..*self }))
+                .collect(),
+        )
     }
 
     /// The name of a node of this file.
@@ -303,7 +318,8 @@ impl<'t> Item<'t> {
         if self.names.nodes.contains(name) {
             return Some(name.to_owned());
         }
-        let help = match nearest(name, self.names.nodes.iter().map(String::as_str)) {
+        let near = self.near(name, self.names.nodes.iter().map(String::as_str));
+        let help = match near {
             Some(node) => format!("write \"{node}\""),
             None if self.names.nodes.is_empty() => {
                 "name the machines first, in sections [node.NAME]".to_owned()
@@ -335,7 +351,7 @@ impl<'t> Item<'t> {
             return None;
         };
         let Some(kind) = kinds.iter().copied().find(|kind| kind.word() == word) else {
-            let help = match nearest(word, words()) {
+            let help = match self.near(word, words()) {
                 Some(near) => format!("write \"{near}.{}\"", quote(name).trim_matches('`')),
                 None => format!("name a part in one of {}", listed(words())),
             };
@@ -350,7 +366,7 @@ impl<'t> Item<'t> {
             return Some(PartRef { kind, name: name.to_owned() });
         }
         let elsewhere = kinds.iter().find(|&&other| self.names.has(other, name));
-        let help = match (nearest(name, known.clone()), elsewhere) {
+        let help = match (self.near(name, known.clone()), elsewhere) {
             (_, Some(other)) => format!("write \"{}.{name}\"", other.word()),
             (Some(near), None) => format!("write \"{word}.{near}\""),
             (None, None) if known.clone().next().is_none() => {

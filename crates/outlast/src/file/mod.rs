@@ -71,7 +71,7 @@ pub fn parse(file_name: &str, text: &str) -> Result<Topology, Complaints> {
 
 /// Reads all sections; `None` if one of them was given up.
 fn read<'t>(desk: &'t Desk<'t>, names: &'t Names, root: &'t DeTable<'t>) -> Option<Topology> {
-    let file = Section::open(desk, names, &shapes::FILE, root, 0..0);
+    let file = Section::open(desk, names, &shapes::FILE, None, root, 0..0);
     let mut notes = Notes::default();
     let cluster =
         file.inner("cluster", &shapes::CLUSTER).and_then(|s| cluster::cluster(&s, &mut notes));
@@ -169,7 +169,7 @@ fn named<'t, T>(
             parts.whole = false;
             continue;
         };
-        let section = Section::open(file.desk, file.names, shape, inner, value.span());
+        let section = Section::open(file.desk, file.names, shape, Some(name), inner, value.span());
         let part = read(&section, name);
         parts.list.push((name.to_owned(), section, part));
     }

@@ -66,8 +66,8 @@ fn check(section: &Section<'_>, subject: &Subject) -> Option<Check> {
         ([chosen], _) => *chosen,
         ([], Subject::External { url: Some(_) }) => "http",
         ([], Subject::Backend | Subject::Process | Subject::External { url: None }) => {
-            section.desk.complain_of_absence(
-                section.span(),
+            section.complain_of_none(
+                &CHECKS,
                 "this probe does not say what to ask",
                 match subject {
                     Subject::Backend => "add http = \"/health\", tcp = true, command = … or grpc = \"\"",

@@ -32,7 +32,7 @@ pub(super) fn process(section: &Section<'_>, name: &str, notes: &mut Notes) -> O
         Some((memory?, cpu?))
     });
     let me = PartRef { kind: PartKind::Process, name: name.to_owned() };
-    let needs = section.parts("needs").map(|needs| notes.needs(me, needs));
+    let needs = notes.needs(me, section.parts("needs"));
     let (memory_limit, cpu_limit) = limits?.unwrap_or_default();
     Some(Process {
         nodes: nodes?,
@@ -102,7 +102,7 @@ pub(super) fn external(section: &Section<'_>) -> Option<External> {
         section.desk.complain(
             section.span_of("at_least"),
             format!("`at_least` can never be met: `instances` is {instances}"),
-            format!("write {instances} or less, or more `instances`"),
+            format!("write at most {instances}, or more `instances`"),
         );
     }
     let url = url?;

@@ -33,13 +33,18 @@ pub(super) fn complain_of_same_address(addresses: &Parts<'_, Address>, nodes: &P
         if let Some((node, ..)) = nodes.good().find(|(_, _, node)| node.address == ip) {
             desk.complain(
                 span.clone(),
-                format!("{ip} is the own address of node `{node}`"),
+                format!("{ip} is the address of node {} itself", quote(node)),
                 "write an address that no machine has",
             );
         }
         if let Some(first) = ips.insert(ip, span.clone()) {
             let also = Some((first, "here".to_owned()));
-            desk.complain_with(span, format!("{ip} moves already"), "write another address", also);
+            desk.complain_with(
+                span,
+                format!("another part has the address {ip} already"),
+                "write another address",
+                also,
+            );
         }
         if let Some(id) = address.vrrp_id
             && let Some(first) =
@@ -47,7 +52,7 @@ pub(super) fn complain_of_same_address(addresses: &Parts<'_, Address>, nodes: &P
         {
             desk.complain_with(
                 section.span_of("vrrp_id"),
-                format!("{id} is another virtual router on `{}` already", address.interface),
+                format!("another part has `vrrp_id` {id} on {} already", quote(&address.interface)),
                 "write another number from 1 to 255",
                 Some((first, "here".to_owned())),
             );

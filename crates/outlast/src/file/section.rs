@@ -1,11 +1,13 @@
 //! One table of the file, read by its shape: unknown and missing keys, defaults, typed values.
 
+use std::cell::RefCell;
 use std::fmt::Display;
 use std::time::Duration;
 
 use outlast_core::topology::{PartRef, Reliability};
 use outlast_core::units;
-use toml::de::DeTable;
+use toml::Spanned;
+use toml::de::{DeString, DeTable};
 
 use super::complaint::quote;
 use super::desk::{Desk, Span};
@@ -21,6 +23,8 @@ pub(crate) struct Section<'t> {
     pub(crate) names: &'t Names,
     pub(crate) shape: &'static Shape,
     pub(crate) table: Option<&'t DeTable<'t>>,
+    /// Of `[service.web]` the `web`.
+    name: Option<&'t str>,
     start: usize,
     end: usize,
 }
@@ -31,11 +35,19 @@ impl<'t> Section<'t> {
         desk: &'t Desk<'t>,
         names: &'t Names,
         shape: &'static Shape,
+        name: Option<&'t str>,
         table: &'t DeTable<'t>,
         span: Span,
     ) -> Section<'t> {
-        let section =
-            Section { desk, names, shape, table: Some(table), start: span.start, end: span.end };
+        let section = Section {
+            desk,
+            names,
+            shape,
+            table: Some(table),
+            name,
+            start: span.start,
+            end: span.end,
+        };
         section.complain_of_unknown_keys();
         section.complain_of_missing_keys();
         section
@@ -43,7 +55,7 @@ impl<'t> Section<'t> {
 
     /// The table that nobody wrote: everything in it is at its default.
     pub(crate) fn absent(&self, shape: &'static Shape) -> Section<'t> {
-        Section { shape, table: None, ..*self }
+        Section { shape, table: None, name: None, ..*self }
     }
 
     /// Where it is: of `[service.web]` its header.
@@ -51,44 +63,71 @@ impl<'t> Section<'t> {
         self.start..self.end
     }
 
-    fn complain_of_unknown_keys(&self) {
-        for key in self.table.into_iter().flat_map(DeTable::keys) {
-            if self.shape.key(key.get_ref()).is_none() {
-                self.desk.complain_of_absence(
-                    key.span(),
-                    format!("{} has no key {}", self.shape.title, quote(key.get_ref())),
-                    self.suggest(key.get_ref()),
-                );
+    /// What it is called in messages: `[service.web]`, or an inner table by its key.
+    fn title(&self) -> String {
+        let title = self.shape.title;
+        match self.name {
+            Some(name) => {
+                title.replace("NAME", &quote(name)).replace("ZONE", &quote(name)).replace('`', "")
             }
+            None if title.starts_with('[') => title.to_owned(),
+            None => format!("`{}`", title.rsplit('.').next().unwrap_or(title)),
         }
     }
 
-    /// What was probably meant by a key that does not exist.
-    fn suggest(&self, word: &str) -> String {
-        const LISTED_MAX: usize = 12;
+    fn unknown_keys(&self) -> impl Iterator<Item = &'t Spanned<DeString<'t>>> {
+        let shape = self.shape;
+        let keys = self.table.into_iter().flat_map(DeTable::keys);
+        keys.filter(move |key| shape.key(key.get_ref()).is_none())
+    }
+
+    fn complain_of_unknown_keys(&self) {
+        for key in self.unknown_keys() {
+            let help =
+                if self.desk.is_full() { String::new() } else { self.suggest(key.get_ref()) };
+            let message = match self.shape.is_file() {
+                true => format!("there is no section {}", quote(key.get_ref())),
+                false => format!("{} has no key {}", self.title(), quote(key.get_ref())),
+            };
+            self.desk.complain_of_absence(key.span(), message, help);
+        }
+    }
+
+    /// The key of this table that was probably meant by one that does not exist.
+    fn meant(&self, word: &str) -> Option<&'static str> {
         let keys = self.shape.keys;
         let translated = keys.iter().find(|key| key.elsewhere.contains(&word));
         let near = || nearest(word, keys.iter().map(|key| key.name));
-        let deeper = || {
-            keys.iter().find_map(|key| {
-                let inner = key.kind.alternatives().iter().find_map(Kind::of_table)?;
-                let inner_key = inner.keys.iter().find(|inner_key| inner_key.name == word)?;
-                Some((key.name, inner_key.name))
-            })
-        };
-        if let Some(key) = translated {
-            return format!("write `{}`", key.name);
-        }
-        if let Some((outer, inner)) = deeper() {
-            return format!("write it as `{outer} = {{ {inner} = … }}`");
-        }
-        if let Some(name) = near() {
-            return format!("write `{name}`");
-        }
-        if keys.len() <= LISTED_MAX {
-            format!("its keys are {}", listed(keys.iter().map(|key| key.name)))
-        } else {
-            "take it out; `outlast schema` lists the keys that there are".to_owned()
+        translated.map(|key| key.name).or_else(near)
+    }
+
+    /// Whether a missing key was probably written in another way: that is complained of already.
+    pub(crate) fn is_misspelt(&self, name: &str) -> bool {
+        /// Nobody writes so many by mistake.
+        const LOOKED_AT_MAX: usize = 100;
+        self.unknown_keys().take(LOOKED_AT_MAX).any(|key| self.meant(key.get_ref()) == Some(name))
+    }
+
+    /// What to write instead of a key that does not exist.
+    fn suggest(&self, word: &str) -> String {
+        const LISTED_MAX: usize = 12;
+        let keys = self.shape.keys;
+        let deeper = keys.iter().find_map(|key| {
+            let inner = key.kind.alternatives().iter().find_map(Kind::of_table)?;
+            let inner_key = inner.keys.iter().find(|inner_key| inner_key.name == word)?;
+            Some((key.name, inner_key.name))
+        });
+        match (deeper, self.meant(word)) {
+            (_, Some(name)) if self.shape.is_file() => format!("write `{name}`"),
+            (Some((section, inner)), _) if self.shape.is_file() => {
+                format!("write `{inner}` below [{section}]")
+            }
+            (Some((outer, inner)), _) => format!("write it as `{outer} = {{ {inner} = … }}`"),
+            (None, Some(name)) => format!("write `{name}`"),
+            (None, None) if keys.len() <= LISTED_MAX => {
+                format!("its keys are {}", listed(keys.iter().map(|key| key.name)))
+            }
+            (None, None) => "take it out; `outlast schema` lists all that there is".to_owned(),
         }
     }
 
@@ -102,11 +141,25 @@ impl<'t> Section<'t> {
 
     /// Complains that a key is needed here.
     pub(crate) fn complain_of_missing(&self, name: &'static str) {
-        self.desk.complain_of_absence(
-            self.span(),
-            format!("`{name}` is missing in {}", self.shape.title),
-            format!("add {name} = …: {}", self.key(name).kind.wanted()),
-        );
+        if !self.is_misspelt(name) {
+            self.desk.complain_of_absence(
+                self.span(),
+                format!("`{name}` is missing in {}", self.title()),
+                format!("add `{name}`: {}", self.key(name).kind.wanted()),
+            );
+        }
+    }
+
+    /// Complains that none of several keys is there, each of which would do.
+    pub(crate) fn complain_of_none(
+        &self,
+        names: &[&'static str],
+        message: impl Display,
+        help: impl Display,
+    ) {
+        if !names.iter().any(|name| self.is_misspelt(name)) {
+            self.desk.complain_of_absence(self.span(), message, help);
+        }
     }
 
     fn key(&self, name: &'static str) -> &'static Key {
@@ -244,10 +297,16 @@ impl<'t> Section<'t> {
         }
     }
 
-    /// Parts that are named in a list, none if the key is absent.
-    pub(crate) fn parts(&self, name: &'static str) -> Option<Vec<(PartRef, Span)>> {
-        let Some(item) = self.item(name) else { return Some(Vec::new()) };
-        item.distinct(|item| Some((item.part()?, item.span())))
+    /// Parts that are named in a list: those that are there, and whether all are.
+    pub(crate) fn parts(&self, name: &'static str) -> (Vec<(PartRef, Span)>, bool) {
+        let good = RefCell::new(Vec::new());
+        let all = self.optional(name, |item| {
+            item.distinct(|item| {
+                good.borrow_mut().push((item.part()?, item.span()));
+                Some(())
+            })
+        });
+        (good.into_inner(), all.is_some())
     }
 
     /// `availability`, or `mtbf` and `mttr`, or nothing.
@@ -264,11 +323,16 @@ impl<'t> Section<'t> {
         } else if self.has("mtbf") != self.has("mttr") {
             let (there, lacking) =
                 if self.has("mtbf") { ("mtbf", "mttr") } else { ("mttr", "mtbf") };
-            self.desk.complain_of_absence(
-                self.span_of_key(there),
-                format!("`{there}` needs `{lacking}`"),
-                format!("add {lacking} = \"{}\"", if lacking == "mttr" { "1h" } else { "90d" }),
-            );
+            if !self.is_misspelt(lacking) {
+                self.desk.complain_of_absence(
+                    self.span_of_key(there),
+                    format!("`{there}` needs `{lacking}`"),
+                    format!(
+                        "add it, like {lacking} = \"{}\"",
+                        if lacking == "mttr" { "1h" } else { "90d" }
+                    ),
+                );
+            }
         }
         match (availability?, mtbf?, mttr?) {
             (Some(share), None, None) => Some(Some(Reliability::Availability(share))),

@@ -43,8 +43,9 @@ pub(super) fn read(section: &Section<'_>, name: &str, notes: &mut Notes) -> Opti
         section.inner("proxy_protocol", &shapes::PROXY_PROTOCOL).and_then(|s| proxy_protocol(&s));
     let me = PartRef { kind: PartKind::Service, name: name.to_owned() };
     let needs = section.parts("needs");
-    let may_use = section.parts("may_use");
-    refuse_both(section, needs.as_deref(), may_use.as_deref());
+    let (may_use, may_use_is_whole) = section.parts("may_use");
+    refuse_both(section, &needs.0, &may_use);
+    let needs = notes.needs(me, needs);
     let at_least = section.count("at_least").and_then(NonZeroU16::new);
     check_at_least(section, at_least, pool.as_ref());
     let reliability = section.reliability();
@@ -56,8 +57,6 @@ pub(super) fn read(section: &Section<'_>, name: &str, notes: &mut Notes) -> Opti
             "add the networks of those who send it: trusted = [\"10.0.0.0/8\"]",
         );
     }
-    let needs = needs.map(|needs| notes.needs(me, needs));
-    let may_use = may_use.map(|parts| parts.into_iter().map(|(part, _)| part).collect());
     if let Some(Some(address)) = listen {
         notes.listen(address, format!("[service.{name}]"), section.span_of("listen"), None);
     }
@@ -82,7 +81,7 @@ pub(super) fn read(section: &Section<'_>, name: &str, notes: &mut Notes) -> Opti
         trusted: trusted?.unwrap_or_default(),
         proxy_protocol: proxy_protocol?,
         needs: needs?,
-        may_use: may_use?,
+        may_use: may_use_is_whole.then(|| may_use.into_iter().map(|(part, _)| part).collect())?,
         at_least: at_least?,
         reliability: reliability?,
         critical: critical?,
@@ -151,8 +150,8 @@ fn backends(section: &Section<'_>) -> Option<Backends> {
             return None;
         }
         (None, None, None) => {
-            section.desk.complain_of_absence(
-                section.span(),
+            section.complain_of_none(
+                &["backends", "primary", "backup"],
                 "this service has no backends",
                 "add backends = [\"http://10.0.0.1:3000\"], or `primary` and `backup`",
             );
@@ -416,14 +415,9 @@ fn proxy_protocol(section: &Section<'_>) -> Option<ProxyProtocol> {
 }
 
 /// A part is either needed or only used.
-fn refuse_both(
-    section: &Section<'_>,
-    needs: Option<&[(PartRef, Span)]>,
-    may_use: Option<&[(PartRef, Span)]>,
-) {
-    let needs: BTreeMap<&PartRef, &Span> =
-        needs.unwrap_or_default().iter().map(|(part, span)| (part, span)).collect();
-    for (part, span) in may_use.unwrap_or_default() {
+fn refuse_both(section: &Section<'_>, needs: &[(PartRef, Span)], may_use: &[(PartRef, Span)]) {
+    let needs: BTreeMap<&PartRef, &Span> = needs.iter().map(|(part, span)| (part, span)).collect();
+    for (part, span) in may_use {
         if let Some(&first) = needs.get(part) {
             section.desk.complain_with(
                 span.clone(),
@@ -447,7 +441,7 @@ fn check_at_least(section: &Section<'_>, at_least: Option<NonZeroU16>, pool: Opt
         section.desk.complain(
             section.span_of("at_least"),
             format!("`at_least` can never be met: {why}"),
-            format!("write {most} or less"),
+            if most == 1 { "write 1".to_owned() } else { format!("write {most} or less") },
         );
     }
 }

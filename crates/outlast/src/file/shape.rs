@@ -14,6 +14,11 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
+    /// Whether this is the whole file, whose keys are sections.
+    pub(crate) fn is_file(&self) -> bool {
+        self.title == "outlast.toml"
+    }
+
     pub(crate) fn key(&self, name: &str) -> Option<&'static Key> {
         self.keys.iter().find(|key| key.name == name)
     }
@@ -139,6 +144,16 @@ impl Kind {
         if let Kind::Any(kinds) = self { kinds } else { std::slice::from_ref(self) }
     }
 
+    /// Whether numbers are of this kind.
+    pub(crate) fn is_numeric(&self) -> bool {
+        matches!(self, Kind::Count { .. } | Kind::Number { .. } | Kind::Share)
+    }
+
+    /// Whether this is a share of a whole: a percentage is a likely mistake.
+    pub(crate) fn is_share(&self) -> bool {
+        matches!(self, Kind::Share) || matches!(self, Kind::Number { max, .. } if *max == 1.0)
+    }
+
     /// Whether a number is in range.
     pub(crate) fn holds(&self, number: f64) -> bool {
         if let Kind::Number { min, max } = self {
@@ -194,6 +209,7 @@ impl Kind {
                 Ok(u32::MAX) | Err(_) => format!("a whole number, {min} or more"),
                 Ok(max) => format!("a whole number from {min} to {max}"),
             },
+            Kind::Number { min, .. } if *min == f64::MIN => "a number".to_owned(),
             Kind::Number { min, max } if *max == f64::MAX => format!("a number, {min} or more"),
             Kind::Number { min, max } => format!("a number from {min} to {max}"),
             Kind::Share => "a share above 0 and at most 1, like 0.999".to_owned(),
@@ -237,6 +253,8 @@ pub(crate) fn one_of(items: impl Iterator<Item = String>) -> String {
 
 /// Longer words than this are not compared.
 const WORD_MAX: usize = 40;
+/// More candidates than this are not looked at.
+const CANDIDATES_MAX: usize = 200;
 
 /// The candidate that was most likely meant, if one is near.
 pub(crate) fn nearest<'a>(
@@ -249,9 +267,11 @@ pub(crate) fn nearest<'a>(
     let reach = (word.chars().count() / 3).max(1);
     candidates
         .into_iter()
+        .take(CANDIDATES_MAX)
         .filter(|candidate| candidate.len() <= WORD_MAX)
         .map(|candidate| (edits(word, candidate), candidate))
-        .filter(|&(edits, candidate)| edits <= reach && edits < candidate.len().max(2))
+        // With nothing in common, nothing is near.
+        .filter(|&(edits, candidate)| edits <= reach && edits < word.len().min(candidate.len()))
         .min()
         .map(|(_, candidate)| candidate)
 }
@@ -292,6 +312,7 @@ mod tests {
             ("Listen", Some("listen")),
             ("backend", Some("backends")),
             ("x", None),
+            ("d", None),
             ("", None),
             ("colour", None),
         ] {

@@ -6,9 +6,8 @@ use super::complaint::quote;
 use super::desk::{Desk, Span};
 
 /// What the parser says, what we say, and what to write instead.
-const SAYINGS: [(&str, &str, &str); 18] = [
+const SAYINGS: [(&str, &str, &str); 17] = [
     ("duplicate key", "", "keep one of the two"),
-    ("string values must be quoted", "this is no value", "put text in quotes, like \"5s\""),
     ("unclosed table", "a section's header is not closed", "write ] at its end"),
     ("unclosed array table", "a section's header is not closed", "write ]] at its end"),
     ("unclosed inline table", "a table in braces is not closed", "write } at its end"),
@@ -21,12 +20,12 @@ const SAYINGS: [(&str, &str, &str); 18] = [
     (
         "missing comma between array elements",
         "two values of a list run together",
-        "write a comma between them",
+        "write a comma before it, or close the list with ]",
     ),
     (
         "missing comma between key-value pairs",
         "two keys of a table run together",
-        "write a comma between them",
+        "write a comma before it, or close the table with }",
     ),
     ("extra comma", "there is a comma too many", "take it out"),
     ("key with no value", "a key has no value", "write it as `key = value`"),
@@ -51,46 +50,94 @@ pub(super) fn complain(desk: &mut Desk<'_>, root: &DeTable<'_>, mut errors: Vec<
         collect_scalars(root, &mut scalars);
         scalars.sort_by_key(|span| span.start);
     }
+    // Of a section that is there twice, each key may be there twice too.
+    let mut duplicate_section_end = 0;
     for error in errors {
         let span = error.span().unwrap_or_default();
-        if !error.message().starts_with("duplicate key") && !is_within(&scalars, &span) {
+        let scalar = scalar_at(&scalars, &span);
+        if error.message().starts_with("duplicate key") {
+            if span.start < duplicate_section_end {
+                continue;
+            }
+            duplicate_section_end = end_of_section(desk.text(), span.start);
+        } else if scalar.as_ref().is_none_or(|scalar| is_key_and_value(desk.text(), scalar)) {
             desk.incomplete = true;
         }
         if desk.garbled(span.start) {
-            complain_of(desk, span, error.message());
+            complain_of(desk, span, scalar, error.message());
         }
     }
 }
 
-fn complain_of(desk: &Desk<'_>, span: Span, parsed: &str) {
-    let there = desk.text().get(span.clone()).unwrap_or_default();
-    let line_end =
-        desk.text().get(span.start..).and_then(|rest| rest.lines().next()).unwrap_or_default();
-    let saying = SAYINGS.iter().find(|(prefix, ..)| parsed.starts_with(prefix));
-    match saying {
+fn complain_of(desk: &Desk<'_>, span: Span, scalar: Option<Span>, parsed: &str) {
+    let text_at = |span: Span| desk.text().get(span).unwrap_or_default();
+    if let Some(scalar) = scalar
+        && !text_at(scalar.clone()).starts_with(['"', '\''])
+    {
+        return complain_of_value(desk, scalar);
+    }
+    match SAYINGS.iter().find(|(prefix, ..)| parsed.starts_with(prefix)) {
         Some(("duplicate key", _, help)) => {
-            desk.complain_of_syntax(span, format!("{} is written twice", quote(there)), help);
-        }
-        Some(("string values must be quoted", ..)) if there.is_empty() => {
-            desk.complain_of_syntax(span, "a key has no value", "write one behind the =");
-        }
-        Some(("string values must be quoted", message, help)) => {
-            let word: String =
-                line_end.split(['#', ',', ']', '}']).next().unwrap_or_default().trim().into();
-            let plain = !word.contains(['"', '\'', '\\']) && word.len() <= 60;
-            let help = if plain { format!("write \"{word}\"") } else { (*help).to_owned() };
-            desk.complain_of_syntax(span, message, help);
+            let key = quote(text_at(span.clone()));
+            desk.complain_of_syntax(span, format!("{key} is written twice"), help);
         }
         Some((_, message, help)) => desk.complain_of_syntax(span, message, help),
         None => {
             let (what, wanted) = parsed.split_once(", expected ").unwrap_or((parsed, ""));
-            let wanted = if wanted.is_empty() || wanted == "nothing" {
-                "take it out, or write it as TOML does".to_owned()
-            } else {
-                format!("expected {wanted}")
+            let help = match wanted {
+                "" | "nothing" => "take it out, or write it as TOML does".to_owned(),
+                wanted => format!("expected {wanted}"),
             };
-            desk.complain_of_syntax(span, format!("this is not TOML: {what}"), wanted);
+            desk.complain_of_syntax(span, format!("this is not TOML: {what}"), help);
         }
+    }
+}
+
+/// Where the section ends whose header is at `place`; `place` itself if there is no header.
+fn end_of_section(text: &str, place: usize) -> usize {
+    let (before, after) = text.split_at_checked(place).unwrap_or((text, ""));
+    let line = before.rsplit('\n').next().unwrap_or_default();
+    if !line.trim_start().starts_with('[') {
+        return place;
+    }
+    let lines = after.split_inclusive('\n').scan(place, |at, line| {
+        *at += line.len();
+        Some((*at - line.len(), line))
+    });
+    let next = lines.skip(1).find(|(_, line)| line.trim_start().starts_with('['));
+    next.map_or(text.len(), |(at, _)| at)
+}
+
+/// What stands where a value should, up to the next mark that ends one.
+fn word_at(text: &str, place: usize) -> &str {
+    let rest = text.get(place..).and_then(|rest| rest.lines().next()).unwrap_or_default();
+    rest.split(['#', ',', ']', '}']).next().unwrap_or_default().trim()
+}
+
+/// Whether what should be a value reads `key = value`: a list before it is still open.
+fn is_key_and_value(text: &str, scalar: &Span) -> bool {
+    let word = word_at(text, scalar.start);
+    !word.starts_with(['"', '\'']) && word.contains('=')
+}
+
+/// A value that is neither a string nor anything else: most often its quotes are missing.
+fn complain_of_value(desk: &Desk<'_>, scalar: Span) {
+    const WORD_MAX: usize = 60;
+    let word = word_at(desk.text(), scalar.start);
+    if word.is_empty() {
+        return desk.complain_of_syntax(scalar, "a key has no value", "write one behind the =");
+    }
+    let span = scalar.start..scalar.start + word.len();
+    if is_key_and_value(desk.text(), &scalar) {
+        desk.complain_of_syntax(span, "a list is not closed before this", "write ] before it");
+    } else if word.starts_with('0') && word.bytes().all(|byte| byte.is_ascii_digit()) {
+        let number = word.trim_start_matches('0');
+        let number = if number.is_empty() { "0" } else { number };
+        desk.complain_of_syntax(span, "a number does not begin with 0", format!("write {number}"));
+    } else if word.len() <= WORD_MAX && !word.contains(['"', '\'', '\\']) {
+        desk.complain_of_syntax(span, "text stands in quotes", format!("write \"{word}\""));
+    } else {
+        desk.complain_of_syntax(span, "this is no value", "put text in quotes, like \"5s\"");
     }
 }
 
@@ -115,11 +162,11 @@ fn collect_scalars(table: &DeTable<'_>, scalars: &mut Vec<Span>) {
     }
 }
 
-/// Whether the span lies in one of the sorted, separate `scalars`: then no more than that value is lost.
-fn is_within(scalars: &[Span], span: &Span) -> bool {
+/// Which of the sorted, separate `scalars` the span lies in: then no more than that value is lost.
+fn scalar_at(scalars: &[Span], span: &Span) -> Option<Span> {
     let after = scalars.partition_point(|scalar| scalar.start <= span.start);
     let before = after.checked_sub(1).and_then(|at| scalars.get(at));
-    before.is_some_and(|scalar| span.end <= scalar.end)
+    before.filter(|scalar| span.end <= scalar.end).cloned()
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What only the whole file can show: listeners in each other's way, parts that need themselves.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use outlast_core::topology::PartRef;
 
@@ -53,11 +53,15 @@ impl Notes {
         });
     }
 
-    /// Notes what a part needs and gives it back without places.
-    pub(super) fn needs(&mut self, me: PartRef, needs: Vec<(PartRef, Span)>) -> Vec<PartRef> {
+    /// Notes what a part needs; gives it back if `whole`.
+    pub(super) fn needs(
+        &mut self,
+        me: PartRef,
+        (needs, whole): (Vec<(PartRef, Span)>, bool),
+    ) -> Option<Vec<PartRef>> {
         let parts = needs.iter().map(|(part, _)| part.clone()).collect();
         self.needs.insert(me, needs);
-        parts
+        whole.then_some(parts)
     }
 
     pub(super) fn check(mut self, desk: &Desk<'_>) {
@@ -69,12 +73,20 @@ impl Notes {
 
 /// Complains of each listener that is in the way of an earlier one.
 fn complain_of_listeners(desk: &Desk<'_>, listeners: &[Listener]) {
-    let mut ports: BTreeMap<u16, Vec<&Listener>> = BTreeMap::new();
+    let mut ports: BTreeMap<u16, BTreeMap<IpAddr, Vec<&Listener>>> = BTreeMap::new();
     for listener in listeners {
+        let ip = listener.address.ip();
         let earlier = ports.entry(listener.address.port()).or_default();
-        match earlier.iter().find(|other| are_in_the_way(listener, other)) {
+        let near = [ip, Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+        let in_the_way = |other: &&&Listener| are_in_the_way(listener, other);
+        let other = if ip.is_unspecified() {
+            earlier.values().flatten().find(in_the_way)
+        } else {
+            near.iter().filter_map(|ip| earlier.get(ip)).flatten().find(in_the_way)
+        };
+        match other {
             Some(other) => complain_of_listener(desk, listener, other),
-            None => earlier.push(listener),
+            None => earlier.entry(ip).or_default().push(listener),
         }
     }
 }
@@ -82,16 +94,15 @@ fn complain_of_listeners(desk: &Desk<'_>, listeners: &[Listener]) {
 fn are_in_the_way(a: &Listener, b: &Listener) -> bool {
     let (ip, other) = (a.address.ip(), b.address.ip());
     // Linux: [::] also takes IPv4, unless told otherwise.
-    let takes_all = |ip: std::net::IpAddr, other: std::net::IpAddr| {
-        ip.is_unspecified() && (ip.is_ipv6() || other.is_ipv4())
-    };
+    let takes_all =
+        |ip: IpAddr, other: IpAddr| ip.is_unspecified() && (ip.is_ipv6() || other.is_ipv4());
     let same_place = ip == other || takes_all(ip, other) || takes_all(other, ip);
-    let same_node = match (&a.nodes, &b.nodes) {
+    let same_node = || match (&a.nodes, &b.nodes) {
         (Some(a), Some(b)) => a.is_empty() || b.is_empty() || a.iter().any(|node| b.contains(node)),
         (None, _) | (_, None) => true,
     };
     let one_name_server = a.shared && b.shared && ip == other;
-    same_place && same_node && !one_name_server
+    same_place && !one_name_server && same_node()
 }
 
 fn complain_of_listener(desk: &Desk<'_>, listener: &Listener, other: &Listener) {
@@ -140,6 +151,7 @@ fn complain_of_cycles(desk: &Desk<'_>, needs: &BTreeMap<PartRef, Vec<(PartRef, S
             *next += 1;
             match marks.get(need) {
                 Some(Mark::Done) => {}
+                Some(Mark::Open) if desk.is_full() => {}
                 Some(Mark::Open) => {
                     let from = way.iter().position(|(part, _)| *part == need).unwrap_or(0);
                     let circle: Vec<&PartRef> = way[from..].iter().map(|(part, _)| *part).collect();
@@ -158,10 +170,14 @@ fn complain_of_cycle(desk: &Desk<'_>, circle: &[&PartRef], span: &Span) {
     /// Of a longer circle the middle is left out.
     const SHOWN_MAX: usize = 10;
     let Some(first) = circle.first() else { return };
-    let mut names: Vec<String> = circle.iter().map(ToString::to_string).collect();
-    if names.len() > SHOWN_MAX {
-        names.splice(SHOWN_MAX / 2..names.len() - SHOWN_MAX / 2, ["…".to_owned()]);
-    }
+    let shown =
+        |parts: &[&PartRef]| -> Vec<String> { parts.iter().map(ToString::to_string).collect() };
+    let mut names = if circle.len() <= SHOWN_MAX {
+        shown(circle)
+    } else {
+        let (head, tail) = (&circle[..SHOWN_MAX / 2], &circle[circle.len() - SHOWN_MAX / 2..]);
+        [shown(head), vec!["…".to_owned()], shown(tail)].concat()
+    };
     names.push(first.to_string());
     desk.complain(
         span.clone(),

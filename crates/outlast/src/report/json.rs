@@ -1,7 +1,7 @@
 //! The report for programs: every number in full, shares as shares, times in hours.
 
 use outlast_core::topology::PartRef;
-use outlast_model::{Certainty, Figures, Report, Spof};
+use outlast_model::{Certainty, Figures, NinesRow, Report, Spof};
 use serde_json::{Value, json};
 
 /// The report as `outlast check --json` prints it. What is not known is null.
@@ -19,6 +19,20 @@ pub fn render_json(report: &Report) -> Value {
         "caveats": report.caveats,
         "revenue_per_hour": report.revenue_per_hour,
         "currency": report.currency,
+    })
+}
+
+/// One row of the table of nines.
+pub fn nine_nines_json(row: &NinesRow) -> Value {
+    let downtime = row.downtime;
+    json!({
+        "availability": row.availability.up(),
+        "downtime_hours": {
+            "year": downtime.year_hours,
+            "month": downtime.month_hours,
+            "week": downtime.week_hours,
+            "day": downtime.day_hours,
+        },
     })
 }
 

@@ -4,7 +4,7 @@ mod json;
 mod table;
 mod units;
 
-pub use json::render_json;
+pub use json::{nine_nines_json, render_json};
 pub use table::{TableOptions, nine_nines_table, render_table};
 
 #[cfg(test)]

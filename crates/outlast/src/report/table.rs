@@ -59,7 +59,16 @@ fn figures_block(report: &Report, options: TableOptions) -> String {
 }
 
 fn figures_heads(title: &str, report: &Report) -> Vec<String> {
-    let mut heads = vec![title, "must be up", "availability", "nines", "down/year", "down/month"];
+    let mut heads = vec![
+        title,
+        "must be up",
+        "availability",
+        "nines",
+        "down/year",
+        "down/month",
+        "down/week",
+        "down/day",
+    ];
     if report.revenue_per_hour.is_some() {
         heads.push("lost/year");
     }
@@ -74,7 +83,7 @@ fn figures_row(figures: &Figures, report: &Report) -> Vec<String> {
         Certainty::AtMost => ("≤ ", "≥ "),
         Certainty::Unknown => {
             let mut row = vec![name, cells, "unknown".to_owned()];
-            row.resize(if report.revenue_per_hour.is_some() { 7 } else { 6 }, "-".to_owned());
+            row.resize(if report.revenue_per_hour.is_some() { 9 } else { 8 }, "-".to_owned());
             return row;
         }
     };
@@ -86,6 +95,8 @@ fn figures_row(figures: &Figures, report: &Report) -> Vec<String> {
         nines,
         format!("{no_less}{}", show_span(figures.downtime.year_hours)),
         format!("{no_less}{}", show_span(figures.downtime.month_hours)),
+        format!("{no_less}{}", show_span(figures.downtime.week_hours)),
+        format!("{no_less}{}", show_span(figures.downtime.day_hours)),
     ];
     if let Some(cost) = figures.outage_cost_per_year {
         row.push(format!("{no_less}{}", show_money(cost, report.currency.as_deref())));

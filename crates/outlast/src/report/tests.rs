@@ -47,14 +47,14 @@ fn report() -> Report {
 #[test]
 fn a_report_reads_at_a_glance() {
     expect![[r#"
-        services                must be up  availability  nines  down/year  down/month  lost/year
-        service.shop                1 of 1     ≤ 99.95 %    3.3   ≥ 4.38 h  ≥ 21.6 min   ≥ $4,998
+        services                must be up  availability  nines  down/year  down/month   down/week  down/day  lost/year
+        service.shop                1 of 1     ≤ 99.95 %    3.3   ≥ 4.38 h  ≥ 21.6 min  ≥ 5.04 min  ≥ 43.2 s   ≥ $4,998
 
-        parts                   must be up  availability  nines  down/year  down/month  lost/year
-        external.bank               1 of 1       unknown      -          -           -          -
-        external.database           1 of 1       99.95 %    3.3     4.38 h    21.6 min     $4,998
-        external.load_balancer      1 of 2     99.9999 %    6.0     31.5 s      2.59 s     $10.00
-        external.sun                1 of 1         100 %      -        0 s         0 s      $0.00
+        parts                   must be up  availability  nines  down/year  down/month   down/week  down/day  lost/year
+        external.bank               1 of 1       unknown      -          -           -           -         -          -
+        external.database           1 of 1       99.95 %    3.3     4.38 h    21.6 min    5.04 min    43.2 s     $4,998
+        external.load_balancer      1 of 2     99.9999 %    6.0     31.5 s      2.59 s    604.8 ms   86.4 ms     $10.00
+        external.sun                1 of 1         100 %      -        0 s         0 s         0 s       0 s      $0.00
 
         1 single point of failure
           external.database: it has one instance: without it service.shop is down

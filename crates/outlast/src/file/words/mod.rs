@@ -2,14 +2,14 @@
 //!
 //! Each parser returns the exact type or says what is wrong and what to write instead.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::num::NonZeroU16;
+mod net;
+
 use std::time::Duration;
 
-use outlast_core::topology::{
-    Authority, Backend, Command, HashKey, HttpTarget, Network, StatusSet,
-};
+use outlast_core::topology::{Command, HashKey, StatusSet};
 use outlast_core::units;
+
+pub(crate) use net::*;
 
 use super::complaint::quote;
 use super::shape::one_of;
@@ -49,253 +49,6 @@ pub(crate) fn size(text: &str) -> Result<u64, Fault> {
 pub(crate) fn share(percent: f64) -> String {
     let text = format!("{:.9}", percent / 100.0);
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
-}
-
-pub(crate) fn ip(text: &str) -> Result<IpAddr, Fault> {
-    text.parse().or_else(|_| {
-        let help = match text.parse::<SocketAddr>() {
-            Ok(address) => format!("leave out the port: \"{}\"", address.ip()),
-            Err(_) => {
-                "write four numbers from 0 to 255, like \"10.0.0.1\", or an IPv6 address".to_owned()
-            }
-        };
-        fault(format!("{} is not an IP address", quote(text)), help)
-    })
-}
-
-/// An address to listen on.
-pub(crate) fn listen(text: &str) -> Result<SocketAddr, Fault> {
-    if let Ok(address) = text.parse::<SocketAddr>() {
-        if address.port() == 0 {
-            return fault("port 0 is no port", "write a port from 1 to 65535");
-        }
-        return Ok(address);
-    }
-    let message = format!("{} is not an IP address and a port", quote(text));
-    let port = text.strip_prefix(':').unwrap_or(text);
-    if port.parse::<NonZeroU16>().is_ok() {
-        return fault(message, format!("write \"0.0.0.0:{port}\" to listen on every address"));
-    }
-    if text.parse::<Ipv6Addr>().is_ok() {
-        return fault(message, format!("add a port: \"[{text}]:80\""));
-    }
-    if text.parse::<IpAddr>().is_ok() {
-        return fault(message, format!("add a port: \"{text}:80\""));
-    }
-    if let Some((host, port)) = text.rsplit_once(':')
-        && host.parse::<IpAddr>().is_ok()
-        && port.bytes().all(|byte| byte.is_ascii_digit())
-    {
-        return fault(message, "write a port from 1 to 65535");
-    }
-    fault(message, "write them like \"0.0.0.0:80\" or \"[::]:80\"; a name cannot be listened on")
-}
-
-/// An address and a prefix length; an address alone is a network of one.
-pub(crate) fn prefixed(text: &str) -> Result<Network, Fault> {
-    let (address, prefix) = text.split_once('/').map_or((text, None), |(a, p)| (a, Some(p)));
-    let address = ip(address)?;
-    let bits = if address.is_ipv4() { 32 } else { 128 };
-    let prefix = match prefix {
-        None => Some(bits),
-        Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => digits.parse().ok(),
-        Some(_) => None,
-    };
-    match prefix.filter(|&prefix: &u8| prefix <= bits) {
-        Some(prefix) => Ok(Network { address, prefix }),
-        None => fault(
-            format!("{} has no prefix length that makes sense", quote(text)),
-            format!("write a number from 0 to {bits} behind the slash"),
-        ),
-    }
-}
-
-/// A network: no bits set beyond its prefix.
-pub(crate) fn network(text: &str) -> Result<Network, Fault> {
-    let network = prefixed(text)?;
-    let base = match network.address {
-        IpAddr::V4(ip) => {
-            let host_bits = 32 - u32::from(network.prefix);
-            let mask = u32::MAX.checked_shl(host_bits).unwrap_or(0);
-            IpAddr::from((ip.to_bits() & mask).to_be_bytes())
-        }
-        IpAddr::V6(ip) => {
-            let host_bits = 128 - u32::from(network.prefix);
-            let mask = u128::MAX.checked_shl(host_bits).unwrap_or(0);
-            IpAddr::from((ip.to_bits() & mask).to_be_bytes())
-        }
-    };
-    if base == network.address {
-        return Ok(network);
-    }
-    fault(
-        format!("{} is an address within a network", quote(text)),
-        format!(
-            "write \"{base}/{}\" for the network, or \"{}\" for the address alone",
-            network.prefix, network.address
-        ),
-    )
-}
-
-/// A host name or an IP address (without brackets).
-pub(crate) fn is_host(host: &str) -> bool {
-    if host.parse::<IpAddr>().is_ok() {
-        return true;
-    }
-    let numeric = host.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
-    !numeric && is_domain(host)
-}
-
-/// A domain name: RFC 1035 2.3.4 has at most 63 octets in a label and 255 in all, 253 as text.
-pub(crate) fn is_domain(name: &str) -> bool {
-    let label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && label
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    let name = name.strip_suffix('.').unwrap_or(name);
-    name.len() <= 253 && name.split('.').all(label)
-}
-
-/// Splits `host`, `host:port`, `[v6]:port`. The port is `None` if there is none, an error if it is not one.
-fn split_authority(text: &str) -> Result<(&str, Option<NonZeroU16>), ()> {
-    let (host, port) = if let Some(rest) = text.strip_prefix('[') {
-        let (host, port) = rest.split_once(']').ok_or(())?;
-        host.parse::<Ipv6Addr>().map_err(|_no_address| ())?;
-        match port {
-            "" => (host, None),
-            port => (host, Some(port.strip_prefix(':').ok_or(())?)),
-        }
-    } else {
-        text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port)))
-    };
-    if !is_host(host) {
-        return Err(());
-    }
-    let port = match port {
-        None => None,
-        Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
-            Some(digits.parse().map_err(|_no_port| ())?)
-        }
-        Some(_) => return Err(()),
-    };
-    Ok((host, port))
-}
-
-/// `host:port`
-pub(crate) fn authority(text: &str) -> Result<Authority, Fault> {
-    match split_authority(text) {
-        Ok((host, Some(port))) => Ok(Authority { host: host.to_owned(), port }),
-        Ok((_, None)) => fault(
-            format!("{} has no port", quote(text)),
-            "write host:port, like \"127.0.0.1:3000\"",
-        ),
-        Err(()) => fault(
-            format!("{} is not a host and a port", quote(text)),
-            "write host:port, like \"127.0.0.1:3000\" or \"[::1]:3000\"",
-        ),
-    }
-}
-
-const HTTP_PORT: NonZeroU16 = NonZeroU16::new(80).expect("80 is not zero");
-const HTTPS_PORT: NonZeroU16 = NonZeroU16::new(443).expect("443 is not zero");
-
-/// A backend, and whether it is one for TCP.
-pub(crate) fn backend(text: &str) -> Result<(Backend, bool), Fault> {
-    const HELP: &str =
-        "write http://, https:// or tcp://, then host:port, like \"http://10.0.0.1:3000\"";
-    let Some((scheme, rest)) = text.split_once("://") else {
-        return match authority(text) {
-            Ok(_) => fault(
-                format!("{} does not say how to speak to the backend", quote(text)),
-                format!("write \"http://{text}\", or https:// or tcp://"),
-            ),
-            Err(_) => fault(format!("{} is not a backend", quote(text)), HELP),
-        };
-    };
-    let (tls, tcp, default_port) = match scheme {
-        "http" => (false, false, Some(HTTP_PORT)),
-        "https" => (true, false, Some(HTTPS_PORT)),
-        "tcp" => (false, true, None),
-        _ => {
-            return fault(format!("a backend cannot be {}", quote(&format!("{scheme}://"))), HELP);
-        }
-    };
-    if let Some(end) = rest.find(['/', '?', '#'])
-        && let Ok(_) = split_authority(&rest[..end])
-    {
-        return fault(
-            format!("a backend has no path: {}", quote(text)),
-            format!("write \"{scheme}://{}\"; requests keep their own path", &rest[..end]),
-        );
-    }
-    let Ok((host, port)) = split_authority(rest) else {
-        return fault(format!("{} has no host and port that make sense", quote(text)), HELP);
-    };
-    let Some(port) = port.or(default_port) else {
-        return fault(format!("{} has no port", quote(text)), format!("write \"{text}:PORT\""));
-    };
-    Ok((Backend { url: text.to_owned(), tls, host: host.to_owned(), port }, tcp))
-}
-
-/// A path or a whole URL to ask over HTTP.
-pub(crate) fn http_target(text: &str) -> Result<HttpTarget, Fault> {
-    if text.starts_with('/') {
-        return Ok(HttpTarget::Path(http_path(text)?));
-    }
-    let message = || format!("{} is neither a path nor a URL", quote(text));
-    let (tls, rest) = match text.split_once("://") {
-        Some(("http", rest)) => (false, rest),
-        Some(("https", rest)) => (true, rest),
-        Some(_) => return fault(message(), "write http:// or https://"),
-        None if text.contains(['.', ':']) => {
-            return fault(message(), format!("write \"http://{text}\"").replace('`', ""));
-        }
-        None => return fault(message(), "write a path, like \"/health\""),
-    };
-    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    let (host_port, path) = rest.split_at(end);
-    let Ok((host, port)) = split_authority(host_port) else {
-        return fault(
-            format!("{} has no host that makes sense", quote(text)),
-            "write it like \"http://10.0.0.1:3000/health\"",
-        );
-    };
-    let port = port.unwrap_or(if tls { HTTPS_PORT } else { HTTP_PORT });
-    let path = match path {
-        "" => "/".to_owned(),
-        path if path.starts_with('/') => http_path(path)?,
-        path => http_path(&format!("/{path}"))?,
-    };
-    Ok(HttpTarget::Url { tls, authority: Authority { host: host.to_owned(), port }, path })
-}
-
-/// A whole URL for HTTP.
-pub(crate) fn http_url(text: &str) -> Result<String, Fault> {
-    if text.starts_with('/') {
-        return fault(
-            format!("{} is not a URL", quote(text)),
-            "write it like \"https://api.example.com/health\"",
-        );
-    }
-    http_target(text).map(|_| text.to_owned())
-}
-
-fn http_path(text: &str) -> Result<String, Fault> {
-    match text.chars().find(|c| !c.is_ascii_graphic() || *c == '#') {
-        None => Ok(text.to_owned()),
-        Some(c) => fault(
-            format!("the path {} contains a character that no URL may", quote(text)),
-            match c {
-                '#' => "leave out # and what follows it".to_owned(),
-                ' ' => "write %20 for a space".to_owned(),
-                _ => "write it with %, like %C3%A4".to_owned(),
-            },
-        ),
-    }
 }
 
 /// Operators of a shell that mean nothing without one.
@@ -605,5 +358,69 @@ pub(crate) fn percentile(text: &str) -> Result<f64, Fault> {
             format!("{} is not a percentile", quote(text)),
             "write p and a number between 0 and 100, like p95 or \"p99.9\"",
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_split_as_a_shell_does() {
+        for (text, words) in [
+            ("api", &["api"] as &[&str]),
+            ("  /usr/bin/api  --port\t3000 ", &["/usr/bin/api", "--port", "3000"]),
+            ("say 'a b' \"c d\" e\\ f", &["say", "a b", "c d", "e f"]),
+            ("say ''", &["say", ""]),
+            ("say a'b'\"c\"d", &["say", "abcd"]),
+            (r#"say "a\"b\\c\d""#, &["say", r#"a"b\c\d"#]),
+            (r"say '\n'", &["say", r"\n"]),
+            ("say '|' \\& $HOME", &["say", "|", "&", "$HOME"]),
+        ] {
+            let words = words.iter().map(|&word| word.to_owned()).collect();
+            assert_eq!(command(text), Ok(Command(words)), "{text}");
+        }
+        for text in ["", " ", "a | b", "a && b", "a > b", "'a", "\"a", "\"a\\", "a\\", "''"] {
+            assert!(command(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn status_codes_are_one_or_many() {
+        let set = |ranges: &[(u16, u16)]| Ok(StatusSet(ranges.to_vec()));
+        assert_eq!(status_set("204"), set(&[(204, 204)]));
+        assert_eq!(status_set("200-299, 304"), set(&[(200, 299), (304, 304)]));
+        for text in ["", "2xx", "99", "600", "300-200", "200-", "+200", "0200", "200,,201"] {
+            assert!(status_set(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn copies_are_made_at_a_time_or_every_so_often() {
+        for text in ["02:00 daily", "23:59 sunday", "every 4h", "every 1h30m"] {
+            assert!(schedule(text).is_ok(), "{text}");
+        }
+        for text in
+            ["2:00 daily", "24:00 daily", "02:60 daily", "02:00", "every", "every 0s", "daily"]
+        {
+            assert!(schedule(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_percentage_is_shown_as_the_share_that_was_meant() {
+        assert_eq!(share(99.95), "0.9995");
+        assert_eq!(share(100.0), "1");
+        assert_eq!(share(99.99999), "0.9999999");
+    }
+
+    #[test]
+    fn names_are_safe_in_paths_and_metrics() {
+        for text in ["web", "Web-2_b", "1"] {
+            assert!(part_name(text).is_ok(), "{text}");
+        }
+        for text in ["", "a b", "a.b", "a/b", "..", "é", &"n".repeat(64)] {
+            assert!(part_name(text).is_err(), "{text}");
+        }
     }
 }

@@ -1,0 +1,88 @@
+//! Everything that an answer is drawn from: one moment of one agent.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use outlast_core::time::Timestamp;
+use outlast_core::topology::Service;
+use outlast_proxy::stats::{BackendStats, ServiceStats, Stats};
+
+use crate::agent::shared::{Picture, Shared, wall};
+
+/// An agent at a moment. The renderers turn it into text; same scene, same text.
+#[derive(Clone, Debug)]
+pub struct Scene {
+    pub node: String,
+    pub version: &'static str,
+    pub started_at: Timestamp,
+    pub uptime: Duration,
+    pub now: Timestamp,
+    pub stopping: bool,
+    pub picture: Arc<Picture>,
+    pub stats: Stats,
+    /// How long ago the counters were read.
+    pub stats_age: Duration,
+    /// Requests a second of each service.
+    pub rates: BTreeMap<String, f64>,
+}
+
+impl Scene {
+    pub fn of(shared: &Shared) -> Scene {
+        let picture = shared.picture.borrow().clone();
+        let (stats, stats_age, rates) = {
+            let stats = shared.stats.lock().expect("no panic while held");
+            (stats.stats.clone(), stats.at.elapsed(), stats.rates())
+        };
+        Scene {
+            node: shared.node.clone(),
+            version: shared.version,
+            started_at: shared.started_at,
+            uptime: shared.started.elapsed(),
+            now: wall(),
+            stopping: *shared.stopping.borrow(),
+            picture,
+            stats,
+            stats_age,
+            rates,
+        }
+    }
+
+    /// The service as the file has it.
+    pub fn spec(&self, service: &str) -> Option<&Service> {
+        self.picture.topology.services.get(service)
+    }
+
+    /// What was counted of a service; nothing of one that is only probed.
+    pub fn counted(&self, service: &str) -> Option<&ServiceStats> {
+        self.stats.services.iter().find(|s| s.name == service)
+    }
+
+    pub fn counted_backend(&self, service: &str, backend: &str) -> Option<&BackendStats> {
+        self.counted(service)?.backends.iter().find(|b| b.name == backend)
+    }
+
+    /// How long ago a moment was; `None` if it is not known, or lies ahead.
+    pub fn ago(&self, then: Timestamp) -> Option<Duration> {
+        if then == Timestamp::default() {
+            return None;
+        }
+        u64::try_from(self.now.0 - then.0).ok().map(Duration::from_millis)
+    }
+
+    /// Whether the data plane has anything to serve.
+    pub fn listens(&self) -> bool {
+        self.picture.topology.services.values().any(|s| s.listen.is_some())
+    }
+
+    /// Parts of the file that this version does not watch: never to be taken for healthy.
+    pub fn unwatched(&self) -> Vec<(&'static str, &String)> {
+        let topology = &self.picture.topology;
+        let postgres = topology.postgres.keys().map(|name| ("postgres", name));
+        let redis = topology.redis.keys().map(|name| ("redis", name));
+        let stores = topology.stores.keys().map(|name| ("store", name));
+        let addresses = topology.addresses.keys().map(|name| ("address", name));
+        let zones = topology.dns.keys().map(|name| ("dns", name));
+        postgres.chain(redis).chain(stores).chain(addresses).chain(zones).collect()
+    }
+}

@@ -1,0 +1,109 @@
+//! `outlast check` and `outlast schema` as a shell sees them.
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::{Value, json};
+
+const BROKEN: &str = "[cluster]\nnam = \"shop\"\n";
+
+fn outlast(args: &[&str], input: &str) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_outlast"))
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("outlast starts");
+    let mut stdin = child.stdin.take().expect("it is piped");
+    stdin.write_all(input.as_bytes()).expect("outlast reads its input");
+    drop(stdin);
+    child.wait_with_output().expect("outlast ends")
+}
+
+fn text(bytes: &[u8]) -> &str {
+    str::from_utf8(bytes).expect("outlast prints UTF-8")
+}
+
+#[test]
+fn a_file_that_makes_sense_ends_in_0() {
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/shop.toml");
+    let output = outlast(&["check", example], "");
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert!(output.stderr.is_empty());
+}
+
+#[test]
+fn mistakes_end_in_1_and_go_to_standard_error() {
+    let output = outlast(&["check", "-"], BROKEN);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(output.stdout.is_empty());
+    let expected = "\
+error: [cluster] has no key `nam`
+ --> standard input:2:1
+  |
+2 | nam = \"shop\"
+  | ^^^ write `name`
+
+standard input: 1 mistake
+";
+    assert_eq!(text(&output.stderr), expected);
+}
+
+#[test]
+fn mistakes_can_be_read_by_programs() {
+    let output = outlast(&["check", "--format", "json", "-"], BROKEN);
+    assert_eq!(output.status.code(), Some(1));
+    let printed: Value = serde_json::from_slice(&output.stdout).expect("it is JSON");
+    let expected = json!({
+        "file": "standard input",
+        "count": 1,
+        "mistakes": [{
+            "line": 2,
+            "column": 1,
+            "message": "[cluster] has no key `nam`",
+            "help": "write `name`",
+        }],
+    });
+    assert_eq!(printed, expected);
+}
+
+#[test]
+fn a_file_that_cannot_be_read_ends_in_2_and_says_what_to_do() {
+    let output = outlast(&["check", "/no/such/file.toml"], "");
+    assert_eq!(output.status.code(), Some(2));
+    let said = text(&output.stderr);
+    assert!(said.contains("/no/such/file.toml"), "{said}");
+    assert!(said.contains("outlast check shop.toml"), "{said}");
+}
+
+#[test]
+fn the_schema_is_json() {
+    let output = outlast(&["schema"], "");
+    assert_eq!(output.status.code(), Some(0));
+    let schema: Value = serde_json::from_slice(&output.stdout).expect("it is JSON");
+    assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_outlast"))
+        .arg("schema")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("outlast starts");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("outlast ends");
+    assert_eq!(text(&output.stderr), "");
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn help_teaches_by_example() {
+    for args in [["--help"].as_slice(), &["check", "--help"], &["schema", "--help"]] {
+        let output = outlast(args, "");
+        assert_eq!(output.status.code(), Some(0));
+        assert!(text(&output.stdout).contains("Examples:\n  outlast "), "{args:?}");
+    }
+}

@@ -744,7 +744,12 @@ fn try_on(proxy: SocketAddr, backend: &Recorder, vector: &Vector) -> Fate {
     }
     let got = match client.rest() {
         Ok(bytes) => bytes,
-        Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => {
+        Err(e)
+            if matches!(
+                e.kind(),
+                std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe
+            ) =>
+        {
             std::mem::take(&mut client.buffer)
         }
         Err(e) => panic!("{}: {e}", vector.name),

@@ -149,27 +149,23 @@ pub(crate) async fn connect(
         .unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))
 }
 
-/// Counts an open client connection for as long as it lives.
+/// Counts a connection at its service for as long as it lives.
 pub(crate) struct Guest {
-    world: Arc<World>,
     service: Arc<LiveService>,
 }
 
 impl Guest {
     /// `None` if the service has all the connections that it may have.
     pub(crate) fn admit(service: Arc<LiveService>) -> Option<Guest> {
-        let world = with(|w| w.world.clone());
         if !crate::live::take(&service.state.connections, service.spec.limits.connections) {
             return None;
         }
-        world.connections.fetch_add(1, Relaxed);
-        Some(Guest { world, service })
+        Some(Guest { service })
     }
 }
 
 impl Drop for Guest {
     fn drop(&mut self) {
         self.service.state.connections.fetch_sub(1, Relaxed);
-        self.world.connections.fetch_sub(1, Relaxed);
     }
 }

@@ -91,6 +91,8 @@ pub struct Now {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Resume {
     pub beliefs: BTreeMap<Target, Health>,
+    /// Service and backend that a person took out of traffic.
+    pub draining: BTreeSet<(String, String)>,
     pub pairs: BTreeMap<String, (Side, Epoch)>,
 }
 
@@ -196,6 +198,7 @@ impl Agent {
                 .get(service)
                 .is_some_and(|s| s.pool.backends().iter().any(|b| b.url == *backend))
         };
+        self.draining.extend(resume.draining.iter().cloned());
         self.ejected.retain(known);
         self.draining.retain(known);
         self.states.retain(|name, _| topology.services.contains_key(name));

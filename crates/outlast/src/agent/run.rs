@@ -183,7 +183,8 @@ impl Loop {
         let opened = start::open_missing(&topology, &plane.sockets)?;
         plane.sockets.extend(opened);
         let resume = Resume {
-            beliefs: inherited.as_ref().map(table::beliefs).unwrap_or_default(),
+            beliefs: table::beliefs(&inherited),
+            draining: table::draining(&inherited),
             pairs: state::load(&data_dir)?,
         };
         let now = Now { instant: outlast_core::time::Instant::default(), wall: wall() };
@@ -195,10 +196,12 @@ impl Loop {
         let shared = Shared {
             node: node.clone(),
             version: crate::VERSION,
+        let inherited = inherited.unwrap_or_default();
             started,
             started_at: wall(),
             picture: picture_reader,
             stats: stats.clone(),
+        let resolved = table::resolved(&topology, &inherited);
             stopping: stopping_reader,
             data_dir: data_dir.clone(),
         };
@@ -223,7 +226,7 @@ impl Loop {
             journal,
             plane,
             certificates,
-            resolved: Resolved::new(),
+            resolved,
             topology,
             picture,
             counts: std::collections::BTreeMap::new(),

@@ -42,6 +42,9 @@ const NOT_READY_FIRST: Duration = Duration::from_secs(5);
 /// Open work has this long before it is closed by force.
 const DRAIN_MAX: Duration = Duration::from_secs(30);
 
+/// A new binary may take this long to read the topology file before it is trusted.
+const TRIAL_MAX: Duration = Duration::from_secs(10);
+
 /// Everything that reaches the loop.
 #[derive(Debug)]
 pub(super) enum Said {
@@ -107,10 +110,18 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
 /// Replaces this process's image by the binary that is on disk now. Returns only if that failed.
 fn become_new_binary() -> anyhow::Error {
     use std::os::unix::process::CommandExt as _;
-    let Ok(exe) = std::env::current_exe() else { return anyhow::anyhow!("find our own binary") };
+/// Where our own binary lies, or the one that has replaced it.
+fn own_binary() -> anyhow::Result<PathBuf> {
+    let exe = std::env::current_exe().context("find our own binary")?;
     // Linux marks the path of a binary that was replaced.
     let path = exe.to_string_lossy();
-    let path = PathBuf::from(path.strip_suffix(" (deleted)").unwrap_or(&path));
+    Ok(PathBuf::from(path.strip_suffix(" (deleted)").unwrap_or(&path)))
+}
+
+    let path = match own_binary() {
+        Ok(path) => path,
+        Err(error) => return error,
+    };
     let error = std::process::Command::new(&path).args(std::env::args_os().skip(1)).exec();
     anyhow::Error::new(error).context(format!("become {}", path.display()))
 }
@@ -271,8 +282,12 @@ impl Loop {
             tokio::select! {
                 Some(said) = self.inbox.recv() => match said {
                     Said::Asked(Request::Upgrade { answer }) => {
-                        answer.send(Ok("becoming the new binary".to_owned())).ok();
-                        return Ok(self.leave().await);
+                        let checked = self.check_new_binary().await;
+                        let fits = checked.is_ok();
+                        answer.send(checked).ok();
+                        if fits {
+                            return Ok(self.leave().await);
+                        }
                     }
                     Said::Asked(Request::Stop { answer }) => {
                         answer.send(Ok("stopping".to_owned())).ok();
@@ -295,9 +310,12 @@ impl Loop {
                     // The answer is in the journal and in the log.
                     self.reload().ok();
                 }
-                _ = upgrade.recv() => return Ok(self.leave().await),
-                _ = terminate.recv() => {
-                    return Ok(self.stop("SIGTERM", NOT_READY_FIRST, &mut terminate, &mut interrupt).await);
+                _ = signals.upgrade.recv() => match self.check_new_binary().await {
+                    Ok(_) => return Ok(self.leave().await),
+                    Err(reason) => tracing::error!(reason, "go on with the present binary"),
+                },
+                _ = signals.terminate.recv() => {
+                    return Ok(self.stop("SIGTERM", NOT_READY_FIRST, signals).await);
                 }
                 _ = interrupt.recv() => {
                     return Ok(self.stop("SIGINT", Duration::ZERO, &mut terminate, &mut interrupt).await);
@@ -628,6 +646,30 @@ impl Loop {
             at: wall(),
         };
         self.picture.send_replace(Arc::new(picture));
+    /// Has the binary on disk read the topology file, so that this agent does not end in favour of one that cannot run.
+    async fn check_new_binary(&self) -> Result<String, String> {
+        let path = own_binary().map_err(|error| format!("{error:#}"))?;
+        let shown = path.display();
+        let trial = tokio::process::Command::new(&path)
+            .arg("check")
+            .arg(&self.options.file)
+            .stdin(std::process::Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        match tokio::time::timeout(TRIAL_MAX, trial).await {
+            Ok(Ok(output)) if output.status.success() => Ok(format!("becoming {shown}")),
+            Ok(Ok(output)) => Err(format!(
+                "{shown} cannot run this topology file, {}: {}",
+                output.status,
+                String::from_utf8_lossy(&output.stderr).trim()
+            )),
+            Ok(Err(error)) => Err(format!("{shown} does not start: {error}")),
+            Err(_elapsed) => {
+                Err(format!("{shown} has not read the topology file within {TRIAL_MAX:?}"))
+            }
+        }
+    }
+
     }
 
     /// Lets go of everything that goes on without an agent.

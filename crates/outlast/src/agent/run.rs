@@ -99,7 +99,8 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
         let mut agent = Loop::open(options.clone(), topology, base, node, data_dir)?;
         agent.live().await
     })?;
-    drop(runtime);
+    // A name that is being resolved may take its time; nobody waits for it.
+    runtime.shutdown_background();
     drop(lock);
     match end {
         End::Stopped { forced } => Ok(!forced),

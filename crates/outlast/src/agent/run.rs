@@ -96,8 +96,10 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
         .build()
         .context("start the runtime")?;
     let end = runtime.block_on(async {
+        // First: a signal that comes while the agent starts must not kill it.
+        let mut signals = Signals::listen()?;
         let mut agent = Loop::open(options.clone(), topology, base, node, data_dir)?;
-        agent.live().await
+        agent.live(&mut signals).await
     })?;
     // A name that is being resolved may take its time; nobody waits for it.
     runtime.shutdown_background();
@@ -268,11 +270,7 @@ impl Loop {
     }
 
     /// Handles one thing after another until the end.
-    async fn live(&mut self) -> anyhow::Result<End> {
-        let mut terminate = signals(SignalKind::terminate())?;
-        let mut interrupt = signals(SignalKind::interrupt())?;
-        let mut hangup = signals(SignalKind::hangup())?;
-        let mut upgrade = signals(SignalKind::user_defined2())?;
+    async fn live(&mut self, signals: &mut Signals) -> anyhow::Result<End> {
         let mut tick = tokio::time::interval(TICK);
         let mut resolve = tokio::time::interval(RESOLVE_EVERY);
         tracing::info!(node = self.node, file = %self.options.file.display(), "running");
@@ -292,7 +290,7 @@ impl Loop {
                     }
                     Said::Asked(Request::Stop { answer }) => {
                         answer.send(Ok("stopping".to_owned())).ok();
-                        return Ok(self.stop("asked to", NOT_READY_FIRST, &mut terminate, &mut interrupt).await);
+                        return Ok(self.stop("asked to", NOT_READY_FIRST, signals).await);
                     }
                     said @ (Said::Probed { .. } | Said::CommandDone { .. } | Said::Resolved(_) | Said::Asked(_)) => {
                         self.hear(said);
@@ -307,7 +305,7 @@ impl Loop {
                     self.publish();
                 }
                 _ = resolve.tick() => self.resolve(),
-                _ = hangup.recv() => {
+                _ = signals.hangup.recv() => {
                     // The answer is in the journal and in the log.
                     self.reload().ok();
                 }
@@ -318,8 +316,8 @@ impl Loop {
                 _ = signals.terminate.recv() => {
                     return Ok(self.stop("SIGTERM", NOT_READY_FIRST, signals).await);
                 }
-                _ = interrupt.recv() => {
-                    return Ok(self.stop("SIGINT", Duration::ZERO, &mut terminate, &mut interrupt).await);
+                _ = signals.interrupt.recv() => {
+                    return Ok(self.stop("SIGINT", Duration::ZERO, signals).await);
                 }
             }
         }
@@ -682,21 +680,15 @@ impl Loop {
     }
 
     /// Not ready first, then drain, then the end by force.
-    async fn stop(
-        &mut self,
-        reason: &str,
-        lead: Duration,
-        terminate: &mut Signal,
-        interrupt: &mut Signal,
-    ) -> End {
+    async fn stop(&mut self, reason: &str, lead: Duration, signals: &mut Signals) -> End {
         self.record(Fact::AgentStopping { reason: reason.to_owned() });
         self.stopping.send_replace(true);
         if !lead.is_zero() {
             // A second signal cuts the pause.
             tokio::select! {
                 () = tokio::time::sleep(lead) => {}
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
+                _ = signals.terminate.recv() => {}
+                _ = signals.interrupt.recv() => {}
             }
         }
         self.plane.drain(DRAIN_MAX);
@@ -711,7 +703,7 @@ impl Loop {
                     forced = true;
                     break;
                 }
-                _ = interrupt.recv() => {
+                _ = signals.interrupt.recv() => {
                     self.plane.drain_now();
                 }
                 else => break,
@@ -744,8 +736,24 @@ impl Loop {
     }
 }
 
-fn signals(kind: SignalKind) -> anyhow::Result<Signal> {
-    signal(kind).context("listen for signals")
+/// What the outside may send.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+    upgrade: Signal,
+}
+
+impl Signals {
+    fn listen() -> anyhow::Result<Signals> {
+        let listen = |kind| signal(kind).context("listen for signals");
+        Ok(Signals {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+            upgrade: listen(SignalKind::user_defined2())?,
+        })
+    }
 }
 
 /// Adds counters; gauges are left as they are.

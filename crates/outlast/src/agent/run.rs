@@ -110,9 +110,6 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
     }
 }
 
-/// Replaces this process's image by the binary that is on disk now. Returns only if that failed.
-fn become_new_binary() -> anyhow::Error {
-    use std::os::unix::process::CommandExt as _;
 /// Where our own binary lies, or the one that has replaced it.
 fn own_binary() -> anyhow::Result<PathBuf> {
     let exe = std::env::current_exe().context("find our own binary")?;
@@ -121,6 +118,9 @@ fn own_binary() -> anyhow::Result<PathBuf> {
     Ok(PathBuf::from(path.strip_suffix(" (deleted)").unwrap_or(&path)))
 }
 
+/// Replaces this process's image by the binary that is on disk now. Returns only if that failed.
+fn become_new_binary() -> anyhow::Error {
+    use std::os::unix::process::CommandExt as _;
     let path = match own_binary() {
         Ok(path) => path,
         Err(error) => return error,
@@ -192,15 +192,16 @@ impl Loop {
         let mut facts = Vec::new();
         let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let threads = topology.cluster.proxy_threads.map_or_else(cores, |n| usize::from(n.get()));
-        let (mut plane, inherited) =
-            DataPlane::open(data_dir.clone(), threads, from_links, &mut facts)?;
+        let (mut plane, inherited) = DataPlane::find(data_dir.clone(), threads, from_links)?;
         let opened = start::open_missing(&topology, &plane.sockets)?;
         plane.sockets.extend(opened);
+        let inherited = inherited.unwrap_or_default();
         let resume = Resume {
             beliefs: table::beliefs(&inherited),
             draining: table::draining(&inherited),
             pairs: state::load(&data_dir)?,
         };
+        let resolved = table::resolved(&topology, &inherited);
         let now = Now { instant: outlast_core::time::Instant::default(), wall: wall() };
         let core = Agent::new(topology, &resume, now);
         let topology = Arc::new(core.topology().clone());
@@ -210,24 +211,21 @@ impl Loop {
         let shared = Shared {
             node: node.clone(),
             version: crate::VERSION,
-        let inherited = inherited.unwrap_or_default();
             started,
             started_at: wall(),
             picture: picture_reader,
             stats: stats.clone(),
-        let resolved = table::resolved(&topology, &inherited);
             stopping: stopping_reader,
             data_dir: data_dir.clone(),
         };
         let admin = admin::Admin::open(&data_dir, shared.clone(), sender.clone())?;
         let face = face::Face::open(topology.cluster.face, shared)?;
-        facts.insert(
-            0,
-            Fact::AgentStarted {
-                version: crate::VERSION.to_owned(),
-                resumed: !resume.beliefs.is_empty(),
-            },
-        );
+        facts.push(Fact::AgentStarted {
+            version: crate::VERSION.to_owned(),
+            resumed: !resume.beliefs.is_empty(),
+        });
+        // Last of all that can fail: an agent that cannot run leaves no proxy behind.
+        plane.begin(&mut facts)?;
         let mut agent = Loop {
             probes: Probes::new(sender.clone()),
             processes: Processes::new(node.clone(), data_dir.clone(), reporter),
@@ -301,6 +299,7 @@ impl Loop {
                 () = tokio::time::sleep(wake) => self.step(Input::Tick),
                 _ = tick.tick() => {
                     self.plane.ask_stats();
+                    self.plane.reap();
                     self.revive_proxy();
                     self.publish();
                 }
@@ -645,6 +644,8 @@ impl Loop {
             at: wall(),
         };
         self.picture.send_replace(Arc::new(picture));
+    }
+
     /// Has the binary on disk read the topology file, so that this agent does not end in favour of one that cannot run.
     async fn check_new_binary(&self) -> Result<String, String> {
         let path = own_binary().map_err(|error| format!("{error:#}"))?;
@@ -667,8 +668,6 @@ impl Loop {
                 Err(format!("{shown} has not read the topology file within {TRIAL_MAX:?}"))
             }
         }
-    }
-
     }
 
     /// Lets go of everything that goes on without an agent.

@@ -1,16 +1,18 @@
 //! The server that the demo puts behind the proxy. It misbehaves on request.
 //!
 //! `/` answers its name and about a kibibyte; `/health` says whether it is well. On a second port, `POST /behave` with
-//! one of [`Behaviour`]'s words as body changes how it answers.
+//! one of [`Behaviour`]'s words as body changes how it answers. On SIGTERM it leaves as a good citizen does: `/health`
+//! says 503, what is asked is still done, and once nobody asks any more it ends.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::unix::SignalKind;
 use tokio::task::JoinSet;
 
 use crate::args::Args;
@@ -49,13 +51,52 @@ impl Behaviour {
     }
 }
 
+/// After SIGTERM, the backend stays until nobody has asked for work for this long, so that whoever probes it has learned
+/// from `/health` that it leaves, and idle connections are no longer used.
+const QUIET: Duration = Duration::from_millis(300);
+/// It leaves after this long whatever is asked.
+const LEAVE_MAX: Duration = Duration::from_secs(5);
+
 struct Server {
     name: String,
+    /// When work was last asked for, or finished.
+    last_work: Mutex<Instant>,
+    open_work: AtomicU32,
+    leaving: AtomicBool,
     /// Index into [`Behaviour::ALL`].
     behaviour: AtomicU8,
 }
 
 impl Server {
+    fn new(name: String) -> Server {
+        Server {
+            name,
+            last_work: Mutex::new(Instant::now()),
+            open_work: AtomicU32::new(0),
+            leaving: AtomicBool::new(false),
+            behaviour: AtomicU8::new(0),
+        }
+    }
+
+    fn touch(&self) {
+        *self.last_work.lock().expect("no panic while held") = Instant::now();
+    }
+
+    /// Says at `/health` that it leaves, does what is asked until nothing is, and returns.
+    async fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+        let limit = Instant::now() + LEAVE_MAX;
+        loop {
+            let last = *self.last_work.lock().expect("no panic while held");
+            let now = Instant::now();
+            let busy = self.open_work.load(Ordering::Relaxed) > 0;
+            if limit <= now || (!busy && QUIET <= now - last) {
+                return;
+            }
+            tokio::time::sleep(QUIET / 20).await;
+        }
+    }
+
     fn behaviour(&self) -> Behaviour {
         Behaviour::ALL[usize::from(self.behaviour.load(Ordering::Relaxed))]
     }
@@ -67,6 +108,21 @@ impl Server {
 
     async fn work(&self, path: &str) -> (u16, String) {
         let health = path.starts_with("/health");
+        if health && self.leaving.load(Ordering::Relaxed) {
+            return (503, "leaving\n".to_owned());
+        }
+        if !health {
+            self.open_work.fetch_add(1, Ordering::Relaxed);
+        }
+        let answer = self.answer(health).await;
+        if !health {
+            self.touch();
+            self.open_work.fetch_sub(1, Ordering::Relaxed);
+        }
+        answer
+    }
+
+    async fn answer(&self, health: bool) -> (u16, String) {
         let fails = match self.behaviour() {
             Behaviour::Ok => false,
             Behaviour::Error500 => !health,
@@ -104,18 +160,28 @@ pub(crate) fn run(mut args: Args) -> Result<Verdict> {
     let control = args.option("--control")?.context("--control is missing")?;
     let name = args.option("--name")?.context("--name is missing")?;
     args.finish()?;
-    let server = Arc::new(Server { name, behaviour: AtomicU8::new(0) });
+    let server = Arc::new(Server::new(name));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let work = listen(port).await?;
         let control = listen(control).await?;
         // Port 0 stands for any: whoever asked for that learns here which.
         out::line(format!("{} {}", work.local_addr()?, control.local_addr()?));
-        tokio::try_join!(
-            serve(work, Side::Work, Arc::clone(&server)),
-            serve(control, Side::Control, Arc::clone(&server))
-        )?;
-        Ok(Verdict::Good)
+        let serving = async {
+            tokio::try_join!(
+                serve(work, Side::Work, Arc::clone(&server)),
+                serve(control, Side::Control, Arc::clone(&server))
+            )
+        };
+        let mut terminate = tokio::signal::unix::signal(SignalKind::terminate())?;
+        let leaving = async {
+            terminate.recv().await;
+            server.leave().await;
+        };
+        tokio::select! {
+            served = serving => served.map(|_both| Verdict::Good),
+            () = leaving => Ok(Verdict::Good),
+        }
     })
 }
 
@@ -187,7 +253,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn each_behaviour_answers_as_its_word_says() {
-        let server = Server { name: "b1".to_owned(), behaviour: AtomicU8::new(0) };
+        let server = Server::new("b1".to_owned());
         let mut answers = Vec::new();
         for word in ["ok", "error500", "error500-all", "slow"] {
             assert_eq!(server.control("/behave", word).0, 200);
@@ -207,7 +273,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_starts_with_the_name() {
-        let server = Server { name: "b1".to_owned(), behaviour: AtomicU8::new(0) };
+        let server = Server::new("b1".to_owned());
         let (_, body) = server.work("/").await;
         assert!(body.starts_with("b1 ") && body.len() >= BODY_BYTES);
     }

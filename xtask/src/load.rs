@@ -4,7 +4,8 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -23,6 +24,34 @@ pub(crate) struct Plan {
     pub(crate) connections_max: usize,
     /// From when the request was due.
     pub(crate) timeout: Duration,
+    /// So many connections are opened before one is used again, and then they take turns; 0: as few as will do.
+    pub(crate) connections_min: usize,
+    /// A connection is closed after so many requests, so that new ones come all the time; 0: never.
+    pub(crate) requests_per_connection: u32,
+    /// Of a hundred requests, so many are POSTs with a small body. A change takes effect with the next request.
+    pub(crate) posts_percent: Arc<AtomicU32>,
+}
+
+impl Plan {
+    /// GETs on as few connections as will do.
+    pub(crate) fn gets(target: SocketAddr, path: &str, rate_per_second: f64) -> Plan {
+        Plan {
+            target,
+            path: path.to_owned(),
+            rate_per_second,
+            connections_max: 1024,
+            timeout: Duration::from_secs(5),
+            connections_min: 0,
+            requests_per_connection: 0,
+            posts_percent: Arc::default(),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Method {
+    Get,
+    Post,
 }
 
 /// What became of one request.
@@ -30,6 +59,7 @@ pub(crate) struct Plan {
 pub(crate) struct Sample<'a> {
     pub(crate) due: Instant,
     pub(crate) latency: Duration,
+    pub(crate) method: Method,
     pub(crate) outcome: Outcome,
     /// Of an answer with status 200.
     pub(crate) body: &'a [u8],
@@ -50,6 +80,8 @@ pub(crate) enum Outcome {
 const IDLE_MAX: Duration = Duration::from_secs(10);
 /// How often limits are looked after.
 const HOUSEKEEPING: Duration = Duration::from_millis(10);
+/// The body of a POST.
+const POST_BODY: &str = "a small order of one thing, to be done once";
 const EVENTS: usize = 256;
 const READ_BYTES: usize = 64 << 10;
 
@@ -63,7 +95,7 @@ pub(crate) fn run(plan: &Plan, stop: &AtomicBool, sink: impl FnMut(Sample<'_>)) 
         let stopped = stop.load(Ordering::Relaxed);
         let now = Instant::now();
         while !stopped && due <= now {
-            engine.waiting.push_back(due);
+            engine.fall_due(due);
             due += interval;
         }
         engine.dispatch();
@@ -79,9 +111,16 @@ pub(crate) fn run(plan: &Plan, stop: &AtomicBool, sink: impl FnMut(Sample<'_>)) 
     }
 }
 
+/// A request and when it was due.
+#[derive(Clone, Copy, Debug)]
+struct Job {
+    due: Instant,
+    method: Method,
+}
+
 enum State {
-    Connecting { due: Instant },
-    Busy { due: Instant },
+    Connecting { job: Job },
+    Busy { job: Job },
     Idle { since: Instant },
 }
 
@@ -91,12 +130,13 @@ struct Connection {
     serial: u64,
     state: State,
     received: Vec<u8>,
+    requests: u32,
 }
 
 impl Connection {
-    fn due(&self) -> Option<Instant> {
+    fn job(&self) -> Option<Job> {
         match self.state {
-            State::Connecting { due } | State::Busy { due } => Some(due),
+            State::Connecting { job } | State::Busy { job } => Some(job),
             State::Idle { .. } => None,
         }
     }
@@ -111,30 +151,40 @@ enum Progress {
 struct Engine<'a, S> {
     plan: &'a Plan,
     sink: S,
-    request: Vec<u8>,
+    get: Vec<u8>,
+    post: Vec<u8>,
+    /// Hundredths of a POST that are owed.
+    posts_owed: u32,
     epoll: OwnedFd,
     connections: Vec<Option<Connection>>,
     free: Vec<usize>,
     serial: u64,
     /// The longest idle first; the last is used next.
-    idle: Vec<usize>,
-    waiting: VecDeque<Instant>,
+    idle: VecDeque<usize>,
+    waiting: VecDeque<Job>,
     events: Vec<epoll::Event>,
     buffer: Vec<u8>,
 }
 
 impl<'a, S: FnMut(Sample<'_>)> Engine<'a, S> {
     fn new(plan: &'a Plan, sink: S) -> Result<Self> {
-        let request = format!("GET {} HTTP/1.1\r\nHost: {}\r\n\r\n", plan.path, plan.target);
+        let (path, host) = (&plan.path, plan.target);
+        let get = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        let length = POST_BODY.len();
+        let post = format!(
+            "POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n\r\n{POST_BODY}"
+        );
         Ok(Engine {
             plan,
             sink,
-            request: request.into_bytes(),
+            get: get.into_bytes(),
+            post: post.into_bytes(),
+            posts_owed: 0,
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC).context("create epoll")?,
             connections: (0..plan.connections_max).map(|_| None).collect(),
             free: (0..plan.connections_max).rev().collect(),
             serial: 0,
-            idle: Vec::new(),
+            idle: VecDeque::new(),
             waiting: VecDeque::new(),
             events: Vec::with_capacity(EVENTS),
             buffer: vec![0; READ_BYTES],
@@ -143,46 +193,70 @@ impl<'a, S: FnMut(Sample<'_>)> Engine<'a, S> {
 
     fn is_quiet(&self) -> bool {
         let open = self.connections.iter().flatten();
-        self.waiting.is_empty() && open.filter_map(Connection::due).next().is_none()
+        self.waiting.is_empty() && open.filter_map(Connection::job).next().is_none()
+    }
+
+    fn fall_due(&mut self, due: Instant) {
+        self.posts_owed += self.plan.posts_percent.load(Ordering::Relaxed).min(100);
+        let method = if self.posts_owed >= 100 { Method::Post } else { Method::Get };
+        if method == Method::Post {
+            self.posts_owed -= 100;
+        }
+        self.waiting.push_back(Job { due, method });
     }
 
     /// Gives waiting requests to idle connections, or to new ones.
     fn dispatch(&mut self) {
-        while let Some(&due) = self.waiting.front() {
-            if let Some(at) = self.idle.pop() {
+        while let Some(&job) = self.waiting.front() {
+            if let Some(at) = self.take_idle() {
                 self.waiting.pop_front();
-                self.send(at, due);
+                self.send(at, job);
             } else if let Some(at) = self.free.pop() {
                 self.waiting.pop_front();
-                self.open(at, due);
+                self.open(at, job);
             } else {
                 return;
             }
         }
     }
 
-    fn open(&mut self, at: usize, due: Instant) {
+    fn take_idle(&mut self) -> Option<usize> {
+        let open = self.connections.len() - self.free.len();
+        match self.plan.connections_min {
+            0 => self.idle.pop_back(),
+            min if open < min => None,
+            _ => self.idle.pop_front(),
+        }
+    }
+
+    fn open(&mut self, at: usize, job: Job) {
         self.serial += 1;
         let serial = self.serial;
         match connect(&self.epoll, self.plan.target, event_data(at, serial)) {
             Ok(socket) => {
-                let state = State::Connecting { due };
-                let received = Vec::new();
-                self.connections[at] = Some(Connection { socket, serial, state, received });
+                let state = State::Connecting { job };
+                let (received, requests) = (Vec::new(), 0);
+                self.connections[at] =
+                    Some(Connection { socket, serial, state, received, requests });
             }
             Err(_errno) => {
                 self.free.push(at);
-                self.report(due, Outcome::Refused, &[]);
+                self.report(job, Outcome::Refused, &[]);
             }
         }
     }
 
-    fn send(&mut self, at: usize, due: Instant) {
+    fn send(&mut self, at: usize, job: Job) {
         let Some(connection) = &mut self.connections[at] else { return };
-        connection.state = State::Busy { due };
-        let sent = rustix::net::send(&connection.socket, &self.request, SendFlags::NOSIGNAL);
+        connection.state = State::Busy { job };
+        connection.requests += 1;
+        let request = match job.method {
+            Method::Get => &self.get,
+            Method::Post => &self.post,
+        };
+        let sent = rustix::net::send(&connection.socket, request, SendFlags::NOSIGNAL);
         // A request is far smaller than an empty send buffer, so it goes whole or not at all.
-        if sent != Ok(self.request.len()) {
+        if sent != Ok(request.len()) {
             self.end(at, Outcome::Cut);
         }
     }
@@ -209,14 +283,14 @@ impl<'a, S: FnMut(Sample<'_>)> Engine<'a, S> {
             return;
         };
         match connection.state {
-            State::Connecting { due } => self.connected(at, due),
+            State::Connecting { job } => self.connected(at, job),
             State::Busy { .. } => self.receive(at),
             // The server has closed it, or talks unasked: neither is of use.
             State::Idle { .. } => self.close(at),
         }
     }
 
-    fn connected(&mut self, at: usize, due: Instant) {
+    fn connected(&mut self, at: usize, job: Job) {
         let Some(connection) = &self.connections[at] else { return };
         if !matches!(rustix::net::sockopt::socket_error(&connection.socket), Ok(Ok(()))) {
             return self.end(at, Outcome::Refused);
@@ -224,7 +298,7 @@ impl<'a, S: FnMut(Sample<'_>)> Engine<'a, S> {
         let data = event_data(at, connection.serial);
         let listening = epoll::modify(&self.epoll, &connection.socket, data, epoll::EventFlags::IN);
         match listening {
-            Ok(()) => self.send(at, due),
+            Ok(()) => self.send(at, job),
             Err(_errno) => self.end(at, Outcome::Refused),
         }
     }
@@ -255,9 +329,11 @@ impl<'a, S: FnMut(Sample<'_>)> Engine<'a, S> {
         reusable: bool,
     ) {
         let Some(connection) = &mut self.connections[at] else { return };
-        let Some(due) = connection.due() else { return };
+        let Some(job) = connection.job() else { return };
+        let full = self.plan.requests_per_connection;
+        let reusable = reusable && (full == 0 || connection.requests < full);
         let mut received = std::mem::take(&mut connection.received);
-        self.report(due, outcome, received.get(body).unwrap_or_default());
+        self.report(job, outcome, received.get(body).unwrap_or_default());
         if !reusable {
             return self.close(at);
         }
@@ -266,16 +342,16 @@ impl<'a, S: FnMut(Sample<'_>)> Engine<'a, S> {
             connection.received = received;
             connection.state = State::Idle { since: Instant::now() };
         }
-        self.idle.push(at);
+        self.idle.push_back(at);
         self.dispatch();
     }
 
     /// The request on this connection has failed, and the connection with it.
     fn end(&mut self, at: usize, outcome: Outcome) {
-        let due = self.connections[at].as_ref().and_then(Connection::due);
+        let job = self.connections[at].as_ref().and_then(Connection::job);
         self.close(at);
-        if let Some(due) = due {
-            self.report(due, outcome, &[]);
+        if let Some(job) = job {
+            self.report(job, outcome, &[]);
         }
     }
 
@@ -289,8 +365,8 @@ impl<'a, S: FnMut(Sample<'_>)> Engine<'a, S> {
         for at in 0..self.connections.len() {
             let Some(connection) = &self.connections[at] else { continue };
             match connection.state {
-                State::Connecting { due } | State::Busy { due }
-                    if now - due > self.plan.timeout =>
+                State::Connecting { job } | State::Busy { job }
+                    if now - job.due > self.plan.timeout =>
                 {
                     self.end(at, Outcome::Timeout);
                 }
@@ -298,16 +374,17 @@ impl<'a, S: FnMut(Sample<'_>)> Engine<'a, S> {
                 State::Connecting { .. } | State::Busy { .. } | State::Idle { .. } => {}
             }
         }
-        while let Some(&due) = self.waiting.front()
-            && now - due > self.plan.timeout
+        while let Some(&job) = self.waiting.front()
+            && now - job.due > self.plan.timeout
         {
             self.waiting.pop_front();
-            self.report(due, Outcome::Timeout, &[]);
+            self.report(job, Outcome::Timeout, &[]);
         }
     }
 
-    fn report(&mut self, due: Instant, outcome: Outcome, body: &[u8]) {
-        (self.sink)(Sample { due, latency: due.elapsed(), outcome, body });
+    fn report(&mut self, job: Job, outcome: Outcome, body: &[u8]) {
+        let Job { due, method } = job;
+        (self.sink)(Sample { due, latency: due.elapsed(), method, outcome, body });
     }
 }
 
@@ -386,13 +463,7 @@ mod tests {
                 }
             }
         });
-        let plan = Plan {
-            target,
-            path: "/".to_owned(),
-            rate_per_second: 500.0,
-            connections_max: 1,
-            timeout,
-        };
+        let plan = Plan { connections_max: 1, timeout, ..Plan::gets(target, "/", 500.0) };
         let stop = AtomicBool::new(false);
         let mut seen = Vec::new();
         run(&plan, &stop, |sample| {
@@ -425,15 +496,46 @@ mod tests {
     }
 
     #[test]
+    fn connections_take_turns_and_posts_are_their_share() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let plan = Plan {
+            connections_min: 4,
+            requests_per_connection: 5,
+            posts_percent: Arc::new(AtomicU32::new(25)),
+            ..Plan::gets(listener.local_addr().unwrap(), "/", 500.0)
+        };
+        let accepted = Arc::new(AtomicU32::new(0));
+        let count = Arc::clone(&accepted);
+        // Ends with the test's process.
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                count.fetch_add(1, Ordering::Relaxed);
+                std::thread::spawn(move || {
+                    let mut stream = stream.unwrap();
+                    let mut request = [0; 4096];
+                    while stream.read(&mut request).is_ok_and(|count| count > 0) {
+                        stream.write_all(FINE.as_bytes()).unwrap();
+                    }
+                });
+            }
+        });
+        let stop = AtomicBool::new(false);
+        let mut methods = Vec::new();
+        run(&plan, &stop, |sample| {
+            assert_eq!(sample.outcome, Outcome::Ok);
+            methods.push(sample.method);
+            stop.store(methods.len() >= 40, Ordering::Relaxed);
+        })
+        .unwrap();
+        let posts = methods.iter().filter(|method| **method == Method::Post).count();
+        assert!((9..=12).contains(&posts), "{posts} of {}", methods.len());
+        assert!((8..=12).contains(&accepted.load(Ordering::Relaxed)), "{accepted:?}");
+    }
+
+    #[test]
     fn nobody_listening_is_refused() {
         let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let plan = Plan {
-            target: closed,
-            path: "/".to_owned(),
-            rate_per_second: 100.0,
-            connections_max: 1,
-            timeout: LONG,
-        };
+        let plan = Plan { connections_max: 1, ..Plan::gets(closed, "/", 100.0) };
         let stop = AtomicBool::new(false);
         let mut outcome = None;
         run(&plan, &stop, |sample| {

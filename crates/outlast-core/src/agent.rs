@@ -100,6 +100,8 @@ pub struct Now {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Resume {
     pub beliefs: BTreeMap<Target, Health>,
+    /// Service and backend that a person took out of traffic.
+    pub draining: BTreeSet<(String, String)>,
     pub pairs: BTreeMap<String, (Side, Epoch)>,
 }
 
@@ -182,6 +184,7 @@ impl Agent {
         let topology = &self.topology;
         let known = |(service, backend): &(String, String)| has_backend(topology, service, backend);
         self.ejected.retain(|key, _| known(key));
+        self.draining.extend(resume.draining.iter().cloned());
         self.draining.retain(known);
         self.states.retain(|name, _| topology.services.contains_key(name));
         for name in topology.services.keys() {

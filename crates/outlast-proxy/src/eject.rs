@@ -53,6 +53,9 @@ pub enum Change {
 /// The length of the window for the 5xx rate.
 const WINDOW: Duration = Duration::from_secs(10);
 
+/// Without a request that could be the trial, the probe alone has vouched for this long.
+const LAPSE: Duration = Duration::from_secs(5);
+
 /// A trial request that never comes back frees its place after this long.
 const TRIAL_MAX: Duration = Duration::from_secs(10);
 
@@ -89,6 +92,19 @@ impl Ejection {
             self.state = State::Trial { until: now + TRIAL_MAX };
         }
         due
+    }
+
+    /// Ends an ejection that has been over for a while without a request to try. True: it is back in.
+    pub fn lapse(&mut self, now: Instant) -> bool {
+        let lapsed = match self.state {
+            State::In => false,
+            State::Out { until } | State::Trial { until } => until + LAPSE <= now,
+        };
+        if lapsed {
+            self.state = State::In;
+            self.ended = Some(now);
+        }
+        lapsed
     }
 
     /// Takes the outcome of one request. `last`: no other backend could take its place, so it stays.
@@ -216,6 +232,17 @@ mod tests {
     fn one_trial_goes_first_and_decides() {
         check("- - - w5 ? ? + ?", false, "out5 yes no in yes");
         check("- - - w5 ? - ? w9 ? w1 ?", false, "out5 yes no no yes");
+    }
+
+    #[test]
+    fn an_ejection_without_traffic_lapses() {
+        let now = Instant::now();
+        let mut ejection = Ejection::new(now);
+        for _ in 0..3 {
+            ejection.observe(now, Outcome::Failure, false, &rules());
+        }
+        assert!(!ejection.lapse(now + Duration::from_secs(9)) && ejection.ejected());
+        assert!(ejection.lapse(now + Duration::from_secs(10)) && !ejection.ejected());
     }
 
     #[test]

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{
-    AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst,
+    AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::Release,
+    Ordering::SeqCst,
 };
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -101,7 +102,10 @@ pub(crate) struct World {
     pub(crate) start: Instant,
     pub(crate) notices: tokio::sync::mpsc::Sender<Notice>,
     ids: AtomicU64,
-    pub(crate) connections: AtomicU64,
+    /// Client connections, from the moment when they are accepted.
+    pub(crate) connections: Arc<AtomicU64>,
+    /// Tasks that accept connections.
+    pub(crate) doors: Arc<AtomicU64>,
 }
 
 /// A backend that failed is reported at most this often.
@@ -113,7 +117,8 @@ impl World {
             start: Instant::now(),
             notices,
             ids: AtomicU64::new(1),
-            connections: AtomicU64::new(0),
+            connections: Arc::default(),
+            doors: Arc::default(),
         }
     }
 
@@ -393,6 +398,18 @@ impl LiveService {
         }
     }
 
+    /// Lets backends back in whose ejection ended without a request to try them.
+    pub(crate) fn lapse(&self, world: &World, now: Instant) {
+        for backend in self.backends.iter().filter(|b| b.state.ejected.load(Relaxed)) {
+            let mut ejection = backend.state.ejection.lock().expect("no panic while held");
+            if ejection.lapse(now) {
+                backend.state.ejected.store(false, Relaxed);
+                drop(ejection);
+                self.announce(world, backend, Change::Returned);
+            }
+        }
+    }
+
     fn announce(&self, world: &World, backend: &LiveBackend, change: Change) {
         let (service, backend) = (self.spec.name.clone(), backend.spec.name.clone());
         match change {
@@ -466,6 +483,24 @@ impl Drop for Flight {
         if self.service.queued.load(Relaxed) > 0 {
             self.service.freed.notify_one();
         }
+    }
+}
+
+/// One of something that is counted for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Counted(Arc<AtomicU64>);
+
+impl Counted {
+    pub(crate) fn one(counter: &Arc<AtomicU64>) -> Counted {
+        counter.fetch_add(1, Relaxed);
+        Counted(counter.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        // Whoever sees that this one is gone sees everything that it counted before.
+        self.0.fetch_sub(1, Release);
     }
 }
 

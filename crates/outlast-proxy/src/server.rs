@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::http1::{self, Door};
 use crate::io::{Io, Rest};
-use crate::live::{Live, Notice, World};
+use crate::live::{Counted, Live, Notice, World};
 use crate::proxy_protocol;
 use crate::stats::Stats;
 use crate::table::{Protocol, Table};
@@ -124,6 +124,12 @@ impl Proxy {
         });
     }
 
+    /// Whether, after `drain`, no worker accepts any more and every connection that was accepted has ended.
+    pub fn is_drained(&self) -> bool {
+        // In this order: a door that is still open may let somebody in.
+        self.world.doors.load(std::sync::atomic::Ordering::Acquire) == 0 && self.connections() == 0
+    }
+
     /// Open client connections.
     pub fn connections(&self) -> u64 {
         self.world.connections.load(std::sync::atomic::Ordering::Relaxed)
@@ -208,13 +214,18 @@ fn open(socket: &std::net::TcpListener, service: &str) -> io::Result<tokio::task
     socket.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(socket)?;
     let service = service.to_owned();
+    let world = worker::with(|w| w.world.clone());
+    let open = Counted::one(&world.doors);
     // Held in `doors`, aborted when its listener goes.
     Ok(tokio::task::spawn(async move {
+        let _open = open;
         loop {
             match listener.accept().await {
                 Ok((stream, client)) => {
-                    // Counted by its Guest; ends by its own deadlines.
-                    drop(tokio::task::spawn(greet(stream, client, service.clone())));
+                    // Counted before anything is waited for: a proxy that drains must not end without having served it.
+                    let (accepted, service) = (Counted::one(&world.connections), service.clone());
+                    // Ends by its own deadlines.
+                    drop(tokio::task::spawn(greet(stream, client, service, accepted)));
                 }
                 Err(error) => {
                     tracing::warn!(%error, service, "accept");
@@ -226,7 +237,12 @@ fn open(socket: &std::net::TcpListener, service: &str) -> io::Result<tokio::task
 }
 
 /// Learns who the client is and what it speaks, and serves it.
-async fn greet(stream: tokio::net::TcpStream, client: SocketAddr, name: String) {
+async fn greet(
+    stream: tokio::net::TcpStream,
+    client: SocketAddr,
+    name: String,
+    _accepted: Counted,
+) {
     let Some(service) = worker::service(&name) else { return };
     let (Ok(local), Ok(())) = (stream.local_addr(), stream.set_nodelay(true)) else { return };
     let mut door = Door { service: name, client, local, tls: service.tls.is_some() };

@@ -50,9 +50,10 @@ impl Worker {
         WORKER.set(Some(worker));
     }
 
-    /// Closes what has been idle too long, and what belongs to backends that are gone.
+    /// Ends ejections that nobody tries, closes what has been idle too long, and what belongs to backends that are gone.
     pub(crate) fn tidy(&mut self, now: Instant) {
         let services = &self.live.services;
+        services.values().for_each(|service| service.lapse(&self.world, now));
         self.idle.retain(|id, idle| {
             let keep = services
                 .values()
@@ -149,27 +150,23 @@ pub(crate) async fn connect(
         .unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))
 }
 
-/// Counts an open client connection for as long as it lives.
+/// Counts a connection at its service for as long as it lives.
 pub(crate) struct Guest {
-    world: Arc<World>,
     service: Arc<LiveService>,
 }
 
 impl Guest {
     /// `None` if the service has all the connections that it may have.
     pub(crate) fn admit(service: Arc<LiveService>) -> Option<Guest> {
-        let world = with(|w| w.world.clone());
         if !crate::live::take(&service.state.connections, service.spec.limits.connections) {
             return None;
         }
-        world.connections.fetch_add(1, Relaxed);
-        Some(Guest { world, service })
+        Some(Guest { service })
     }
 }
 
 impl Drop for Guest {
     fn drop(&mut self) {
         self.service.state.connections.fetch_sub(1, Relaxed);
-        self.world.connections.fetch_sub(1, Relaxed);
     }
 }

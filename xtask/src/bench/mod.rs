@@ -5,6 +5,7 @@ mod figures;
 mod meter;
 mod peers;
 mod proxy;
+mod resilience;
 mod stream;
 
 use std::path::PathBuf;
@@ -15,13 +16,15 @@ use crate::args::Args;
 use crate::{Verdict, children, out, workspace};
 
 pub(crate) const HELP: &str = "\
-bench NAME [--rounds N] [--quick]   measure against other systems, side by side
+bench NAME [--rounds N] [--quick]   measure, side by side with other systems where there are any
 
   proxy              what a request costs: outlast, HAProxy and nginx in front of the same backend
+  resilience         no failed request and no reset connection over 100 restarts of backends one by one, 20 reloads,
+                     10 upgrades of the binary and 10 kills of the agent, under load (about 4 minutes)
 
-  --rounds N         paired rounds (default 5; 2 with --quick)
-  --quick            shorter measurements: for a first look, too coarse for a verdict on small differences
-  --peers-only       leave outlast out: shows what the machine and the other systems do
+  --quick            shorter: for a first look, too coarse for a verdict
+  --rounds N         proxy: paired rounds (default 5; 2 with --quick)
+  --peers-only       proxy: leave outlast out; shows what the machine and the other systems do
 
 Installs what it needs (Debian or Ubuntu, as root). Traffic stays on loopback. The last line is one JSON object with
 all figures and goals; the exit status is 1 when a goal is missed.";
@@ -37,12 +40,24 @@ struct Options {
 struct Bench {
     name: &'static str,
     packages: &'static [&'static str],
-    run: fn(Options, Option<PathBuf>) -> Result<Option<figures::Report>>,
+    run: fn(Options, Option<PathBuf>) -> Result<Option<Finished>>,
+}
+
+/// What a benchmark found, printed.
+struct Finished {
+    /// For people.
+    table: String,
+    /// One line for programs.
+    json: String,
+    /// Every goal is met.
+    holds: bool,
 }
 
 /// A benchmark is a line here and a module.
-const BENCHES: &[Bench] =
-    &[Bench { name: "proxy", packages: &["haproxy", "nginx", "wrk"], run: proxy::run }];
+const BENCHES: &[Bench] = &[
+    Bench { name: "proxy", packages: &["haproxy", "nginx", "wrk"], run: proxy::run },
+    Bench { name: "resilience", packages: &[], run: resilience::run },
+];
 
 pub(crate) fn run(mut args: Args) -> Result<Verdict> {
     let quick = args.flag("--quick");
@@ -60,13 +75,13 @@ pub(crate) fn run(mut args: Args) -> Result<Verdict> {
     }
     crate::tools::install_some(bench.packages)?;
     let outlast = (!options.peers_only).then(workspace::build_outlast).transpose()?;
-    let Some(report) = (bench.run)(options, outlast)? else {
+    let Some(finished) = (bench.run)(options, outlast)? else {
         out::line("interrupted");
         return Ok(Verdict::Bad);
     };
-    out::line(report.table());
-    out::line(report.json(bench.name));
-    Ok(if report.holds() { Verdict::Good } else { Verdict::Bad })
+    out::line(finished.table);
+    out::line(finished.json);
+    Ok(if finished.holds { Verdict::Good } else { Verdict::Bad })
 }
 
 /// The load comes from this program, so it must not be slow itself.

@@ -12,7 +12,7 @@ use super::arena::{Arena, Setting};
 use super::figures::{FOREIGN_CORES_MAX, Goal, Report};
 use super::meter::{self, Reading, Used};
 use super::peers::{Peer, Running};
-use super::{Options, measure};
+use super::{Finished, Options, measure};
 use crate::load::Plan;
 use crate::out;
 
@@ -65,10 +65,15 @@ const QUICK: Sizes = Sizes {
     attempts: 1,
 };
 
-pub(super) fn run(options: Options, outlast: Option<PathBuf>) -> Result<Option<Report>> {
+pub(super) fn run(options: Options, outlast: Option<PathBuf>) -> Result<Option<Finished>> {
     let cores = std::thread::available_parallelism().context("count cores")?.get();
     ensure!(cores >= 2, "this needs two cores: one for the proxy, one for load and backend");
-    measure(compare(options, outlast))
+    let report = measure(compare(options, outlast))?;
+    Ok(report.map(|report| Finished {
+        table: report.table(),
+        json: report.json("proxy"),
+        holds: report.holds(),
+    }))
 }
 
 async fn compare(options: Options, outlast: Option<PathBuf>) -> Result<Report> {
@@ -238,11 +243,9 @@ impl Round {
         let what = format!("at {OPEN_LOOP_RATE} requests/s");
         announce(running, &what);
         let plan = Plan {
-            target: running.places.http,
-            path: "/1k".to_owned(),
-            rate_per_second: OPEN_LOOP_RATE,
             connections_max: OPEN_LOOP_CONNECTIONS,
             timeout: OPEN_LOOP_TIMEOUT,
+            ..Plan::gets(running.places.http, "/1k", OPEN_LOOP_RATE)
         };
         let found = meter::open_loop(plan, self.sizes.open_loop, self.setting.load_core).await?;
         used(turn, running, before)?;

@@ -105,11 +105,9 @@ struct Load {
 impl Load {
     fn start(target: SocketAddr) -> Load {
         let plan = load::Plan {
-            target,
-            path: "/".to_owned(),
-            rate_per_second: RATE_PER_SECOND,
             connections_max: CONNECTIONS_MAX,
             timeout: CLIENT_TIMEOUT,
+            ..load::Plan::gets(target, "/", RATE_PER_SECOND)
         };
         let stop = Arc::new(AtomicBool::new(false));
         let (sender, samples) = mpsc::channel();

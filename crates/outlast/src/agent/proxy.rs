@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::process::Child;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use outlast_core::event::Fact;
 use outlast_proxy::table::Table;
+use rustix::process::{Pid, WaitOptions, waitpid};
 use tokio::sync::mpsc;
 
 use super::shared::ProxyView;
@@ -30,7 +30,8 @@ pub(super) struct DataPlane {
     threads: usize,
     inbox: mpsc::Sender<FromLink>,
     link: Option<Link>,
-    children: Vec<Child>,
+    /// Proxies that have closed their connection and whose exit status is still to be taken.
+    ended: Vec<u32>,
     draining: BTreeMap<u32, Link>,
     /// Held beside the proxy's own: when it dies, clients wait in the queue instead of being refused.
     pub(super) sockets: BTreeMap<SocketAddr, Arc<OwnedFd>>,
@@ -45,19 +46,19 @@ pub(super) struct DataPlane {
 }
 
 impl DataPlane {
-    /// Finds the running proxy, or starts one. Returns the table that was in force, if it can be read.
-    pub(super) fn open(
+    /// Finds the running proxy and takes its sockets; nothing is started or ended yet. Returns the table that was in force,
+    /// if it can be read.
+    pub(super) fn find(
         data_dir: PathBuf,
         threads: usize,
         inbox: mpsc::Sender<FromLink>,
-        facts: &mut Vec<Fact>,
     ) -> anyhow::Result<(DataPlane, Option<Table>)> {
         let mut plane = DataPlane {
             data_dir,
             threads,
             inbox,
             link: None,
-            children: Vec::new(),
+            ended: Vec::new(),
             draining: BTreeMap::new(),
             sockets: BTreeMap::new(),
             given: Vec::new(),
@@ -67,46 +68,56 @@ impl DataPlane {
             refused: None,
             last_start: None,
         };
-        let mut table = None;
         let (draining, serving): (Vec<Link>, Vec<Link>) =
             link::find(&plane.data_dir).into_iter().partition(|l| l.hello.draining);
         for link in draining {
             plane.watch_draining(link);
         }
-        for link in serving {
-            if plane.link.is_some() {
-                plane.retire(link);
-                continue;
-            }
+        let mut found: Vec<(Link, Option<Table>)> = serving
+            .into_iter()
+            .map(|link| {
+                let table = serde_json::from_value::<Table>(link.hello.table.clone()).ok();
+                (link, table)
+            })
+            .collect();
+        // An agent that died while it replaced its proxy leaves two: the one that has a table serves.
+        found.sort_by_key(|(link, table)| {
+            let serves = table.as_ref().is_some_and(|t| !t.services.is_empty());
+            (!serves, link.hello.build != crate::build_id())
+        });
+        let mut inherited = None;
+        for (link, table) in found {
             let sockets =
                 link.take_sockets().context("take the listening sockets from the running proxy")?;
-            plane.sockets.extend(sockets);
-            table = serde_json::from_value::<Table>(link.hello.table.clone()).ok();
-            if link.hello.build == crate::build_id() && table.is_some() {
-                plane.given = plane.sockets.keys().copied().collect();
+            if plane.link.is_none() && table.is_some() && link.hello.build == crate::build_id() {
+                plane.given = sockets.iter().map(|(address, _)| *address).collect();
                 plane.generation = table.as_ref().map_or(0, |t| t.generation);
-                facts.push(Fact::ProxyAdopted { pid: link.hello.pid });
-                link.listen(plane.inbox.clone()).context("listen to the proxy")?;
                 plane.link = Some(link);
             } else {
-                let old = link.hello.pid;
-                plane.start(facts).context("start a successor for the running proxy")?;
                 // It drains once its successor has a table: see `succeed`.
-                plane.draining.insert(old, link);
+                plane.draining.insert(link.hello.pid, link);
             }
+            for (address, socket) in sockets {
+                plane.sockets.entry(address).or_insert(socket);
+            }
+            inherited = inherited.or(table);
         }
-        if plane.link.is_none() {
-            plane.start(facts)?;
-        }
-        Ok((plane, table))
+        Ok((plane, inherited))
+    }
+
+    /// Carries on with the proxy that was found, or starts one.
+    pub(super) fn begin(&mut self, facts: &mut Vec<Fact>) -> anyhow::Result<()> {
+        let Some(link) = &self.link else { return self.start(facts) };
+        link.listen(self.inbox.clone()).context("listen to the proxy")?;
+        facts.push(Fact::ProxyAdopted { pid: link.hello.pid });
+        Ok(())
     }
 
     fn start(&mut self, facts: &mut Vec<Fact>) -> anyhow::Result<()> {
         self.last_start = Some(Instant::now());
-        let (link, child) = link::start(&self.data_dir, self.threads)?;
+        let link = link::start(&self.data_dir, self.threads)?;
         link.listen(self.inbox.clone()).context("listen to the proxy")?;
         facts.push(Fact::ProxyStarted { pid: link.hello.pid });
-        self.children.push(child);
         self.link = Some(link);
         self.given.clear();
         self.sent = None;
@@ -190,7 +201,8 @@ impl DataPlane {
 
     /// A proxy has gone. True if it was the serving one.
     pub(super) fn gone(&mut self, pid: u32) -> bool {
-        self.reap(pid);
+        self.ended.push(pid);
+        self.reap();
         self.draining.remove(&pid);
         let serving = self.link.as_ref().is_some_and(|l| l.hello.pid == pid);
         if serving {
@@ -232,20 +244,14 @@ impl DataPlane {
         self.link.is_none() && self.draining.is_empty()
     }
 
-    /// Takes a proxy's exit status, if it is our child: also one that an earlier image of this process started.
-    fn reap(&mut self, pid: u32) {
-        if let Some(at) = self.children.iter().position(|c| c.id() == pid) {
-            let mut child = self.children.swap_remove(at);
-            // It has closed its connection: if it has not ended yet, it will within the moment.
-            let until = Instant::now() + Duration::from_millis(200);
-            while matches!(child.try_wait(), Ok(None)) && Instant::now() < until {
-                std::thread::yield_now();
-            }
-            return;
-        }
-        let raw = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
-        // Not our child: somebody else's to reap.
-        rustix::process::waitpid(raw, rustix::process::WaitOptions::NOHANG).ok();
+    /// Takes the exit status of proxies that have ended, also of those that an earlier image of this process started. A
+    /// proxy closes its connection a moment before it has ended, so this is to be called again.
+    pub(super) fn reap(&mut self) {
+        self.ended.retain(|&pid| {
+            let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
+            // An error: not our child, so somebody else's to reap.
+            matches!(waitpid(raw, WaitOptions::NOHANG), Ok(None))
+        });
     }
 
     pub(super) fn view(&self) -> ProxyView {

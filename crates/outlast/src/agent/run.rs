@@ -42,6 +42,9 @@ const NOT_READY_FIRST: Duration = Duration::from_secs(5);
 /// Open work has this long before it is closed by force.
 const DRAIN_MAX: Duration = Duration::from_secs(30);
 
+/// A new binary may take this long to read the topology file before it is trusted.
+const TRIAL_MAX: Duration = Duration::from_secs(10);
+
 /// Everything that reaches the loop.
 #[derive(Debug)]
 pub(super) enum Said {
@@ -93,10 +96,13 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
         .build()
         .context("start the runtime")?;
     let end = runtime.block_on(async {
+        // First: a signal that comes while the agent starts must not kill it.
+        let mut signals = Signals::listen()?;
         let mut agent = Loop::open(options.clone(), topology, base, node, data_dir)?;
-        agent.live().await
+        agent.live(&mut signals).await
     })?;
-    drop(runtime);
+    // A name that is being resolved may take its time; nobody waits for it.
+    runtime.shutdown_background();
     drop(lock);
     match end {
         End::Stopped { forced } => Ok(!forced),
@@ -104,13 +110,21 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
     }
 }
 
+/// Where our own binary lies, or the one that has replaced it.
+fn own_binary() -> anyhow::Result<PathBuf> {
+    let exe = std::env::current_exe().context("find our own binary")?;
+    // Linux marks the path of a binary that was replaced.
+    let path = exe.to_string_lossy();
+    Ok(PathBuf::from(path.strip_suffix(" (deleted)").unwrap_or(&path)))
+}
+
 /// Replaces this process's image by the binary that is on disk now. Returns only if that failed.
 fn become_new_binary() -> anyhow::Error {
     use std::os::unix::process::CommandExt as _;
-    let Ok(exe) = std::env::current_exe() else { return anyhow::anyhow!("find our own binary") };
-    // Linux marks the path of a binary that was replaced.
-    let path = exe.to_string_lossy();
-    let path = PathBuf::from(path.strip_suffix(" (deleted)").unwrap_or(&path));
+    let path = match own_binary() {
+        Ok(path) => path,
+        Err(error) => return error,
+    };
     let error = std::process::Command::new(&path).args(std::env::args_os().skip(1)).exec();
     anyhow::Error::new(error).context(format!("become {}", path.display()))
 }
@@ -180,14 +194,16 @@ impl Loop {
         let mut facts = Vec::new();
         let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let threads = topology.cluster.proxy_threads.map_or_else(cores, |n| usize::from(n.get()));
-        let (mut plane, inherited) =
-            DataPlane::open(data_dir.clone(), threads, from_links, &mut facts)?;
+        let (mut plane, inherited) = DataPlane::find(data_dir.clone(), threads, from_links)?;
         let opened = start::open_missing(&topology, &plane.sockets)?;
         plane.sockets.extend(opened);
+        let inherited = inherited.unwrap_or_default();
         let resume = Resume {
-            beliefs: inherited.as_ref().map(table::beliefs).unwrap_or_default(),
+            beliefs: table::beliefs(&inherited),
+            draining: table::draining(&inherited),
             pairs: state::load(&data_dir)?,
         };
+        let resolved = table::resolved(&topology, &inherited);
         let now = Now { instant: outlast_core::time::Instant::default(), wall: wall() };
         let core = Agent::new(topology, &resume, now);
         let topology = Arc::new(core.topology().clone());
@@ -211,14 +227,13 @@ impl Loop {
         };
         let admin = admin::Admin::open(&data_dir, shared.clone(), sender.clone())?;
         let face = face::Face::open(topology.cluster.face, shared)?;
-        facts.insert(
-            0,
-            Fact::AgentStarted {
-                version: crate::VERSION.to_owned(),
-                resumed: !resume.beliefs.is_empty(),
-            },
-        );
         let vitals = Vitals::read(&data_dir);
+        facts.push(Fact::AgentStarted {
+            version: crate::VERSION.to_owned(),
+            resumed: !resume.beliefs.is_empty(),
+        });
+        // Last of all that can fail: an agent that cannot run leaves no proxy behind.
+        plane.begin(&mut facts)?;
         let mut agent = Loop {
             probes: Probes::new(sender.clone()),
             processes: Processes::new(node.clone(), data_dir.clone(), reporter),
@@ -231,7 +246,7 @@ impl Loop {
             journal,
             plane,
             certificates,
-            resolved: Resolved::new(),
+            resolved,
             topology,
             picture,
             counts: std::collections::BTreeMap::new(),
@@ -263,11 +278,7 @@ impl Loop {
     }
 
     /// Handles one thing after another until the end.
-    async fn live(&mut self) -> anyhow::Result<End> {
-        let mut terminate = signals(SignalKind::terminate())?;
-        let mut interrupt = signals(SignalKind::interrupt())?;
-        let mut hangup = signals(SignalKind::hangup())?;
-        let mut upgrade = signals(SignalKind::user_defined2())?;
+    async fn live(&mut self, signals: &mut Signals) -> anyhow::Result<End> {
         let mut tick = tokio::time::interval(TICK);
         let mut resolve = tokio::time::interval(RESOLVE_EVERY);
         tracing::info!(node = self.node, file = %self.options.file.display(), "running");
@@ -278,12 +289,16 @@ impl Loop {
             tokio::select! {
                 Some(said) = self.inbox.recv() => match said {
                     Said::Asked(Request::Upgrade { answer }) => {
-                        answer.send(Ok("becoming the new binary".to_owned())).ok();
-                        return Ok(self.leave().await);
+                        let checked = self.check_new_binary().await;
+                        let fits = checked.is_ok();
+                        answer.send(checked).ok();
+                        if fits {
+                            return Ok(self.leave().await);
+                        }
                     }
                     Said::Asked(Request::Stop { answer }) => {
                         answer.send(Ok("stopping".to_owned())).ok();
-                        return Ok(self.stop("asked to", NOT_READY_FIRST, &mut terminate, &mut interrupt).await);
+                        return Ok(self.stop("asked to", NOT_READY_FIRST, signals).await);
                     }
                     said @ (Said::Probed { .. } | Said::CommandDone { .. } | Said::Resolved(_) | Said::Asked(_)) => {
                         self.hear(said);
@@ -295,21 +310,25 @@ impl Loop {
                 _ = tick.tick() => {
                     self.plane.ask_stats();
                     self.vitals = Vitals::read(&self.data_dir);
+                    self.plane.reap();
                     self.revive_proxy();
                     self.publish();
                     self.confirm_routes();
                 }
                 _ = resolve.tick() => self.resolve(),
-                _ = hangup.recv() => {
+                _ = signals.hangup.recv() => {
                     // The answer is in the journal and in the log.
                     self.reload().ok();
                 }
-                _ = upgrade.recv() => return Ok(self.leave().await),
-                _ = terminate.recv() => {
-                    return Ok(self.stop("SIGTERM", NOT_READY_FIRST, &mut terminate, &mut interrupt).await);
+                _ = signals.upgrade.recv() => match self.check_new_binary().await {
+                    Ok(_) => return Ok(self.leave().await),
+                    Err(reason) => tracing::error!(reason, "go on with the present binary"),
+                },
+                _ = signals.terminate.recv() => {
+                    return Ok(self.stop("SIGTERM", NOT_READY_FIRST, signals).await);
                 }
-                _ = interrupt.recv() => {
-                    return Ok(self.stop("SIGINT", Duration::ZERO, &mut terminate, &mut interrupt).await);
+                _ = signals.interrupt.recv() => {
+                    return Ok(self.stop("SIGINT", Duration::ZERO, signals).await);
                 }
             }
         }
@@ -652,6 +671,30 @@ impl Loop {
         self.picture.send_replace(Arc::new(picture));
     }
 
+    /// Has the binary on disk read the topology file, so that this agent does not end in favour of one that cannot run.
+    async fn check_new_binary(&self) -> Result<String, String> {
+        let path = own_binary().map_err(|error| format!("{error:#}"))?;
+        let shown = path.display();
+        let trial = tokio::process::Command::new(&path)
+            .arg("check")
+            .arg(&self.options.file)
+            .stdin(std::process::Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        match tokio::time::timeout(TRIAL_MAX, trial).await {
+            Ok(Ok(output)) if output.status.success() => Ok(format!("becoming {shown}")),
+            Ok(Ok(output)) => Err(format!(
+                "{shown} cannot run this topology file, {}: {}",
+                output.status,
+                String::from_utf8_lossy(&output.stderr).trim()
+            )),
+            Ok(Err(error)) => Err(format!("{shown} does not start: {error}")),
+            Err(_elapsed) => {
+                Err(format!("{shown} has not read the topology file within {TRIAL_MAX:?}"))
+            }
+        }
+    }
+
     /// Lets go of everything that goes on without an agent.
     async fn leave(&mut self) -> End {
         self.processes.leave().await;
@@ -661,21 +704,15 @@ impl Loop {
     }
 
     /// Not ready first, then drain, then the end by force.
-    async fn stop(
-        &mut self,
-        reason: &str,
-        lead: Duration,
-        terminate: &mut Signal,
-        interrupt: &mut Signal,
-    ) -> End {
+    async fn stop(&mut self, reason: &str, lead: Duration, signals: &mut Signals) -> End {
         self.record(Fact::AgentStopping { reason: reason.to_owned() });
         self.stopping.send_replace(true);
         if !lead.is_zero() {
             // A second signal cuts the pause.
             tokio::select! {
                 () = tokio::time::sleep(lead) => {}
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
+                _ = signals.terminate.recv() => {}
+                _ = signals.interrupt.recv() => {}
             }
         }
         self.plane.drain(DRAIN_MAX);
@@ -690,7 +727,7 @@ impl Loop {
                     forced = true;
                     break;
                 }
-                _ = interrupt.recv() => {
+                _ = signals.interrupt.recv() => {
                     self.plane.drain_now();
                 }
                 else => break,
@@ -723,8 +760,24 @@ impl Loop {
     }
 }
 
-fn signals(kind: SignalKind) -> anyhow::Result<Signal> {
-    signal(kind).context("listen for signals")
+/// What the outside may send.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+    upgrade: Signal,
+}
+
+impl Signals {
+    fn listen() -> anyhow::Result<Signals> {
+        let listen = |kind| signal(kind).context("listen for signals");
+        Ok(Signals {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+            upgrade: listen(SignalKind::user_defined2())?,
+        })
+    }
 }
 
 /// Adds counters; gauges are left as they are.

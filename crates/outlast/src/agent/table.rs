@@ -1,6 +1,6 @@
 //! From what is believed to what the data plane serves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
@@ -186,4 +186,28 @@ pub fn beliefs(table: &Table) -> BTreeMap<outlast_core::event::Target, Health> {
         Some((target, health))
     };
     table.services.iter().flat_map(|s| s.backends.iter().filter_map(move |b| of(s, b))).collect()
+}
+
+/// The backends that a table holds out of traffic, for an agent that takes over from another.
+pub fn draining(table: &Table) -> BTreeSet<(String, String)> {
+    let of = |service: &Service| {
+        let name = service.name.clone();
+        let drained = service.backends.iter().filter(|b| b.state == BackendState::Draining);
+        drained.map(|b| (name.clone(), b.name.clone())).collect::<Vec<_>>()
+    };
+    table.services.iter().flat_map(of).collect()
+}
+
+/// The addresses that a table has for the host names of a topology, for an agent that takes over from another: without
+/// them, it would take those backends out of traffic until it has resolved their names.
+pub fn resolved(topology: &Topology, table: &Table) -> Resolved {
+    let of = |service: &Service| {
+        let spec = topology.services.get(&service.name)?;
+        let hosts = spec.pool.backends().into_iter().filter_map(|backend| {
+            let known = service.backends.iter().find(|b| b.name == backend.url)?;
+            Some((backend.host.clone(), known.address.ip()))
+        });
+        Some(hosts.collect::<Vec<_>>())
+    };
+    table.services.iter().filter_map(of).flatten().collect()
 }

@@ -189,8 +189,9 @@ impl Room {
             let wait = match *drain {
                 None => Duration::from_secs(3600),
                 Some(until) => {
-                    let open = self.with_proxy(Proxy::connections).unwrap_or(0);
-                    if open == 0 || until <= Instant::now() {
+                    let drained = self.with_proxy(Proxy::is_drained).unwrap_or(true);
+                    if drained || until <= Instant::now() {
+                        let open = self.with_proxy(Proxy::connections).unwrap_or(0);
                         tracing::info!(forced = open, "drained");
                         return;
                     }

@@ -115,7 +115,8 @@ pub fn send<T: Serialize>(
     Ok(())
 }
 
-/// Receives one message with its descriptors; `Ok(None)` when the other side has closed.
+/// Receives one message with its descriptors; `Ok(None)` when the other side has closed. After `InvalidData` (a message of
+/// another build) the next one can be received.
 pub fn receive<T: DeserializeOwned>(stream: &UnixStream) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
     let mut head = [0; 4];
     let mut fds = Vec::new();
@@ -150,7 +151,8 @@ pub fn receive<T: DeserializeOwned>(stream: &UnixStream) -> io::Result<Option<(T
     let mut bytes = vec![0; length];
     let mut reader = stream;
     reader.read_exact(&mut bytes)?;
-    let message = serde_json::from_slice(&bytes).map_err(io::Error::other)?;
+    let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
+    let message = serde_json::from_slice(&bytes).map_err(invalid)?;
     Ok(Some((message, fds)))
 }
 

@@ -707,16 +707,22 @@ impl Loop {
     async fn stop(&mut self, reason: &str, lead: Duration, signals: &mut Signals) -> End {
         self.record(Fact::AgentStopping { reason: reason.to_owned() });
         self.stopping.send_replace(true);
-        if !lead.is_zero() {
-            // A second signal cuts the pause.
+        // Until the listeners close, clients still come: probes and failover go on.
+        let lead_ends = tokio::time::Instant::now() + lead;
+        while tokio::time::Instant::now() < lead_ends {
             tokio::select! {
-                () = tokio::time::sleep(lead) => {}
-                _ = signals.terminate.recv() => {}
-                _ = signals.interrupt.recv() => {}
+                () = tokio::time::sleep_until(lead_ends) => {}
+                Some(said) = self.inbox.recv() => self.hear(said),
+                Some(said) = self.links.recv() => self.hear_proxy(said),
+                Some(report) = self.reports.recv() => self.hear_process(report),
+                // A second signal cuts the pause.
+                _ = signals.terminate.recv() => break,
+                _ = signals.interrupt.recv() => break,
             }
         }
         self.plane.drain(DRAIN_MAX);
-        let until = tokio::time::Instant::now() + DRAIN_MAX + Duration::from_secs(2);
+        let begun = tokio::time::Instant::now();
+        let until = begun + DRAIN_MAX + Duration::from_secs(2);
         let mut forced = false;
         while !self.plane.all_gone() {
             tokio::select! {
@@ -728,11 +734,14 @@ impl Loop {
                     break;
                 }
                 _ = signals.interrupt.recv() => {
+                    forced = true;
                     self.plane.drain_now();
                 }
                 else => break,
             }
         }
+        // A proxy that used its whole time had something left to cut off.
+        forced |= DRAIN_MAX <= begun.elapsed();
         self.stop_processes().await;
         tracing::info!(forced, "stopped");
         End::Stopped { forced }

@@ -5,7 +5,7 @@
 
 mod check;
 mod tests;
-mod topologies;
+pub(crate) mod topologies;
 mod world;
 
 use std::cell::Cell;

@@ -12,8 +12,10 @@ use core::time::Duration;
 use crate::event::{Fact, Target};
 use crate::health::{Belief, Health, Thresholds};
 use crate::pair::{self, Epoch, Pair, Seen, Side};
+#[cfg(test)]
+use crate::sim::{Bug, instead};
 use crate::time::{Instant, Timestamp};
-use crate::topology::{self, PartKind, PartRef, Pool, Service, Topology};
+use crate::topology::{self, Failback, PartKind, PartRef, Pool, Service, Standby, Topology};
 use crate::view::{BackendView, PartView, ProcessView, ServiceState, ServiceView, View};
 
 /// Everything that can happen to an agent. Closed: there is no other way in.
@@ -121,8 +123,8 @@ pub struct Agent {
     generation: u64,
     watches: BTreeMap<Target, Watch>,
     pairs: BTreeMap<String, Pair>,
-    /// Pairs that the topology no longer has: their epochs go on if they come back.
-    retired: BTreeMap<String, Epoch>,
+    /// Pairs that the topology no longer has: if they come back, their epochs go on.
+    retired: BTreeMap<String, Pair>,
     /// Backends out of traffic, and when they are taken to be back at the latest.
     ejected: BTreeMap<(String, String), Instant>,
     draining: BTreeSet<(String, String)>,
@@ -137,7 +139,7 @@ impl Agent {
             generation: 0,
             watches: BTreeMap::new(),
             pairs: BTreeMap::new(),
-            retired: resume.pairs.iter().map(|(name, &(_, epoch))| (name.clone(), epoch)).collect(),
+            retired: resume.pairs.iter().map(|(name, &at)| (name.clone(), retired(at))).collect(),
             ejected: BTreeMap::new(),
             draining: BTreeSet::new(),
             processes: BTreeMap::new(),
@@ -154,11 +156,8 @@ impl Agent {
 
     /// Who serves each pair, for the disk; pairs that have left the topology are in it for their epochs.
     pub fn pairs(&self) -> BTreeMap<String, (Side, Epoch)> {
-        let retired =
-            self.retired.iter().map(|(name, &epoch)| (name.clone(), (Side::Primary, epoch)));
-        let living =
-            self.pairs.iter().map(|(name, pair)| (name.clone(), (pair.active(), pair.epoch())));
-        retired.chain(living).collect()
+        let all = self.retired.iter().chain(&self.pairs);
+        all.map(|(name, pair)| (name.clone(), (pair.active(), pair.epoch()))).collect()
     }
 
     /// Pairs whose newest route readers have not confirmed with [`Input::Routed`].
@@ -180,7 +179,7 @@ impl Agent {
     fn take(&mut self, topology: Topology, resume: &Resume, now: Now, out: &mut Vec<Action>) {
         self.take_watches(&topology, resume, now);
         let before = core::mem::replace(&mut self.topology, topology);
-        self.take_pairs(&before, resume, out);
+        self.take_pairs(&before, out);
         let topology = &self.topology;
         let known = |(service, backend): &(String, String)| has_backend(topology, service, backend);
         self.ejected.retain(|key, _| known(key));
@@ -217,14 +216,17 @@ impl Agent {
         self.watches = watches;
     }
 
-    fn take_pairs(&mut self, before: &Topology, resume: &Resume, out: &mut Vec<Action>) {
+    fn take_pairs(&mut self, before: &Topology, out: &mut Vec<Action>) {
         let mut left = core::mem::take(&mut self.pairs);
         for (name, service) in &self.topology.services {
             let Pool::Pair(spec) = &service.pool else { continue };
-            let pair = match (left.remove(name), resume.pairs.get(name)) {
+            let pair = match (left.remove(name), self.retired.remove(name)) {
                 (Some(mut old), _) => {
                     let mut wants = Vec::new();
-                    if let Some(side) = seat(before, name, spec, old.active()) {
+                    let side = seat(before, name, spec, old.active());
+                    #[cfg(test)]
+                    let side = instead(Bug::SideKept, side, None);
+                    if let Some(side) = side {
                         old.reseat(side, &mut wants);
                         out.push(Action::SavePairs);
                     }
@@ -232,23 +234,26 @@ impl Agent {
                     say(name, wants, out);
                     old
                 }
-                (None, Some(&(active, epoch))) => {
-                    Pair::new(spec.standby.clone(), spec.failback, active, epoch)
+                (None, Some(mut back)) => {
+                    back.retune(spec.standby.clone(), spec.failback);
+                    back
                 }
                 (None, None) => {
-                    let epoch = self.retired.get(name).copied().unwrap_or_default();
-                    Pair::new(spec.standby.clone(), spec.failback, Side::Primary, epoch)
+                    let (standby, failback) = (spec.standby.clone(), spec.failback);
+                    Pair::new(standby, failback, Side::Primary, Epoch::default())
                 }
             };
-            self.retired.remove(name);
             self.pairs.insert(name.clone(), pair);
         }
         for (name, mut pair) in left {
             let mut wants = Vec::new();
             pair.end("the topology no longer has the pair", &mut wants);
             say(&name, wants, out);
-            // Under an epoch of its own, the primary may serve when the pair comes back.
-            self.retired.insert(name, pair.epoch().next());
+            // Whatever serves when it comes back does so under an epoch of its own.
+            pair.reseat(Side::Primary, &mut Vec::new());
+            #[cfg(test)]
+            let pair = instead(Bug::EpochForgotten, pair, retired((Side::Primary, Epoch(0))));
+            self.retired.insert(name, pair);
             out.push(Action::SavePairs);
         }
     }
@@ -268,7 +273,12 @@ impl Agent {
             }
             Input::Returned { service, backend } => self.returned((service, backend), out),
             Input::CommandDone { service, epoch, result } => {
-                self.step_pair(now, &service, pair::Input::CommandDone { epoch, result }, out);
+                let done = pair::Input::CommandDone { epoch, result };
+                match self.retired.get_mut(&service) {
+                    // It has nothing to decide, but may come back.
+                    Some(pair) => pair.step(now.instant, done, &mut Vec::new()),
+                    None => self.step_pair(now, &service, done, out),
+                }
             }
             Input::Drain { service, backend, on } => self.drain(service, backend, on, out),
             Input::Failback { service } => {
@@ -389,7 +399,10 @@ impl Agent {
         let mut wants = Vec::new();
         pair.step(now.instant, input, &mut wants);
         // Written down before anybody hears of it.
-        if (pair.active(), pair.epoch()) != before {
+        let changed = (pair.active(), pair.epoch()) != before;
+        #[cfg(test)]
+        let changed = instead(Bug::SavedLate, changed, false);
+        if changed {
             out.push(Action::SavePairs);
         }
         let stopped = wants.iter().any(|want| matches!(want, pair::Action::Stop { .. }));
@@ -627,7 +640,7 @@ impl Agent {
             why,
             next: pair.and_then(|p| p.next(now)),
             backends: backends.collect(),
-            active: pair.map(|p| (p.active(), p.epoch())),
+            active: pair.map(|p| (p.active(), p.routed())),
         }
     }
 }
@@ -635,6 +648,11 @@ impl Agent {
 fn has_backend(topology: &Topology, service: &str, backend: &str) -> bool {
     let service = topology.services.get(service);
     service.is_some_and(|s| s.pool.backends().iter().any(|b| b.url == backend))
+}
+
+/// A pair that was saved, until the topology says what it is like.
+fn retired((active, epoch): (Side, Epoch)) -> Pair {
+    Pair::new(Standby::Hot, Failback::Manual, active, epoch)
 }
 
 /// The side that serves once a pair has these servers; `None`: they are the same as before.

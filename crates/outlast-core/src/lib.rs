@@ -13,6 +13,8 @@ pub mod container;
 pub mod event;
 pub mod health;
 pub mod pair;
+#[cfg(test)]
+mod sim;
 pub mod time;
 pub mod topology;
 pub mod units;

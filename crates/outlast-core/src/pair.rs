@@ -18,6 +18,8 @@ use core::fmt;
 use core::time::Duration;
 
 use crate::health::Health;
+#[cfg(test)]
+use crate::sim::{Bug, instead};
 use crate::time::Instant;
 use crate::topology::{Failback, Standby};
 
@@ -200,7 +202,10 @@ pub struct Pair {
     standby: Standby,
     failback: Failback,
     active: Side,
+    /// The highest epoch ever used.
     epoch: Epoch,
+    /// The epoch of the route in force.
+    routed: Epoch,
     phase: Phase,
     /// Since when the primary has been up without a break.
     primary_up_since: Option<Instant>,
@@ -227,6 +232,7 @@ impl Pair {
             failback,
             active,
             epoch,
+            routed: epoch,
             phase: Phase::Steady,
             primary_up_since: None,
             outage: None,
@@ -245,8 +251,14 @@ impl Pair {
         self.active
     }
 
+    /// The highest epoch that was ever used; an order that is under way may carry it.
     pub fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    /// The epoch since which the active side serves: each route has a higher one than the route before it.
+    pub fn routed(&self) -> Epoch {
+        self.routed
     }
 
     /// The epoch of a route that readers have not confirmed yet.
@@ -264,7 +276,6 @@ impl Pair {
     pub fn reseat(&mut self, active: Side, out: &mut Vec<Action>) {
         self.end("the pair was given other servers", out);
         self.epoch = self.epoch.next();
-        self.active = active;
         self.primary_up_since = None;
         self.outage = None;
         self.attempt_failed = false;
@@ -272,7 +283,7 @@ impl Pair {
         self.started = active == Side::Backup;
         self.failback_asked = false;
         self.seen = Seen::default();
-        out.push(Action::Route { epoch: self.epoch, to: active });
+        self.route(active, out);
     }
 
     /// Reports the end of what was under way: the pair changes or leaves.
@@ -335,7 +346,10 @@ impl Pair {
             },
         };
         let switching = self.switching.map(|switching| switching.since + SWITCH_LIMIT);
-        phase.into_iter().chain(switching).min().map(|at| at.max(now))
+        let at = phase.into_iter().chain(switching).min();
+        #[cfg(test)]
+        let at = instead(Bug::Oversleeps, at, at.filter(|_| self.active == Side::Primary));
+        at.map(|at| at.max(now))
     }
 
     /// Feeds one input; pushes what must be done, in the order of doing.
@@ -344,7 +358,7 @@ impl Pair {
         match input {
             Input::Look(seen) => self.look(now, seen),
             Input::CommandDone { epoch, result } => self.command_done(now, epoch, result, out),
-            Input::Routed { epoch } => self.routed(now, epoch, out),
+            Input::Routed { epoch } => self.confirm(now, epoch, out),
             Input::Failback => self.failback_asked = self.active == Side::Backup,
         }
         if self.switching.is_some_and(|s| s.since + SWITCH_LIMIT <= now) {
@@ -389,12 +403,14 @@ impl Pair {
             Phase::Steady => self.decide(now, out),
             Phase::Commanding(attempt) | Phase::Awaiting(attempt) if attempt.deadline <= now => {
                 self.give_up(now, attempt.epoch, "the backup was not ready in time", out);
+                self.decide(now, out);
             }
             // Even if the primary is up again: two commands must never run at once, so this one's end is waited for.
             Phase::Commanding(_) => {}
             Phase::Awaiting(Attempt { epoch, began, since, .. }) => {
                 if self.primary() == Health::Up {
                     self.give_up(now, epoch, "the primary is up again", out);
+                    self.decide(now, out);
                 } else if self.backup() == Health::Up {
                     out.push(Action::Stage { epoch, stage: Stage::Ready, took: now.since(since) });
                     self.switch(now, epoch, began, out);
@@ -432,7 +448,14 @@ impl Pair {
 
     /// How the backup could take over, going by what is known of it.
     fn way(&self) -> Option<Way> {
-        match (&self.standby, self.backup()) {
+        let backup = self.backup();
+        #[cfg(test)]
+        let backup = if backup == Health::Unknown {
+            instead(Bug::UnknownIsUp, backup, Health::Up)
+        } else {
+            backup
+        };
+        match (&self.standby, backup) {
             (
                 Standby::Hot | Standby::Warm { activate: None } | Standby::Cold { .. },
                 Health::Up,
@@ -448,7 +471,12 @@ impl Pair {
 
     /// From when on a command may be given.
     fn command_from(&self) -> Instant {
-        self.unanswered.map_or(self.not_before, |(_, lost)| lost.max(self.not_before))
+        let (rested, answered) = (self.not_before, self.unanswered.map(|(_, lost)| lost));
+        #[cfg(test)]
+        let rested = instead(Bug::NoPause, rested, Instant::default());
+        #[cfg(test)]
+        let answered = instead(Bug::TwoCommands, answered, None);
+        answered.map_or(rested, |lost| lost.max(rested))
     }
 
     fn start_failover(&mut self, now: Instant, out: &mut Vec<Action>) -> (Epoch, Instant) {
@@ -492,12 +520,18 @@ impl Pair {
 
     fn switch(&mut self, now: Instant, epoch: Epoch, began: Instant, out: &mut Vec<Action>) {
         self.phase = Phase::Steady;
-        self.active = Side::Backup;
         self.switching = Some(Switching { epoch, began, since: now });
-        out.push(Action::Route { epoch, to: Side::Backup });
+        self.route(Side::Backup, out);
     }
 
-    fn routed(&mut self, now: Instant, routed: Epoch, out: &mut Vec<Action>) {
+    fn route(&mut self, to: Side, out: &mut Vec<Action>) {
+        assert!(self.routed < self.epoch, "every route has an epoch of its own");
+        self.active = to;
+        self.routed = self.epoch;
+        out.push(Action::Route { epoch: self.epoch, to });
+    }
+
+    fn confirm(&mut self, now: Instant, routed: Epoch, out: &mut Vec<Action>) {
         let Some(Switching { epoch, began, since }) = self.switching else { return };
         if routed == epoch {
             self.switching = None;
@@ -518,10 +552,6 @@ impl Pair {
         self.not_before = now + FAILED_PAUSE;
         self.attempt_failed = self.primary() != Health::Up;
         out.push(Action::Failed { epoch, reason: reason.to_owned() });
-        // A standby that comes up late may still be needed while the primary is not up.
-        if self.primary() == Health::Up {
-            self.stop_leftover(out);
-        }
     }
 
     /// Why the pair, with its primary up, should return to it now.
@@ -536,6 +566,8 @@ impl Pair {
             return Some("asked for".to_owned());
         }
         let Failback::After(after) = self.failback else { return None };
+        #[cfg(test)]
+        let after = instead(Bug::FailbackAtOnce, after, Duration::ZERO);
         self.primary_up_since.filter(|&since| since + after <= now).map(|_| {
             alloc::format!("primary has been up for {}", crate::units::show_duration(after))
         })
@@ -545,13 +577,15 @@ impl Pair {
         self.finish_switching(out);
         self.failback_asked = false;
         self.epoch = self.epoch.next();
-        self.active = Side::Primary;
-        out.push(Action::Route { epoch: self.epoch, to: Side::Primary });
+        #[cfg(test)]
+        (self.epoch = instead(Bug::SameEpoch, self.epoch, self.routed));
+        self.route(Side::Primary, out);
         out.push(Action::FailedBack { epoch: self.epoch, reason });
         self.stop_leftover(out);
     }
 
-    /// Stops a cold standby that was started, but never while its start command still runs.
+    /// Stops a cold standby that was started, but never while its start command still runs. The primary is up: until
+    /// then a standby that comes up late may still be needed.
     fn stop_leftover(&mut self, out: &mut Vec<Action>) {
         let can_stop = matches!(self.standby, Standby::Cold { stop: Some(_), .. });
         if can_stop && self.started && self.unanswered.is_none() {

@@ -1,6 +1,6 @@
 //! Transcripts: each line is something that happened, `=>` and what the pair did about it.
 
-use std::string::{String, ToString as _};
+use std::string::String;
 use std::vec::Vec;
 
 use super::*;
@@ -8,7 +8,7 @@ use crate::topology::Command;
 use crate::units::parse_duration;
 
 fn command(name: &str) -> Command {
-    Command(std::vec![name.to_string()])
+    Command(std::vec![name.to_owned()])
 }
 
 fn duration(text: &str) -> Duration {
@@ -45,8 +45,8 @@ fn show(action: &Action) -> String {
         Action::FailedBack { epoch, reason } => {
             std::format!("failed back e{} ({reason})", epoch.0)
         }
-        Action::BothDown => "both down".to_string(),
-        Action::BothDownEnded => "both down ended".to_string(),
+        Action::BothDown => "both down".to_owned(),
+        Action::BothDownEnded => "both down ended".to_owned(),
     }
 }
 
@@ -107,7 +107,7 @@ impl Stand {
         let epoch = || Epoch(epoch.parse().unwrap_or_else(|_| panic!("`{word}` has no epoch")));
         let input = match name {
             "done" => Input::CommandDone { epoch: epoch(), result: Ok(()) },
-            "refused" => Input::CommandDone { epoch: epoch(), result: Err("exit 1".to_string()) },
+            "refused" => Input::CommandDone { epoch: epoch(), result: Err("exit 1".to_owned()) },
             "routed" => Input::Routed { epoch: epoch() },
             "failback" => Input::Failback,
             "look" => Input::Look(self.seen),
@@ -154,7 +154,7 @@ fn check(pair: Pair, script: &str) {
             stage.pair.reseat(side, &mut stage.out);
             stage.seen = Seen::default();
         } else if let Some(text) = words.trim().strip_prefix("next: ") {
-            let next = stage.pair.next(at).unwrap_or_else(|| "-".to_string());
+            let next = stage.pair.next(at).unwrap_or_else(|| "-".to_owned());
             got.push_str(&std::format!("{}\n", said.replace(text, &next)));
             continue;
         } else {

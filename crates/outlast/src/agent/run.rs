@@ -632,10 +632,16 @@ impl Loop {
                 }
                 Action::Publish => self.publish(),
                 Action::StandbyCommand { service, epoch } => {
-                    standby::begin(&self.topology, &service, epoch, self.sender.clone());
+                    standby::begin(
+                        &self.topology,
+                        &self.data_dir,
+                        &service,
+                        epoch,
+                        self.sender.clone(),
+                    );
                 }
                 Action::StandbyStop { service, epoch } => {
-                    standby::stop(&self.topology, &service, epoch);
+                    standby::stop(&self.topology, &self.data_dir, &service, epoch);
                 }
             }
         }

@@ -13,7 +13,7 @@ use super::deeds::POSTS_PERCENT;
 use super::ledger::Noted;
 use crate::load::{self, Plan};
 
-pub(super) const RATE_PER_SECOND: f64 = 250.0;
+pub(super) const RATE_PER_SECOND: f64 = 400.0;
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// They take turns, so that none is idle for long.
 const CONNECTIONS_MIN: usize = 20;

@@ -23,6 +23,8 @@ use crate::out;
 const RATE_SHARE_MIN: f64 = 0.95;
 /// Load before the first deed and after the last.
 const CALM: Duration = Duration::from_secs(1);
+/// From one deed to the next, at least: each is to meet requests.
+const PERIOD: Duration = Duration::from_millis(500);
 
 /// What is done to the running system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,6 +149,7 @@ async fn play(outlast: &Path, quick: bool) -> Result<Report> {
                 // What is not as it was would only fail again.
                 stage.agent.check_running()?;
             }
+            tokio::time::sleep(PERIOD.saturating_sub(begun.elapsed())).await;
         }
     }
     tokio::time::sleep(CALM).await;

@@ -645,3 +645,13 @@ fn the_order_of_sections_makes_no_difference() {
     let backwards: String = sections.iter().rev().map(|section| format!("[{section}\n")).collect();
     assert_eq!(good(&backwards), good(SHOP));
 }
+
+/// Found by the fuzzer: the place of a mistake behind the carriage returns that are not shown.
+#[test]
+fn carriage_returns_at_the_end_of_a_line_bring_nothing_down() {
+    for count in 1..40 {
+        let text = format!("[cluster]\nname = \"a\u{7f}b{}", "\r".repeat(count));
+        let complaints = parse("outlast.toml", &text).unwrap_err();
+        assert!(!complaints.render(true).is_empty());
+    }
+}

@@ -372,6 +372,7 @@ fn a_standby_that_is_being_stopped_is_unknown_until_its_probe_speaks_again() {
     let resume = Resume {
         pairs: BTreeMap::from([("db".to_owned(), (Side::Backup, Epoch(4)))]),
         beliefs: BTreeMap::from([(backend("db", "q"), Health::Up)]),
+        ..Resume::default()
     };
     let mut agent = Agent::new(t, &resume, at(0));
     let actions = probed(&mut agent, at(1), backend("db", "p"), true);

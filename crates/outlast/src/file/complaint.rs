@@ -98,7 +98,9 @@ impl Complaints {
             return renderer.render(&[group]);
         }
         let within = |span: &Range<usize>| {
-            let at = |place: usize| place.clamp(lines.start, lines.end) - lines.start;
+            let at = |place: usize| {
+                (place.clamp(lines.start, lines.end) - lines.start).min(excerpt.len())
+            };
             at(span.start)..at(span.end)
         };
         let mut snippet = Snippet::source(excerpt)

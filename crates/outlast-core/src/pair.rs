@@ -408,12 +408,18 @@ impl Pair {
             // Even if the primary is up again: two commands must never run at once, so this one's end is waited for.
             Phase::Commanding(_) => {}
             Phase::Awaiting(Attempt { epoch, began, since, .. }) => {
-                if self.primary() == Health::Up {
-                    self.give_up(now, epoch, "the primary is up again", out);
-                    self.decide(now, out);
-                } else if self.backup() == Health::Up {
-                    out.push(Action::Stage { epoch, stage: Stage::Ready, took: now.since(since) });
-                    self.switch(now, epoch, began, out);
+                match (self.primary(), self.backup()) {
+                    (Health::Up, _) => {
+                        self.give_up(now, epoch, "the primary is up again", out);
+                        self.decide(now, out);
+                    }
+                    (Health::Down, Health::Up) => {
+                        let took = now.since(since);
+                        out.push(Action::Stage { epoch, stage: Stage::Ready, took });
+                        self.switch(now, epoch, began, out);
+                    }
+                    // Unknown: it was drained, is so no longer, and its probe has not spoken yet.
+                    (Health::Down | Health::Unknown, _) => {}
                 }
             }
         }

@@ -573,6 +573,20 @@ fn a_drained_primary_is_replaced_and_returns_like_one_that_was_down() {
     );
 }
 
+// Seed 10250 of the simulation.
+#[test]
+fn a_primary_that_is_drained_no_longer_and_not_known_yet_is_waited_for() {
+    check_pair(
+        "cold 60s after 30s",
+        "1s B-
+         2s P~ => started e1 (the primary is drained), detect 0s, command e1
+         3s done/e1 => start 1s
+         4s P=
+         5s B+
+         6s P- => ready 3s, route backup e1",
+    );
+}
+
 #[test]
 fn a_drained_backup_takes_no_traffic_and_is_not_started() {
     check_pair(

@@ -112,10 +112,6 @@ pub(crate) async fn serve(io: Io, rest: Rest, door: Door) {
 /// Serves HTTP/1.1; gives the connection back if the client speaks HTTP/2.
 pub(crate) async fn serve_http1(io: Io, rest: Rest, door: Door) -> Option<Conn> {
     let service = worker::service(&door.service)?;
-    let Some(_guest) = worker::Guest::admit(service.clone()) else {
-        service.state.own.failed(ErrorKind::Limit);
-        return None;
-    };
     let world = worker::with(|w| w.world.clone());
     let deadline = Deadline::new(service.spec.timeouts.head.min(service.spec.timeouts.idle));
     let body = BodyIn {
@@ -273,7 +269,7 @@ impl Conn {
     /// Carries one request to an answer. False: the connection has to end.
     async fn exchange(&mut self, last_end: &mut Instant) -> bool {
         let begun = Instant::now();
-        let service = self.service.clone();
+        let mut service = self.service.clone();
         self.out.clear();
         self.body = BodyIn {
             decoder: Decoder::new(self.request.body.0),
@@ -296,6 +292,12 @@ impl Conn {
         let mut tried = Tried::default();
         let mut last = ErrorKind::NoBackend;
         loop {
+            // The queue, a try and a pause all take time: who may serve is asked anew.
+            self.refresh();
+            if !Arc::ptr_eq(&service, &self.service) {
+                service = self.service.clone();
+                tried.forget();
+            }
             let random = worker::random();
             let again = || {
                 service.pick(&self.world, &[], random, key).filter(|_| !tried.as_slice().is_empty())
@@ -350,7 +352,9 @@ impl Conn {
                 Try::Failed { kind, clean } => (kind, clean),
             };
             counters.failed(kind);
-            service.observe(&self.world, i, Outcome::Failure);
+            if kind != ErrorKind::Limit {
+                service.observe(&self.world, i, Outcome::Failure);
+            }
             last = kind;
             flight.leaves_backend();
             if !self.may_repeat(&service, kind, clean, tried.count) {
@@ -421,7 +425,11 @@ impl Conn {
         }
         match worker::connect(service, backend, self.door.client, self.door.local).await {
             Ok(io) => self.run(service, i, tried, io).await,
-            Err(_refused) => Try::Failed { kind: ErrorKind::Connect, clean: !self.body.touched },
+            Err(error) => {
+                let ours = is_our_own_lack(&error);
+                let kind = if ours { ErrorKind::Limit } else { ErrorKind::Connect };
+                Try::Failed { kind, clean: !self.body.touched }
+            }
         }
     }
 
@@ -582,9 +590,21 @@ impl Tried {
         self.count += 1;
     }
 
+    /// The places were those of another table; only their number still counts.
+    fn forget(&mut self) {
+        self.list = [usize::MAX; ATTEMPTS_MAX];
+    }
+
     fn as_slice(&self) -> &[usize] {
         &self.list[..self.count]
     }
+}
+
+/// Whether a connection failed for want of descriptors, ports or memory here: no fault of the backend's.
+pub(crate) fn is_our_own_lack(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let lacks = [Errno::MFILE, Errno::NFILE, Errno::ADDRNOTAVAIL, Errno::NOBUFS, Errno::NOMEM];
+    Errno::from_io_error(error).is_some_and(|errno| lacks.contains(&errno))
 }
 
 /// How far the request has got.

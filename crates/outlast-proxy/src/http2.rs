@@ -5,8 +5,10 @@
 use std::convert::Infallible;
 use std::io;
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, Uri, Version, header};
@@ -39,10 +41,13 @@ pub(crate) async fn serve(io: Io, rest: Rest, door: Door) {
         .max_pending_accept_reset_streams(RESETS_MAX)
         .keep_alive_interval(idle)
         .keep_alive_timeout(Duration::from_secs(20));
-    let stream_door = door.clone();
+    let activity = Arc::new(Activity::default());
+    let begun = Instant::now();
+    let head = service.spec.timeouts.head;
+    let (stream_door, streams) = (door.clone(), activity.clone());
     let answer = hyper::service::service_fn(move |request| {
-        let door = stream_door.clone();
-        async move { Ok::<_, Infallible>(translate(request, door).await) }
+        let (door, stream) = (stream_door.clone(), Stream::open(&streams));
+        async move { Ok::<_, Infallible>(translate(request, door, stream).await) }
     });
     let mut conn = pin!(builder.serve_connection(Wire { io, rest }, answer));
     let mut look = tokio::time::interval(Duration::from_millis(500));
@@ -51,8 +56,15 @@ pub(crate) async fn serve(io: Io, rest: Rest, door: Door) {
         tokio::select! {
             // A client's broken connection is its own affair.
             _ended = conn.as_mut() => return,
-            _tick = look.tick(), if !leaving => {
-                if worker::draining() {
+            _tick = look.tick() => {
+                let quiet = activity.quiet(begun);
+                // No stream ever, or none for long: a client that only answers pings holds a place for nothing.
+                let limit = if activity.ever() { idle } else { head };
+                if quiet.is_some_and(|quiet| limit + GOODBYE <= quiet) {
+                    return;
+                }
+                let leave = worker::draining() || quiet.is_some_and(|quiet| limit <= quiet);
+                if leave && !leaving {
                     leaving = true;
                     conn.as_mut().graceful_shutdown();
                 }
@@ -61,8 +73,49 @@ pub(crate) async fn serve(io: Io, rest: Rest, door: Door) {
     }
 }
 
+/// How long a client that is told to go may take.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// What happens on a connection.
+#[derive(Debug, Default)]
+struct Activity {
+    open: AtomicU32,
+    last_end: Mutex<Option<Instant>>,
+}
+
+impl Activity {
+    /// Whether there was any stream.
+    fn ever(&self) -> bool {
+        self.open.load(Relaxed) > 0 || self.last_end.lock().expect("no panic while held").is_some()
+    }
+
+    /// How long no stream has been open; `None` while one is.
+    fn quiet(&self, begun: Instant) -> Option<Duration> {
+        let last = *self.last_end.lock().expect("no panic while held");
+        (self.open.load(Relaxed) == 0).then(|| last.unwrap_or(begun).elapsed())
+    }
+}
+
+/// An open stream.
+#[derive(Debug)]
+struct Stream(Arc<Activity>);
+
+impl Stream {
+    fn open(activity: &Arc<Activity>) -> Stream {
+        activity.open.fetch_add(1, Relaxed);
+        Stream(activity.clone())
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        *self.0.last_end.lock().expect("no panic while held") = Some(Instant::now());
+        self.0.open.fetch_sub(1, Relaxed);
+    }
+}
+
 /// One stream as an HTTP/1.1 request, served over memory.
-async fn translate(request: Request<Incoming>, door: Door) -> Response<Body> {
+async fn translate(request: Request<Incoming>, door: Door, stream: Stream) -> Response<Body> {
     let (near, far) = tokio::io::duplex(STREAM_BUFFER);
     // Ends when `near` is dropped, with its stream.
     drop(tokio::task::spawn(async move {
@@ -79,7 +132,7 @@ async fn translate(request: Request<Incoming>, door: Door) -> Response<Body> {
             let (mut parts, body) = response.into_parts();
             parts.version = Version::HTTP_2;
             strip(&mut parts.headers);
-            Response::from_parts(parts, Body::Streamed { body, _sender: sender })
+            Response::from_parts(parts, Body::Streamed { body, _sender: sender, _stream: stream })
         }
         Err(_broken) => refusal(502),
     }
@@ -130,7 +183,11 @@ fn refusal(status: u16) -> Response<Body> {
 #[derive(Debug)]
 enum Body {
     Empty,
-    Streamed { body: Incoming, _sender: hyper::client::conn::http1::SendRequest<Incoming> },
+    Streamed {
+        body: Incoming,
+        _sender: hyper::client::conn::http1::SendRequest<Incoming>,
+        _stream: Stream,
+    },
 }
 
 impl http_body::Body for Body {
@@ -198,7 +255,7 @@ impl hyper::rt::Timer for Timer {
         Box::pin(Sleep(Box::pin(tokio::time::sleep(duration))))
     }
 
-    fn sleep_until(&self, deadline: std::time::Instant) -> Pin<Box<dyn hyper::rt::Sleep>> {
+    fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn hyper::rt::Sleep>> {
         Box::pin(Sleep(Box::pin(tokio::time::sleep_until(deadline.into()))))
     }
 }

@@ -244,6 +244,11 @@ async fn greet(
     _accepted: Counted,
 ) {
     let Some(service) = worker::service(&name) else { return };
+    // Whatever it will speak, it counts from now on.
+    let Some(_guest) = worker::Guest::admit(service.clone()) else {
+        service.state.own.failed(crate::stats::ErrorKind::Limit);
+        return;
+    };
     let (Ok(local), Ok(())) = (stream.local_addr(), stream.set_nodelay(true)) else { return };
     let mut door = Door { service: name, client, local, tls: service.tls.is_some() };
     let spec = &service.spec;

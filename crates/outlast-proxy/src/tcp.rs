@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio::sync::futures::Notified;
 
 use crate::eject::Outcome;
-use crate::http1::Door;
+use crate::http1::{Door, is_our_own_lack};
 use crate::io::{Deadline, Io, Rest, SCRATCH, with_scratch};
 use crate::live::{BackendRun, Flight};
 use crate::stats::{Counters, ErrorKind};
@@ -63,10 +63,6 @@ impl Pipe {
 /// Serves one client of a TCP service.
 pub(crate) async fn serve(io: Io, rest: Rest, door: Door) {
     let Some(service) = worker::service(&door.service) else { return };
-    let Some(_guest) = worker::Guest::admit(service.clone()) else {
-        service.state.own.failed(ErrorKind::Limit);
-        return;
-    };
     let world = worker::with(|w| w.world.clone());
     let Some(mut flight) = Flight::board(&service).await else {
         service.state.own.failed(ErrorKind::Limit);
@@ -81,10 +77,17 @@ pub(crate) async fn serve(io: Io, rest: Rest, door: Door) {
         flight.goes_to(&backend.state);
         // Registered before the connection is made, so that a fence in between is not missed.
         let cut = Cut::of(&backend.state);
-        let Ok(up) = worker::connect(&service, backend, door.client, door.local).await else {
-            backend.state.counters.failed(ErrorKind::Connect);
-            service.observe(&world, i, Outcome::Failure);
-            continue;
+        let up = match worker::connect(&service, backend, door.client, door.local).await {
+            Ok(up) => up,
+            Err(error) if is_our_own_lack(&error) => {
+                service.state.own.failed(ErrorKind::Limit);
+                return;
+            }
+            Err(_refused) => {
+                backend.state.counters.failed(ErrorKind::Connect);
+                service.observe(&world, i, Outcome::Failure);
+                continue;
+            }
         };
         service.observe(&world, i, Outcome::Good);
         let counters = &backend.state.counters;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -65,6 +65,15 @@ pub(super) fn claim(data_dir: &Path) -> anyhow::Result<File> {
     builder.create(data_dir).with_context(|| {
         format!("create the data directory {}; set `data_dir` in [cluster] to a place that can be written", data_dir.display())
     })?;
+    // It holds sockets that steer the node and tables with private keys: whoever made it, it is ours alone.
+    std::fs::set_permissions(data_dir, std::fs::Permissions::from_mode(0o700)).with_context(
+        || {
+            format!(
+                "keep others out of {}; it must belong to the user that runs the agent",
+                data_dir.display()
+            )
+        },
+    )?;
     let path = data_dir.join("agent.lock");
     let file = File::options().create(true).truncate(false).write(true).open(&path);
     let file = file.with_context(|| format!("open {}", path.display()))?;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
@@ -27,11 +28,14 @@ pub fn socket_path(data_dir: &Path, pid: u32) -> PathBuf {
 /// Runs the data plane until it has been drained.
 pub fn run(data_dir: &Path, threads: usize) -> anyhow::Result<()> {
     let path = socket_path(data_dir, std::process::id());
+    raise_descriptor_limit();
     let mut roots = rustls::RootCertStore::empty();
     let native = rustls_native_certs::load_native_certs();
     roots.add_parsable_certificates(native.certs);
     let (proxy, mut notices) = Proxy::start(threads, roots).context("start the workers")?;
     let control = UnixListener::bind(&path).with_context(|| format!("bind {}", path.display()))?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
+        .context("protect the control socket")?;
     let room = Arc::new(Room {
         proxy: Mutex::new(Some(proxy)),
         agent: Mutex::new(None),
@@ -58,6 +62,16 @@ pub fn run(data_dir: &Path, threads: usize) -> anyhow::Result<()> {
     // Whoever looks for proxies from now on does not find this one.
     std::fs::remove_file(&path).ok();
     Ok(())
+}
+
+/// As many connections as the system allows this process: the default of 1024 is for programs that use select(2).
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "raise the limit of open files");
+    }
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {

@@ -40,6 +40,9 @@ const CONNECTIONS_MAX: usize = 256;
 /// A client may take this long to send a request head.
 const HEAD_MAX: Duration = Duration::from_secs(10);
 
+/// A connection lives this long; who wants more opens another.
+const LIFE_MAX: Duration = Duration::from_secs(30);
+
 /// Who asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Door {
@@ -117,12 +120,12 @@ fn serve(listener: TcpListener, shared: Shared) -> tokio::task::JoinHandle<()> {
             // Bounded by CONNECTIONS_MAX and by the head timeout.
             drop(tokio::task::spawn(async move {
                 // A client that goes early is no fault of ours.
-                hyper::server::conn::http1::Builder::new()
+                let serving = hyper::server::conn::http1::Builder::new()
                     .timer(Timer)
                     .header_read_timeout(HEAD_MAX)
-                    .serve_connection(HyperIo::new(stream), answer)
-                    .await
-                    .ok();
+                    .serve_connection(HyperIo::new(stream), answer);
+                // Also one that does not read its answer holds a place for this long at most.
+                tokio::time::timeout(LIFE_MAX, serving).await.ok();
                 drop(place);
             }));
         }

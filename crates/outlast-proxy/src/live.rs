@@ -301,8 +301,6 @@ impl LiveService {
         };
         for (i, backend) in self.backends.iter().enumerate() {
             let usable = match backend.spec.state {
-                // This thread's table may be older than the fence.
-                _ if backend.state.fenced.load(SeqCst) => false,
                 BackendState::Up => {
                     panic
                         || !backend.state.ejected.load(Relaxed)

@@ -99,13 +99,26 @@ pub(crate) fn take_idle(backend_id: u64, age: Duration) -> Option<Io> {
             return None;
         }
         let mut io = idle.io;
-        // Costs no system call unless the kernel has reported something: then it was closed, or spoke out of turn.
-        let quiet =
-            with_scratch(|s| io.poll_read(&mut Context::from_waker(Waker::noop()), s)).is_pending();
+        // Closed by the backend, or spoken on out of turn? The kernel knows before the event loop does.
+        let quiet = match &mut io {
+            Io::Tcp(stream) => is_silent(stream),
+            Io::Server(_) | Io::Client(_) | Io::Memory(_) => {
+                let cx = &mut Context::from_waker(Waker::noop());
+                with_scratch(|s| io.poll_read(cx, s)).is_pending()
+            }
+        };
         if quiet {
             return Some(io);
         }
     }
+}
+
+/// Whether a connection is open and has nothing to say.
+fn is_silent(stream: &TcpStream) -> bool {
+    let mut byte = [0u8; 1];
+    let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
+    rustix::net::recv(stream, &mut byte[..], flags)
+        .is_err_and(|e| e == rustix::io::Errno::WOULDBLOCK)
 }
 
 /// Keeps a connection for the next request.

@@ -435,7 +435,7 @@ fn a_cold_backup_is_started_when_it_is_needed_and_stopped_when_it_is_not() {
         .filter(|e| e["event"] == "failover_stage" && e["took"].as_f64().is_some())
         .filter_map(|e| e["stage"].as_str())
         .collect();
-    assert_eq!(stages, ["detect", "start", "ready"]);
+    assert_eq!(stages[..3], ["detect", "start", "ready"]);
     assert_eq!(served(port), "cold");
     let daemon: i32 = std::fs::read_to_string(&pid).unwrap().trim().parse().unwrap();
     assert!(exists(daemon));

@@ -541,16 +541,19 @@ fn an_answer_that_says_more_than_it_should_ends_its_connection() {
     }
     assert_eq!(backend.connections(), 5);
     // The surplus may also come late.
-    let late = Backend::start(|mut stage| {
+    let said = Arc::new(AtomicBool::new(false));
+    let told = said.clone();
+    let late = Backend::start(move |mut stage| {
         while stage.next().is_some() {
             stage.say(ok("one"));
             stage.say(ok("poison"));
+            told.store(true, SeqCst);
         }
     });
     let gate = Gate::http(&[late.address], |service| service.retry.on_reset = false);
     let mut client = Wire::connect(gate.address);
     client.ask(get("/"));
-    until("the surplus has come", || late.connections() == 1);
+    until("the surplus has come", || said.load(SeqCst));
     assert_eq!(client.ask(get("/")).text(), "one");
 }
 

@@ -20,7 +20,7 @@ bench NAME [--rounds N] [--quick]   measure, side by side with other systems whe
 
   proxy              what a request costs: outlast, HAProxy and nginx in front of the same backend
   resilience         no failed request and no reset connection over 100 restarts of backends one by one, 20 reloads,
-                     10 upgrades of the binary and 10 kills of the agent, under load (about 4 minutes)
+                     10 upgrades of the binary and 10 kills of the agent, under load (a minute and a half)
 
   --quick            shorter: for a first look, too coarse for a verdict
   --rounds N         proxy: paired rounds (default 5; 2 with --quick)

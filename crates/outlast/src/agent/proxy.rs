@@ -211,17 +211,15 @@ impl DataPlane {
         serving
     }
 
-    /// Starts a new proxy in place of one that died; the time to wait first if that was only a moment ago.
-    pub(super) fn restart(&mut self, facts: &mut Vec<Fact>) -> anyhow::Result<Option<Duration>> {
-        if self.link.is_some() {
-            return Ok(None);
-        }
-        let since = self.last_start.map(|t| t.elapsed()).unwrap_or(RESTART_PAUSE);
-        if since < RESTART_PAUSE {
-            return Ok(Some(RESTART_PAUSE - since));
-        }
-        self.start(facts)?;
-        Ok(None)
+    /// When a new proxy is to be started in place of one that died; `None` while there is one.
+    pub(super) fn restart_in(&self) -> Option<Duration> {
+        let since = self.last_start.map_or(RESTART_PAUSE, |t| t.elapsed());
+        self.link.is_none().then(|| RESTART_PAUSE.saturating_sub(since))
+    }
+
+    /// Starts a new proxy if it is time to.
+    pub(super) fn restart(&mut self, facts: &mut Vec<Fact>) -> anyhow::Result<()> {
+        if self.restart_in() == Some(Duration::ZERO) { self.start(facts) } else { Ok(()) }
     }
 
     /// Tells the serving proxy to finish within `deadline` and end.

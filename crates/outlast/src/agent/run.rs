@@ -286,6 +286,7 @@ impl Loop {
             let now = self.now().instant;
             let wake =
                 self.core.deadline(now).map_or(Duration::from_secs(3600), |at| at.since(now));
+            let wake = self.plane.restart_in().map_or(wake, |restart| restart.min(wake));
             tokio::select! {
                 Some(said) = self.inbox.recv() => match said {
                     Said::Asked(Request::Upgrade { answer }) => {
@@ -306,7 +307,10 @@ impl Loop {
                 },
                 Some(said) = self.links.recv() => self.hear_proxy(said),
                 Some(report) = self.reports.recv() => self.hear_process(report),
-                () = tokio::time::sleep(wake) => self.step(Input::Tick),
+                () = tokio::time::sleep(wake) => {
+                    self.revive_proxy();
+                    self.step(Input::Tick);
+                }
                 _ = tick.tick() => {
                     self.plane.ask_stats();
                     self.vitals = Vitals::read(&self.data_dir);
@@ -501,9 +505,8 @@ impl Loop {
 
     fn revive_proxy(&mut self) {
         let mut facts = Vec::new();
-        match self.plane.restart(&mut facts) {
-            Ok(_wait) => {}
-            Err(error) => tracing::error!(error = format!("{error:#}"), "start the proxy again"),
+        if let Err(error) = self.plane.restart(&mut facts) {
+            tracing::error!(error = format!("{error:#}"), "start the proxy again");
         }
         let started = !facts.is_empty();
         for fact in facts {

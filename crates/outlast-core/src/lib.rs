@@ -9,6 +9,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod agent;
+pub mod codec;
 pub mod container;
 pub mod event;
 pub mod health;

@@ -1,0 +1,832 @@
+//! One node: who leads, who may be voted for, what is in the log.
+
+use alloc::boxed::Box;
+use alloc::collections::{BTreeSet, VecDeque};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use outlast_core::time::Instant;
+
+use crate::entry::{Entry, HardState, Index, Members, NodeId, Payload, Saved, Snapshot, Term};
+use crate::leader::{Change, Leader};
+use crate::log::Log;
+use crate::message::{Append, AppendReply, Body, Message, SnapshotChunk};
+use crate::plant::Bug;
+
+/// Numbers the writes of a node; they are done in this order.
+pub type Ticket = u64;
+
+/// A snapshot that a leader sends may have this many bytes.
+const SNAPSHOT_MAX: u64 = 256 << 20;
+
+/// Who a node is and how patient. The three durations are the same on all nodes.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub id: NodeId,
+    /// A leader speaks at least this often.
+    pub heartbeat: Duration,
+    /// A follower that has not heard from a leader for a random time between these two stands for election.
+    pub election_min: Duration,
+    pub election_max: Duration,
+    /// How far the rates of two clocks may lie apart, in millionths.
+    pub drift_ppm: u32,
+    /// Where the random part of the waiting comes from; different on every node.
+    pub seed: u64,
+    #[cfg(feature = "plant")]
+    pub bug: Option<Bug>,
+}
+
+impl Config {
+    /// The field's usual times for one network: writes go on half a second after a leader has died.
+    pub fn new(id: NodeId, seed: u64) -> Config {
+        Config {
+            id,
+            heartbeat: Duration::from_millis(50),
+            election_min: Duration::from_millis(150),
+            election_max: Duration::from_millis(300),
+            // Crystals differ by 200 at most, time daemons adjust by up to 500 (ntpd); this leaves room for bad machines.
+            drift_ppm: 10_000,
+            seed,
+            #[cfg(feature = "plant")]
+            bug: None,
+        }
+    }
+}
+
+/// Everything that reaches a node from outside, besides what its own people ask of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    Message(Message),
+    /// All writes up to this one are on disk.
+    Written(Ticket),
+    Tick,
+}
+
+/// What a node wants, in the order of doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Make it durable, then say so with [`Input::Written`]. Writes are done in their order; several may share one sync.
+    /// A write that fails ends the process: nobody knows what is on the disk then.
+    Write(Write),
+    /// Send it if you can; it may be lost, late or twice.
+    Send(Message),
+    /// Committed: give it to the state machine.
+    Apply(Vec<Entry>),
+    /// Replace the state machine by this.
+    Restore(Snapshot),
+    /// What has been applied by now is no older than the read with this number.
+    ReadReady { id: u64 },
+    /// The read cannot be answered here any more.
+    ReadFailed { id: u64 },
+}
+
+/// What must be on disk before anybody may rely on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Write {
+    pub ticket: Ticket,
+    pub hard: Option<HardState>,
+    /// Entries take the place of whatever the log had from the first one's index on.
+    pub entries: Vec<Entry>,
+    /// Takes the place of the log up to its index, and of all of it if the log does not reach that far.
+    pub snapshot: Option<Snapshot>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Follower,
+    PreCandidate,
+    Candidate,
+    Leader,
+}
+
+/// Where a proposal stands in the log. If another term's entry is committed there, it is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    pub index: Index,
+    pub term: Term,
+}
+
+/// Why something was not begun; nothing has happened then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Ask this node, if one is named.
+    NotLeader { leader: Option<NodeId> },
+    /// A leader that hands over, has just been elected, or has too much under way.
+    Busy,
+    /// An earlier change of members is not committed yet.
+    ChangeUnderWay,
+    /// A learner that lacks entries.
+    Behind,
+    /// The members are so already.
+    NoChange,
+    /// It would leave nobody who votes.
+    LastVoter,
+}
+
+/// How a node stands, for people and for whoever drives it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    pub id: NodeId,
+    pub role: Role,
+    pub term: Term,
+    pub leader: Option<NodeId>,
+    pub members: Members,
+    pub commit: Index,
+    pub last: Index,
+    pub durable: Index,
+    pub snapshot: Index,
+    /// Of a leader: how long ago it asked what a majority has answered.
+    pub quorum_age: Option<Duration>,
+    /// A leader whom a majority has answered within its lease: it may do what only a leader does.
+    pub may_act: bool,
+}
+
+#[derive(Debug)]
+pub(crate) enum State {
+    Follower,
+    PreCandidate { votes: BTreeSet<NodeId> },
+    Candidate { votes: BTreeSet<NodeId> },
+    Leader(Box<Leader>),
+}
+
+/// What this step has changed and is still to be written.
+#[derive(Debug, Default)]
+struct Dirty {
+    hard: bool,
+    entries_from: Option<Index>,
+    snapshot: Option<Snapshot>,
+}
+
+/// A snapshot that is coming in.
+#[derive(Debug)]
+struct Incoming {
+    index: Index,
+    term: Term,
+    members: Members,
+    length: u64,
+    bytes: Vec<u8>,
+}
+
+#[derive(Debug)]
+pub struct Node {
+    pub(crate) config: Config,
+    random: u64,
+    pub(crate) hard: HardState,
+    pub(crate) log: Log,
+    pub(crate) state: State,
+    pub(crate) leader: Option<NodeId>,
+    /// When a leader was last heard, or we started: until its lease is over, nobody gets our vote.
+    heard: Instant,
+    election_at: Instant,
+    dirty: Dirty,
+    next_ticket: Ticket,
+    hard_ticket: Ticket,
+    log_ticket: Ticket,
+    written: Ticket,
+    /// Writes under way, and since when.
+    pub(crate) writes: VecDeque<(Ticket, Instant)>,
+    /// Messages that promise what is not on disk yet.
+    held: VecDeque<(Ticket, Message)>,
+    incoming: Option<Incoming>,
+}
+
+impl Node {
+    /// Begins with what the disk has; write [`Saved::begin`] there first where there is nothing.
+    pub fn start(config: Config, saved: Saved, now: Instant) -> Node {
+        assert!(
+            config.heartbeat < config.election_min && config.election_min < config.election_max,
+            "a leader speaks more often than followers lose patience"
+        );
+        let mut node = Node {
+            random: config.seed,
+            hard: saved.hard,
+            log: Log::restore(saved),
+            state: State::Follower,
+            leader: None,
+            heard: now,
+            election_at: now,
+            dirty: Dirty::default(),
+            next_ticket: 1,
+            hard_ticket: 0,
+            log_ticket: 0,
+            written: 0,
+            writes: VecDeque::new(),
+            held: VecDeque::new(),
+            incoming: None,
+            config,
+        };
+        node.wait_for_leader(now);
+        node
+    }
+
+    pub fn status(&self, now: Instant) -> Status {
+        let quorum_age = match &self.state {
+            State::Leader(leader) => leader.quorum_asked(self).map(|at| now.since(at)),
+            State::Follower | State::PreCandidate { .. } | State::Candidate { .. } => None,
+        };
+        Status {
+            id: self.config.id,
+            role: self.role(),
+            term: self.hard.term,
+            leader: self.leader,
+            members: self.log.members().clone(),
+            commit: self.log.commit,
+            last: self.log.last_index(),
+            durable: self.log.durable(),
+            snapshot: self.log.snapshot.index,
+            quorum_age,
+            may_act: self.may_act(now),
+        }
+    }
+
+    pub fn role(&self) -> Role {
+        match self.state {
+            State::Follower => Role::Follower,
+            State::PreCandidate { .. } => Role::PreCandidate,
+            State::Candidate { .. } => Role::Candidate,
+            State::Leader(_) => Role::Leader,
+        }
+    }
+
+    /// Entries that the log holds beyond its snapshot: when there are many, it is time to [`Node::compact`].
+    pub fn uncompacted(&self) -> u64 {
+        self.log.applied.saturating_sub(self.log.snapshot.index)
+    }
+
+    /// What a snapshot of the state machine as it is now would stand for; its data is the caller's to add.
+    pub fn applied(&self) -> (Index, Term, Members) {
+        let index = self.log.applied;
+        let term = self.log.term(index).expect("what was applied last is still here");
+        (index, term, self.log.members_at(index).clone())
+    }
+
+    /// Feeds one input; pushes what must be done.
+    pub fn step(&mut self, now: Instant, input: Input, out: &mut Vec<Action>) {
+        match input {
+            Input::Message(message) if message.to == self.config.id => {
+                self.hear(now, message, out);
+            }
+            // A stray.
+            Input::Message(_) => {}
+            Input::Written(ticket) => self.on_written(now, ticket, out),
+            Input::Tick => self.tick(now, out),
+        }
+        self.flush(now, out);
+    }
+
+    /// When `step` wants to be called with a tick even if nothing happens.
+    pub fn deadline(&self) -> Option<Instant> {
+        match &self.state {
+            State::Leader(leader) => Some(leader.deadline()),
+            State::Follower | State::PreCandidate { .. } | State::Candidate { .. } => {
+                self.votes().then_some(self.election_at)
+            }
+        }
+    }
+
+    /// Puts commands into the log, in their order. Several at once share messages and a write.
+    pub fn propose(
+        &mut self,
+        now: Instant,
+        commands: Vec<Arc<[u8]>>,
+        out: &mut Vec<Action>,
+    ) -> Result<Position, Refusal> {
+        self.ready_to_lead(now)?;
+        let first = Position { index: self.log.last_index() + 1, term: self.hard.term };
+        for command in commands {
+            self.append(Payload::Command(command));
+        }
+        self.replicate(now, out);
+        self.flush(now, out);
+        Ok(first)
+    }
+
+    /// Asks that what is applied here be confirmed as newest; the answer carries `id`.
+    pub fn read(&mut self, now: Instant, id: u64, out: &mut Vec<Action>) -> Result<(), Refusal> {
+        self.ready_to_lead(now)?;
+        if self.planted(Bug::ReadWithoutRound) {
+            out.push(Action::ReadReady { id });
+            return Ok(());
+        }
+        self.begin_read(now, id, out);
+        self.flush(now, out);
+        Ok(())
+    }
+
+    /// Changes one member. It is in force at once, and done when its position is committed.
+    pub fn change(
+        &mut self,
+        now: Instant,
+        change: Change,
+        out: &mut Vec<Action>,
+    ) -> Result<Position, Refusal> {
+        self.ready_to_lead(now)?;
+        let under_way = self.log.commit < self.log.members_index();
+        if under_way && !self.planted(Bug::ChangeTooEarly) {
+            return Err(Refusal::ChangeUnderWay);
+        }
+        let members = self.changed(change)?;
+        let position = Position { index: self.log.last_index() + 1, term: self.hard.term };
+        self.append(Payload::Members(members));
+        self.replicate(now, out);
+        self.flush(now, out);
+        Ok(position)
+    }
+
+    /// Hands the lead to a voter: catches it up, then steps back and lets it stand at once.
+    pub fn transfer(
+        &mut self,
+        now: Instant,
+        to: NodeId,
+        out: &mut Vec<Action>,
+    ) -> Result<(), Refusal> {
+        self.ready_to_lead(now)?;
+        if to == self.config.id || !self.log.members().voters.contains(&to) {
+            return Err(Refusal::NoChange);
+        }
+        self.begin_transfer(now, to, out);
+        self.flush(now, out);
+        Ok(())
+    }
+
+    /// Takes a snapshot of the state machine, as of [`Node::applied`] or earlier, in place of old entries.
+    pub fn compact(&mut self, now: Instant, snapshot: Snapshot, out: &mut Vec<Action>) {
+        // A newer one came from the leader meanwhile.
+        if snapshot.index <= self.log.snapshot.index {
+            return;
+        }
+        self.log.compact(snapshot.clone());
+        self.dirty.snapshot = Some(snapshot);
+        self.flush(now, out);
+    }
+
+    #[cfg(feature = "plant")]
+    pub(crate) fn planted(&self, bug: Bug) -> bool {
+        self.config.bug == Some(bug)
+    }
+
+    #[cfg(not(feature = "plant"))]
+    #[expect(clippy::unused_self, reason = "the other form looks into the configuration")]
+    pub(crate) fn planted(&self, _bug: Bug) -> bool {
+        false
+    }
+
+    /// Whether this node may have to lead. Who is about to be removed must be able to see it through: its log may be the
+    /// only one that has the removal, and then nobody else can be elected (Ongaro's thesis, 4.2.2).
+    fn votes(&self) -> bool {
+        let log = &self.log;
+        log.members().voters.contains(&self.config.id)
+            || (log.commit < log.members_index()
+                && log.members_at(log.commit).voters.contains(&self.config.id))
+    }
+
+    pub(crate) fn append(&mut self, payload: Payload) {
+        let entry = Entry { index: self.log.last_index() + 1, term: self.hard.term, payload };
+        self.dirty.entries_from.get_or_insert(entry.index);
+        self.log.push(entry);
+    }
+
+    fn wait_for_leader(&mut self, now: Instant) {
+        let span = self.config.election_max - self.config.election_min;
+        let nanos = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX).max(1);
+        let wait = Duration::from_nanos(self.draw() % nanos);
+        self.election_at = now + self.config.election_min + wait;
+    }
+
+    /// Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators" (2014): SplitMix64.
+    fn draw(&mut self) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Whether a leader may still believe that nobody else is elected.
+    fn leader_is_heard(&self, now: Instant) -> bool {
+        if self.planted(Bug::NoStickiness) {
+            return false;
+        }
+        matches!(self.state, State::Leader(_)) || now.since(self.heard) < self.config.election_min
+    }
+
+    fn message(&self, to: NodeId, body: Body) -> Message {
+        Message { from: self.config.id, to, term: self.hard.term, body }
+    }
+
+    pub(crate) fn send(&self, to: NodeId, body: Body, out: &mut Vec<Action>) {
+        out.push(Action::Send(self.message(to, body)));
+    }
+
+    /// Sends once everything up to `ticket` is on disk.
+    fn send_when(&mut self, ticket: Ticket, to: NodeId, body: Body, out: &mut Vec<Action>) {
+        let message = self.message(to, body);
+        if ticket <= self.written {
+            out.push(Action::Send(message));
+        } else {
+            self.held.push_back((ticket, message));
+        }
+    }
+
+    /// The write that makes term and vote durable.
+    fn hard_needs(&self) -> Ticket {
+        if self.dirty.hard { self.next_ticket } else { self.hard_ticket }
+    }
+
+    /// The write that makes the log durable.
+    fn log_needs(&self) -> Ticket {
+        let dirty = self.dirty.entries_from.is_some() || self.dirty.snapshot.is_some();
+        if dirty { self.next_ticket } else { self.log_ticket }
+    }
+
+    /// Hands over everything that this step has changed as one write.
+    fn flush(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let dirty = core::mem::take(&mut self.dirty);
+        let touches_log = dirty.entries_from.is_some() || dirty.snapshot.is_some();
+        if !dirty.hard && !touches_log {
+            return;
+        }
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        if dirty.hard {
+            self.hard_ticket = ticket;
+        }
+        if touches_log {
+            self.log_ticket = ticket;
+            self.log.writing(ticket);
+        }
+        self.writes.push_back((ticket, now));
+        let entries = dirty.entries_from.map(|from| self.log.batch(from, usize::MAX));
+        out.push(Action::Write(Write {
+            ticket,
+            hard: dirty.hard.then_some(self.hard),
+            entries: entries.unwrap_or_default(),
+            snapshot: dirty.snapshot,
+        }));
+    }
+
+    fn on_written(&mut self, now: Instant, ticket: Ticket, out: &mut Vec<Action>) {
+        if ticket <= self.written {
+            return;
+        }
+        self.written = ticket;
+        self.log.written(ticket);
+        while self.writes.front().is_some_and(|&(write, _)| write <= ticket) {
+            self.writes.pop_front();
+        }
+        while let Some((needs, _)) = self.held.front()
+            && *needs <= ticket
+        {
+            let (_, message) = self.held.pop_front().expect("just seen");
+            out.push(Action::Send(message));
+        }
+        match self.state {
+            State::Candidate { .. } => self.count_votes(now, out),
+            State::Leader(_) => self.advance(now, out),
+            State::Follower | State::PreCandidate { .. } => {}
+        }
+    }
+
+    fn tick(&mut self, now: Instant, out: &mut Vec<Action>) {
+        match self.state {
+            State::Leader(_) => self.lead(now, out),
+            State::Follower | State::PreCandidate { .. } | State::Candidate { .. } => {
+                if self.election_at <= now && self.votes() {
+                    self.leader = None;
+                    self.ask_before_standing(now, out);
+                }
+            }
+        }
+    }
+
+    /// Asks who would vote for us, without disturbing anybody.
+    fn ask_before_standing(&mut self, now: Instant, out: &mut Vec<Action>) {
+        self.wait_for_leader(now);
+        self.state = State::PreCandidate { votes: BTreeSet::from([self.config.id]) };
+        let (last_index, last_term) = (self.log.last_index(), self.log.last_term());
+        for peer in self.peers() {
+            let mut message = self.message(peer, Body::PreVote { last_index, last_term });
+            message.term += 1;
+            out.push(Action::Send(message));
+        }
+        self.count_votes(now, out);
+    }
+
+    fn stand(&mut self, now: Instant, transfer: bool, out: &mut Vec<Action>) {
+        self.hard = HardState { term: self.hard.term + 1, voted_for: Some(self.config.id) };
+        self.dirty.hard = true;
+        self.leader = None;
+        self.wait_for_leader(now);
+        self.state = State::Candidate { votes: BTreeSet::from([self.config.id]) };
+        let (last_index, last_term) = (self.log.last_index(), self.log.last_term());
+        for peer in self.peers() {
+            let body = Body::Vote { last_index, last_term, transfer };
+            self.send_when(self.hard_needs(), peer, body, out);
+        }
+    }
+
+    pub(crate) fn peers(&self) -> Vec<NodeId> {
+        self.log.members().all().filter(|&id| id != self.config.id).collect()
+    }
+
+    fn count_votes(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let (State::PreCandidate { votes } | State::Candidate { votes }) = &self.state else {
+            return;
+        };
+        let members = self.log.members();
+        if votes.intersection(&members.voters).count() < members.majority() {
+            return;
+        }
+        if matches!(self.state, State::PreCandidate { .. }) {
+            self.stand(now, false, out);
+        } else if !self.dirty.hard && self.hard_ticket <= self.written {
+            // Our own vote counts only once it cannot be forgotten.
+            self.begin_to_lead(now, out);
+        }
+    }
+
+    /// Follows in `term`; a leader that we led or waited for is forgotten unless it is named.
+    pub(crate) fn follow(
+        &mut self,
+        now: Instant,
+        term: Term,
+        leader: Option<NodeId>,
+        out: &mut Vec<Action>,
+    ) {
+        assert!(self.hard.term <= term, "terms go forward");
+        if self.hard.term < term {
+            self.hard = HardState { term, voted_for: None };
+            self.dirty.hard = true;
+        }
+        if let State::Leader(leader) = core::mem::replace(&mut self.state, State::Follower) {
+            out.extend(leader.reads().map(|id| Action::ReadFailed { id }));
+            self.wait_for_leader(now);
+        }
+        self.leader = leader;
+    }
+
+    fn hear(&mut self, now: Instant, message: Message, out: &mut Vec<Action>) {
+        let Message { from, term, body, .. } = message;
+        match &body {
+            Body::PreVote { last_index, last_term } => {
+                return self.on_pre_vote(now, from, term, *last_index, *last_term, out);
+            }
+            // It would be a promise for a term that nobody has begun.
+            Body::PreVoteReply { granted: true } => {
+                return self.on_pre_vote_granted(now, from, term, out);
+            }
+            // Disturbing a leader that a majority hears helps nobody.
+            Body::Vote { transfer: false, .. }
+                if self.hard.term < term && self.leader_is_heard(now) =>
+            {
+                return;
+            }
+            Body::PreVoteReply { .. }
+            | Body::Vote { .. }
+            | Body::VoteReply { .. }
+            | Body::Append(_)
+            | Body::AppendReply { .. }
+            | Body::Snapshot(_)
+            | Body::SnapshotReply { .. }
+            | Body::TimeoutNow => {}
+        }
+        if term < self.hard.term {
+            let stale_leader = matches!(body, Body::Append(_) | Body::Snapshot(_));
+            if !(stale_leader && self.planted(Bug::NoTermCheck)) {
+                return self.on_stale(from, &body, out);
+            }
+        }
+        if self.hard.term < term {
+            self.follow(now, term, None, out);
+        }
+        match body {
+            Body::Vote { last_index, last_term, .. } => {
+                self.on_vote(now, from, last_index, last_term, out);
+            }
+            Body::VoteReply { granted } => {
+                if granted && let State::Candidate { votes } = &mut self.state {
+                    votes.insert(from);
+                    self.count_votes(now, out);
+                }
+            }
+            Body::Append(append) => self.on_append(now, from, append, out),
+            Body::Snapshot(chunk) => self.on_snapshot(now, from, chunk, out),
+            Body::AppendReply { round, reply } => self.on_append_reply(now, from, round, reply, out),
+            Body::SnapshotReply { index, have, round } => {
+                self.on_snapshot_reply(now, from, index, have, round, out);
+            }
+            Body::TimeoutNow => {
+                // Only whom this term's leader steps back for.
+                if self.votes() && self.leader == Some(from) {
+                    self.stand(now, true, out);
+                }
+            }
+            // Refused, and its term is known now.
+            Body::PreVoteReply { .. } | Body::PreVote { .. } => {}
+        }
+    }
+
+    /// Tells a leader or candidate of an earlier term that its time is over.
+    fn on_stale(&mut self, from: NodeId, body: &Body, out: &mut Vec<Action>) {
+        let reply = match body {
+            Body::Append(_) | Body::Snapshot(_) => {
+                Body::AppendReply { round: 0, reply: AppendReply::Rejected { hint: 0 } }
+            }
+            Body::Vote { .. } => Body::VoteReply { granted: false },
+            Body::PreVote { .. }
+            | Body::PreVoteReply { .. }
+            | Body::VoteReply { .. }
+            | Body::AppendReply { .. }
+            | Body::SnapshotReply { .. }
+            | Body::TimeoutNow => return,
+        };
+        self.send_when(self.hard_needs(), from, reply, out);
+    }
+
+    fn on_pre_vote(
+        &mut self,
+        now: Instant,
+        from: NodeId,
+        term: Term,
+        last_index: Index,
+        last_term: Term,
+        out: &mut Vec<Action>,
+    ) {
+        let granted = self.hard.term < term
+            && !self.leader_is_heard(now)
+            && self.log.is_covered_by(last_index, last_term);
+        let mut message = self.message(from, Body::PreVoteReply { granted });
+        if granted {
+            message.term = term;
+        }
+        out.push(Action::Send(message));
+    }
+
+    fn on_pre_vote_granted(
+        &mut self,
+        now: Instant,
+        from: NodeId,
+        term: Term,
+        out: &mut Vec<Action>,
+    ) {
+        if let State::PreCandidate { votes } = &mut self.state
+            && term == self.hard.term + 1
+        {
+            votes.insert(from);
+            self.count_votes(now, out);
+        }
+    }
+
+    fn on_vote(
+        &mut self,
+        now: Instant,
+        from: NodeId,
+        last_index: Index,
+        last_term: Term,
+        out: &mut Vec<Action>,
+    ) {
+        let free = self.hard.voted_for.is_none_or(|voted| voted == from);
+        let covered = self.log.is_covered_by(last_index, last_term)
+            || self.planted(Bug::VoteForShorterLog);
+        let granted = free && covered && matches!(self.state, State::Follower);
+        if granted && self.hard.voted_for.is_none() {
+            self.hard.voted_for = Some(from);
+            self.dirty.hard = true;
+        }
+        if granted {
+            self.wait_for_leader(now);
+        }
+        let needs = if self.planted(Bug::VoteBeforeDisk) { 0 } else { self.hard_needs() };
+        self.send_when(needs, from, Body::VoteReply { granted }, out);
+    }
+
+    /// Somebody leads in our term.
+    fn hear_leader(&mut self, now: Instant, from: NodeId, out: &mut Vec<Action>) {
+        let we_lead = matches!(self.state, State::Leader(_));
+        assert!(!we_lead || self.planted_any(), "a term has one leader");
+        self.follow(now, self.hard.term, Some(from), out);
+        self.heard = now;
+        self.wait_for_leader(now);
+    }
+
+    /// Broken on purpose, a node may see what it otherwise never sees.
+    fn planted_any(&self) -> bool {
+        #[cfg(feature = "plant")]
+        let planted = self.config.bug.is_some();
+        #[cfg(not(feature = "plant"))]
+        let planted = false;
+        planted
+    }
+
+    fn on_append(&mut self, now: Instant, from: NodeId, append: Append, out: &mut Vec<Action>) {
+        self.hear_leader(now, from, out);
+        let Append { prev_index, prev_term, commit, round, entries } = append;
+        // What is committed here is in every later leader's log.
+        let follows =
+            prev_index <= self.log.commit || self.log.term(prev_index) == Some(prev_term);
+        if !follows {
+            let reply = AppendReply::Rejected { hint: self.hint(prev_index) };
+            let body = Body::AppendReply { round, reply };
+            return self.send_when(self.hard_needs(), from, body, out);
+        }
+        let covered = prev_index + entries.len() as u64;
+        for entry in entries {
+            if entry.index <= self.log.commit || self.log.term(entry.index) == Some(entry.term) {
+                continue;
+            }
+            if entry.index <= self.log.last_index() {
+                self.log.truncate(entry.index);
+                let first = self.dirty.entries_from.unwrap_or(entry.index);
+                self.dirty.entries_from = Some(first.min(entry.index));
+            }
+            self.dirty.entries_from.get_or_insert(entry.index);
+            self.log.push(entry);
+        }
+        self.commit_to(commit.min(covered), out);
+        let written = self.dirty.entries_from.is_none() || self.planted(Bug::AckBeforeDisk);
+        let (needs, durable) = if self.planted(Bug::AckBeforeDisk) {
+            (0, covered)
+        } else if written {
+            (self.hard_needs(), covered.min(self.log.durable()))
+        } else {
+            (self.hard_needs().max(self.log_needs()), covered)
+        };
+        let reply = AppendReply::Accepted { durable };
+        self.send_when(needs, from, Body::AppendReply { round, reply }, out);
+    }
+
+    /// Where a leader may try next: before everything of the term that does not fit.
+    fn hint(&self, prev_index: Index) -> Index {
+        let last = self.log.last_index();
+        if last < prev_index {
+            return last;
+        }
+        let wrong = self.log.term(prev_index);
+        let mut hint = prev_index - 1;
+        while self.log.commit < hint && self.log.term(hint) == wrong {
+            hint -= 1;
+        }
+        hint.max(self.log.commit)
+    }
+
+    fn on_snapshot(
+        &mut self,
+        now: Instant,
+        from: NodeId,
+        chunk: SnapshotChunk,
+        out: &mut Vec<Action>,
+    ) {
+        self.hear_leader(now, from, out);
+        let SnapshotChunk { index, term, members, offset, length, round, bytes } = chunk;
+        if index <= self.log.commit {
+            let reply = AppendReply::Accepted { durable: index.min(self.log.durable()) };
+            let body = Body::AppendReply { round, reply };
+            return self.send_when(self.hard_needs(), from, body, out);
+        }
+        if length > SNAPSHOT_MAX {
+            return;
+        }
+        let incoming = self.incoming.take().filter(|i| i.index == index && i.term == term);
+        let mut incoming = incoming
+            .unwrap_or(Incoming { index, term, members, length, bytes: Vec::new() });
+        if offset == incoming.bytes.len() as u64 {
+            incoming.bytes.extend_from_slice(&bytes);
+        }
+        let have = incoming.bytes.len() as u64;
+        if incoming.length < have {
+            // Not what was announced: from the beginning.
+            return;
+        }
+        if have < incoming.length {
+            self.incoming = Some(incoming);
+            return self.send_when(
+                self.hard_needs(),
+                from,
+                Body::SnapshotReply { index, have, round },
+                out,
+            );
+        }
+        let Incoming { members, bytes, .. } = incoming;
+        let snapshot = Snapshot { index, term, members, data: Arc::from(bytes) };
+        self.log.install(snapshot.clone());
+        self.dirty = Dirty { snapshot: Some(snapshot.clone()), entries_from: None, ..self.dirty_hard() };
+        out.push(Action::Restore(snapshot));
+        let needs = self.hard_needs().max(self.log_needs());
+        self.send_when(needs, from, Body::SnapshotReply { index, have, round }, out);
+    }
+
+    fn dirty_hard(&self) -> Dirty {
+        Dirty { hard: self.dirty.hard, ..Dirty::default() }
+    }
+
+    /// Everything up to `index` is committed.
+    pub(crate) fn commit_to(&mut self, index: Index, out: &mut Vec<Action>) {
+        if index <= self.log.commit {
+            return;
+        }
+        self.log.commit = index;
+        let entries = self.log.take_committed();
+        out.push(Action::Apply(entries));
+    }
+}

@@ -1,0 +1,96 @@
+//! Seeds, one after another; and every guard taken away once, to see that its absence is noticed.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use outlast_raft::Bug;
+use outlast_sim::{Outcome, Plan, Violation, run};
+
+/// `OUTLAST_SEEDS=FROM..TO` runs those; a single number runs one and prints its log.
+fn seeds(most: u64) -> std::ops::Range<u64> {
+    let Ok(text) = std::env::var("OUTLAST_SEEDS") else { return 0..most };
+    let (from, to) = text.split_once("..").expect("FROM..TO");
+    from.parse().expect("a number")..to.parse().expect("a number")
+}
+
+/// Runs plans on all cores; the first violation by seed, and the sums of what came to pass.
+fn storm(range: std::ops::Range<u64>, plan: impl Fn(u64) -> Plan + Sync) -> (Outcome, Option<Violation>) {
+    let next = AtomicU64::new(range.start);
+    let found: Mutex<BTreeMap<u64, Violation>> = Mutex::default();
+    let sum: Mutex<Outcome> = Mutex::default();
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    std::thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if range.end <= seed || !found.lock().unwrap().is_empty() {
+                        return;
+                    }
+                    match run(&plan(seed)) {
+                        Ok(outcome) => add(&mut sum.lock().unwrap(), &outcome),
+                        Err(violation) => {
+                            found.lock().unwrap().insert(seed, *violation);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let first = found.into_inner().unwrap().into_iter().next().map(|(_, violation)| violation);
+    (sum.into_inner().unwrap(), first)
+}
+
+fn add(sum: &mut Outcome, one: &Outcome) {
+    sum.events += one.events;
+    sum.elections += one.elections;
+    sum.writes += one.writes;
+    sum.reads += one.reads;
+    sum.crashes += one.crashes;
+    sum.torn += one.torn;
+    sum.changes += one.changes;
+    sum.transfers += one.transfers;
+    sum.snapshots += one.snapshots;
+}
+
+#[test]
+fn what_must_hold_holds_through_every_storm() {
+    let begun = std::time::Instant::now();
+    let range = seeds(if cfg!(debug_assertions) { 300 } else { 20_000 });
+    let one = range.end - range.start == 1;
+    let (sum, violation) = storm(range, |seed| Plan { trace: one, ..Plan::of(seed) });
+    let took = begun.elapsed();
+    println!("{sum:?} in {took:?}, {:.0} events/s", sum.events as f64 / took.as_secs_f64());
+    if let Some(violation) = violation {
+        panic!("{}{violation}", violation.log);
+    }
+}
+
+#[test]
+fn every_guard_that_is_taken_away_is_missed() {
+    for bug in Bug::ALL {
+        let begun = std::time::Instant::now();
+        let (sum, violation) = storm(0..20_000, |seed| Plan { bug: Some(bug), ..Plan::of(seed) });
+        match violation {
+            Some(v) => println!("{bug:?}: {} ({:?})", v.to_string().lines().next().unwrap_or_default(), begun.elapsed()),
+            None => panic!("{bug:?} is not found in {sum:?}"),
+        }
+    }
+}
+
+#[test]
+fn disks_that_lie_are_found_out() {
+    let (sum, violation) = storm(0..20_000, |seed| Plan { lying_disks: true, ..Plan::of(seed) });
+    println!("{}", violation.unwrap_or_else(|| panic!("not found in {sum:?}")));
+}
+
+#[test]
+fn the_same_seed_gives_the_same_log_byte_for_byte() {
+    for seed in 0..20 {
+        let plan = Plan { trace: true, ..Plan::of(seed) };
+        let (first, second) = (run(&plan).unwrap(), run(&plan).unwrap());
+        assert!(!first.log.is_empty());
+        assert!(first == second, "seed {seed}");
+    }
+}

@@ -12,14 +12,8 @@ use crate::message::{Append, AppendReply, Body, SnapshotChunk};
 use crate::node::{Action, Node, Refusal, State};
 use crate::plant::Bug;
 
-/// Bytes of entries in one message.
-const APPEND_BYTES_MAX: usize = 256 << 10;
-
 /// Messages with entries that one member has not acknowledged.
 const IN_FLIGHT_MAX: usize = 64;
-
-/// Bytes of a snapshot in one message.
-const CHUNK_MAX: usize = 256 << 10;
 
 /// Rounds whose beginning is remembered; an answer to an older one proves nothing.
 const ROUNDS_KEPT: usize = 64;
@@ -168,12 +162,14 @@ impl Node {
 
     /// A leader whom a majority has answered so lately that nobody else can have been elected.
     pub(crate) fn may_act(&self, now: Instant) -> bool {
-        let Some(leader) = self.leading() else { return false };
-        if self.log.commit < leader.first {
-            return false;
-        }
+        self.acts_until().is_some_and(|until| now < until)
+    }
+
+    /// Until when this node may do what only a leader does, by its own clock; later answers put it off.
+    pub fn acts_until(&self) -> Option<Instant> {
+        let leader = self.leading().filter(|leader| leader.first <= self.log.commit)?;
         if self.planted(Bug::NoQuorumGate) {
-            return true;
+            return Some(Instant::from_start(Duration::MAX));
         }
         let lease = self.config.election_min;
         let margin = if self.planted(Bug::NoDriftMargin) {
@@ -181,7 +177,7 @@ impl Node {
         } else {
             lease * self.config.drift_ppm / 1_000_000
         };
-        leader.quorum_asked(self).is_some_and(|asked| now.since(asked) < lease - margin)
+        leader.quorum_asked(self).map(|asked| asked + (lease - margin))
     }
 
     /// Every leader-only act asks here first.
@@ -310,7 +306,7 @@ impl Node {
             if self.log.term(next - 1).is_none() {
                 return self.begin_snapshot(peer, out);
             }
-            let entries = self.log.batch(next, APPEND_BYTES_MAX);
+            let entries = self.log.batch(next, self.config.append_bytes_max);
             let end = next + entries.len() as u64 - 1;
             self.send_append(peer, next, entries, out);
             let Some(leader) = self.leading_mut() else { return };
@@ -358,7 +354,7 @@ impl Node {
         let snapshot = &self.log.snapshot;
         let from = offset.and_then(|offset| usize::try_from(offset).ok()).unwrap_or(usize::MAX);
         let from = from.min(snapshot.data.len());
-        let to = from.saturating_add(CHUNK_MAX).min(snapshot.data.len());
+        let to = from.saturating_add(self.config.chunk_bytes_max.max(1)).min(snapshot.data.len());
         let chunk = SnapshotChunk {
             index: snapshot.index,
             term: snapshot.term,
@@ -443,8 +439,12 @@ impl Node {
             }
             AppendReply::Rejected { hint } => {
                 if !matches!(progress.flow, Flow::Snapshot { .. }) {
-                    progress.next = progress.next.min(hint.saturating_add(1)).max(progress.matched + 1);
-                    progress.flow = Flow::Probe { waits: false };
+                    let next = progress.next.min(hint.saturating_add(1));
+                    progress.next = next.max(progress.matched + 1);
+                    // It lacks what it has acknowledged: an answer to an older question, or a disk that has lost something.
+                    // Not at once again, or the two would talk for ever.
+                    let waits = next <= progress.matched;
+                    progress.flow = Flow::Probe { waits };
                 }
             }
         }

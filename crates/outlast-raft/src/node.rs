@@ -31,6 +31,10 @@ pub struct Config {
     pub election_max: Duration,
     /// How far the rates of two clocks may lie apart, in millionths.
     pub drift_ppm: u32,
+    /// Bytes of entries in one message, at least one entry.
+    pub append_bytes_max: usize,
+    /// Bytes of a snapshot in one message.
+    pub chunk_bytes_max: usize,
     /// Where the random part of the waiting comes from; different on every node.
     pub seed: u64,
     #[cfg(feature = "plant")]
@@ -47,6 +51,8 @@ impl Config {
             election_max: Duration::from_millis(300),
             // Crystals differ by 200 at most, time daemons adjust by up to 500 (ntpd); this leaves room for bad machines.
             drift_ppm: 10_000,
+            append_bytes_max: 256 << 10,
+            chunk_bytes_max: 256 << 10,
             seed,
             #[cfg(feature = "plant")]
             bug: None,
@@ -249,6 +255,11 @@ impl Node {
         }
     }
 
+    /// The term, and who leads in it.
+    pub fn reign(&self) -> (Term, Option<NodeId>) {
+        (self.hard.term, self.leader)
+    }
+
     /// Entries that the log holds beyond its snapshot: when there are many, it is time to [`Node::compact`].
     pub fn uncompacted(&self) -> u64 {
         self.log.applied.saturating_sub(self.log.snapshot.index)
@@ -304,11 +315,11 @@ impl Node {
 
     /// Asks that what is applied here be confirmed as newest; the answer carries `id`.
     pub fn read(&mut self, now: Instant, id: u64, out: &mut Vec<Action>) -> Result<(), Refusal> {
-        self.ready_to_lead(now)?;
-        if self.planted(Bug::ReadWithoutRound) {
+        if self.planted(Bug::ReadWithoutRound) && matches!(self.state, State::Leader(_)) {
             out.push(Action::ReadReady { id });
             return Ok(());
         }
+        self.ready_to_lead(now)?;
         self.begin_read(now, id, out);
         self.flush(now, out);
         Ok(())
@@ -655,12 +666,17 @@ impl Node {
     ) {
         let granted = self.hard.term < term
             && !self.leader_is_heard(now)
-            && self.log.is_covered_by(last_index, last_term);
+            && self.would_lose_nothing(last_index, last_term);
         let mut message = self.message(from, Body::PreVoteReply { granted });
         if granted {
             message.term = term;
         }
         out.push(Action::Send(message));
+    }
+
+    /// Whether a candidate whose log ends so has everything that may be committed here.
+    fn would_lose_nothing(&self, last_index: Index, last_term: Term) -> bool {
+        self.log.is_covered_by(last_index, last_term) || self.planted(Bug::VoteForShorterLog)
     }
 
     fn on_pre_vote_granted(
@@ -687,8 +703,7 @@ impl Node {
         out: &mut Vec<Action>,
     ) {
         let free = self.hard.voted_for.is_none_or(|voted| voted == from);
-        let covered = self.log.is_covered_by(last_index, last_term)
-            || self.planted(Bug::VoteForShorterLog);
+        let covered = self.would_lose_nothing(last_index, last_term);
         let granted = free && covered && matches!(self.state, State::Follower);
         if granted && self.hard.voted_for.is_none() {
             self.hard.voted_for = Some(from);

@@ -21,6 +21,8 @@ pub struct Plan {
     pub storm: Nanos,
     /// How soon everything must work again after that.
     pub calm: Nanos,
+    /// So small that what belongs together comes in pieces.
+    pub append_bytes_max: usize,
     pub bug: Option<Bug>,
     /// Disks say done before anything is on them.
     pub lying_disks: bool,
@@ -58,6 +60,90 @@ pub struct Faults {
 impl Plan {
     /// Each seed has some of the faults and none of the others: bugs hide where one fault is rare and another is not.
     pub fn of(seed: u64) -> Plan {
+        match seed % 16 {
+            7 => Plan::harsh(seed),
+            15 => Plan::votes(seed),
+            _ => Plan::mixed(seed),
+        }
+    }
+
+    /// What makes the absence of one guard show soonest.
+    pub fn aimed(seed: u64, bug: Bug) -> Plan {
+        let mut random = Random::new(seed);
+        let r = &mut random;
+        let quick = (10 * MICRO, 60 * MICRO);
+        let cuts = Faults {
+            delay: quick,
+            sync: quick,
+            cut_ppm: 40_000,
+            heal_ppm: 15_000,
+            drift_ppm: 500,
+            ..Faults::default()
+        };
+        let (voters, faults) = match bug {
+            Bug::VoteBeforeDisk => return Plan { bug: Some(bug), ..Plan::votes(seed) },
+            Bug::NoQuorumGate | Bug::ReadWithoutRound => (3, cuts),
+            Bug::NoStickiness | Bug::LeaseFromAnswer => {
+                (3, Faults { late_ppm: 100_000, late: 200 * MILLI, ..cuts })
+            }
+            Bug::NoDriftMargin => (5, Faults { drift_ppm: 50_000, ..cuts }),
+            Bug::AckBeforeDisk => {
+                let sync = (20 * MICRO, 30 * MILLI);
+                (3, Faults { sync, crash_ppm: 30_000, restart_ppm: 300_000, ..cuts })
+            }
+            Bug::VoteForShorterLog | Bug::NoTermCheck => {
+                (3, Faults { late_ppm: 100_000, late: 500 * MILLI, ..cuts })
+            }
+            Bug::CommitOldTerm => {
+                let delay = (20 * MICRO, 10 * MILLI);
+                let crashes = Faults { crash_ppm: 3_000, restart_ppm: 50_000, ..cuts };
+                (5, Faults { delay, heal_ppm: 10_000, ..crashes })
+            }
+            Bug::ChangeTooEarly => (4, Faults { change_ppm: 300_000, ..cuts }),
+        };
+        let spares = r.within(0..3);
+        let append_bytes_max = 1;
+        Plan { voters, spares, append_bytes_max, faults, bug: Some(bug), ..Plan::mixed(seed) }
+    }
+
+    /// Elections without end: voters crash between a vote and its sync, and hear late of other candidates.
+    pub fn votes(seed: u64) -> Plan {
+        let mut random = Random::new(seed);
+        let r = &mut random;
+        let faults = Faults {
+            delay: (20 * MICRO, r.within(100..2_000) * MICRO),
+            late_ppm: r.within(200_000..600_000),
+            late: r.within(150 * MILLI..350 * MILLI),
+            heal_ppm: 40_000,
+            crash_ppm: r.within(20_000..60_000),
+            restart_ppm: 600_000,
+            sync: (20 * MICRO, r.within(10..100) * MILLI),
+            drift_ppm: 500,
+            ..Faults::default()
+        };
+        Plan { voters: [3, 3, 4, 5][r.index(4)], faults, ..Plan::mixed(seed) }
+    }
+
+    /// Messages and syncs as slow as elections, and crashes in the middle of everything: what takes years elsewhere.
+    pub fn harsh(seed: u64) -> Plan {
+        let mut random = Random::new(seed);
+        let r = &mut random;
+        let faults = Faults {
+            loss_ppm: r.within(0..100_000),
+            delay: (50 * MICRO, r.within(1..60) * MILLI),
+            late_ppm: r.within(100_000..500_000),
+            late: r.within(100 * MILLI..500 * MILLI),
+            heal_ppm: 40_000,
+            crash_ppm: r.within(5_000..40_000),
+            restart_ppm: 300_000,
+            sync: (50 * MICRO, r.within(1..250) * MILLI),
+            drift_ppm: 500,
+            ..Faults::default()
+        };
+        Plan { voters: [3, 4, 5, 5][r.index(4)], faults, ..Plan::mixed(seed) }
+    }
+
+    fn mixed(seed: u64) -> Plan {
         let mut random = Random::new(seed);
         let r = &mut random;
         let some = |r: &mut Random, most: u64| if r.chance(500_000) { r.within(0..most) } else { 0 };
@@ -93,6 +179,7 @@ impl Plan {
             clients: r.within(1..5),
             storm: 3 * SECOND,
             calm: 6 * SECOND,
+            append_bytes_max: [1, 200, 200, 100_000][r.index(4)],
             bug: None,
             lying_disks: false,
             trace: false,

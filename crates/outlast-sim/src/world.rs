@@ -16,7 +16,7 @@ use crate::clock::{Clock, Nanos};
 use crate::disk::Disk;
 use crate::machine::Machine;
 use crate::network::Network;
-use crate::plan::{MILLI, Plan, SECOND};
+use crate::plan::{MICRO, MILLI, Plan, SECOND};
 use crate::random::Random;
 
 /// How often faults may begin or end.
@@ -24,6 +24,9 @@ const LOOK_EVERY: Nanos = 5 * MILLI;
 
 /// A client that has no answer asks again, elsewhere.
 const PATIENCE: Nanos = 400 * MILLI;
+
+/// How long messages and syncs take after the storm.
+const CALM_WAITS: (Nanos, Nanos) = (100 * MICRO, 2 * MILLI);
 
 /// What every client must get done after the storm.
 const CALM_OPERATIONS: u64 = 3;
@@ -422,7 +425,8 @@ impl World {
     fn send(&mut self, message: Message) {
         let faults = &self.plan.faults;
         let (loss, twice, late) = (faults.loss_ppm, faults.twice_ppm, faults.late_ppm);
-        let (delay, lateness) = (faults.delay, faults.late);
+        let delay = if self.calm { CALM_WAITS } else { faults.delay };
+        let lateness = faults.late;
         if !self.network.passes(message.from, message.to) {
             return;
         }
@@ -453,7 +457,8 @@ impl World {
             return;
         }
         let faults = &self.plan.faults;
-        let (sync, slow, slow_sync) = (faults.sync, faults.slow_sync_ppm, faults.slow_sync);
+        let (slow, slow_sync) = (faults.slow_sync_ppm, faults.slow_sync);
+        let sync = if self.calm { CALM_WAITS } else { faults.sync };
         let mut wait = self.random.within(sync.0..sync.1);
         if !self.calm && self.random.chance(slow) {
             wait += self.random.within(0..slow_sync);
@@ -479,6 +484,8 @@ impl World {
         let local = self.peers[at].clock.local(self.now);
         let mut config = Config::new(self.peers[at].id, self.random.next());
         config.drift_ppm = u32::try_from(2 * self.plan.faults.drift_ppm + 1_000).expect("small");
+        config.append_bytes_max = self.plan.append_bytes_max;
+        config.chunk_bytes_max = 7;
         config.bug = self.plan.bug;
         self.outcome.torn += u64::from(torn > 0);
         let peer = &mut self.peers[at];

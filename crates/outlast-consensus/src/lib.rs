@@ -1,0 +1,17 @@
+//! Agreement as a running thing: a node's share of the replicated log, on its own threads and its own files.
+//!
+//! [`Consensus`] is what the rest of the agent holds: propose a command and hear what it did, make sure that what is read
+//! is newest, see who leads, change who takes part. What is decided stands in `outlast-raft`, which has neither clock nor
+//! files; here are the two threads around it. The one that steps never waits for a disk, the one that writes never waits
+//! for a message, so neither traffic nor a slow sync can delay a heartbeat.
+
+mod clock;
+mod disk;
+mod engine;
+mod standing;
+
+pub use clock::boottime;
+pub use disk::{DiskError, Home};
+pub use engine::{Applied, Consensus, Machine, Outgoing, ProposeError, ReadError, Settings};
+pub use outlast_raft::{Change, Members, NodeId, Refusal, Role};
+pub use standing::Standing;

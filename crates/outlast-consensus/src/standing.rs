@@ -1,0 +1,59 @@
+//! How this node stands among the others.
+
+use std::time::Duration;
+
+use outlast_raft::{Index, Members, NodeId, Role, Status, Term};
+
+/// A picture of a node's part in the agreement, at most [`crate::engine::PICTURE_EVERY`] old.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    pub id: NodeId,
+    pub role: Role,
+    pub term: Term,
+    pub leader: Option<NodeId>,
+    pub members: Members,
+    /// A majority has this much of the log.
+    pub commit: Index,
+    pub last: Index,
+    /// Of the log, on this node's disk.
+    pub durable: Index,
+    pub snapshot: Index,
+    /// Of a leader: how old the question is that a majority has answered.
+    pub quorum_age: Option<Duration>,
+    /// A leader that may do what only a leader does, at the time of the picture.
+    pub may_act: bool,
+    /// Why this node takes no part any more.
+    pub failed: Option<String>,
+}
+
+impl Standing {
+    pub(crate) fn of(status: Status) -> Standing {
+        let Status {
+            id,
+            role,
+            term,
+            leader,
+            members,
+            commit,
+            last,
+            durable,
+            snapshot,
+            quorum_age,
+            may_act,
+        } = status;
+        Standing {
+            id,
+            role,
+            term,
+            leader,
+            members,
+            commit,
+            last,
+            durable,
+            snapshot,
+            quorum_age,
+            may_act,
+            failed: None,
+        }
+    }
+}

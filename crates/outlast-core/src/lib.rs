@@ -9,6 +9,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod agent;
+pub mod agreed;
 pub mod codec;
 pub mod container;
 pub mod event;

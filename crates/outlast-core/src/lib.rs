@@ -14,6 +14,7 @@ pub mod codec;
 pub mod container;
 pub mod event;
 pub mod health;
+pub mod linear;
 pub mod pair;
 #[cfg(test)]
 mod sim;

@@ -57,7 +57,8 @@ pub struct LeaseClock {
 }
 
 impl LeaseClock {
-    /// Notes what was granted or renewed since the last call, as of now.
+    /// Notes what was granted or renewed since the last call, as of now. To look late makes the end late, never early:
+    /// once every few entries or milliseconds is enough.
     pub fn observe(&mut self, now: Instant, agreed: &Agreed) {
         let mut seen = BTreeMap::new();
         for (timed, renewed_index, ttl) in agreed.timed() {

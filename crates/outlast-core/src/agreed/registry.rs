@@ -106,8 +106,11 @@ impl NodeCommand {
     /// Applied twice, it comes to the same.
     pub(super) fn repeatable(&self) -> bool {
         match self {
-            NodeCommand::Return { .. } | NodeCommand::Remove { .. } => true,
-            NodeCommand::Join { .. } | NodeCommand::SetRole { .. } => false,
+            NodeCommand::Remove { .. } => true,
+            // An old address or role must not come back.
+            NodeCommand::Join { .. } | NodeCommand::Return { .. } | NodeCommand::SetRole { .. } => {
+                false
+            }
         }
     }
 }

@@ -288,7 +288,7 @@ fn run(dice: &[Dice], cut: usize, seen: &mut Seen) -> Law {
     Ok(())
 }
 
-fn dice(seed: u64, count: usize) -> Vec<Dice> {
+pub(crate) fn dice(seed: u64, count: usize) -> Vec<Dice> {
     let mut rng = Rng::new(seed);
     (0..count).map(|_| rng.between(0, u64::MAX).to_le_bytes()).collect()
 }

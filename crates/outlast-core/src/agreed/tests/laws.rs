@@ -294,7 +294,7 @@ pub(crate) fn dice(seed: u64, count: usize) -> Vec<Dice> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 120, ..ProptestConfig::default() })]
 
     #[test]
     fn no_sequence_of_commands_breaks_a_law(
@@ -343,6 +343,42 @@ fn a_snapshot_or_an_entry_that_is_cut_is_refused() {
         assert!(Agreed::restore(&snapshot[..cut]).is_err(), "cut at {cut}");
     }
     assert!(Agreed::restore(&[&snapshot[..], &[0]].concat()).is_err());
+}
+
+/// Every case of a form, found by its number and as many fields as it wants; each number below `end` is a case.
+fn check_cases<T: Code + PartialEq + std::fmt::Debug>(before: &[u8], end: u8) -> Vec<T> {
+    let read = |case: u8| {
+        (0..4).find_map(|fields| {
+            let bytes = [before, &[case], &[1; 4][..fields]].concat();
+            let value = T::from_bytes(&bytes).ok()?;
+            assert_eq!(value.to_bytes(), bytes);
+            for cut in 0..bytes.len() {
+                assert!(T::from_bytes(&bytes[..cut]).is_err(), "{value:?} cut at {cut}");
+            }
+            Some(value)
+        })
+    };
+    assert!(read(0).is_none() && read(end).is_none());
+    (1..end).map(|case| read(case).unwrap_or_else(|| panic!("no case {case}"))).collect()
+}
+
+#[test]
+fn every_answer_has_one_form_and_a_sentence() {
+    let refusals = check_cases::<Reply>(&[1, 15], 35);
+    let replies = check_cases::<Reply>(&[1], 16);
+    let sentences: BTreeSet<String> =
+        refusals.iter().chain(&replies).map(|reply| format!("{reply}")).collect();
+    assert_eq!(sentences.len(), 34 + 14);
+    for sentence in sentences {
+        assert!(sentence.len() > 3 && !sentence.ends_with('.'), "{sentence}");
+    }
+    check_cases::<Limit>(&[], 24);
+    check_cases::<Changed>(&[], 5);
+    check_cases::<Expected>(&[], 4);
+    check_cases::<How>(&[], 4);
+    let watched = Watched::Compacted { first: 300 }.to_bytes();
+    assert_eq!(watched, [1, 2, 0xac, 2]);
+    assert!((0..4).all(|cut| Watched::from_bytes(&watched[..cut]).is_err()));
 }
 
 /// Changed bytes of a true snapshot: refused, or a machine that takes any command without a panic.

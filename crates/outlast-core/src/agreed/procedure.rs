@@ -373,6 +373,7 @@ impl Procedures {
             ProcedureCommand::Step { id, epoch, step, progress } => {
                 let procedure = self.led_by(*id, *epoch, leases)?;
                 let reply = procedure.advance(*step, progress)?;
+                procedure.epoch = *epoch;
                 self.end_if_over(at, *id, history);
                 Ok(reply)
             }
@@ -381,6 +382,7 @@ impl Procedures {
                 if procedure.past_pivot() {
                     return Err(Refusal::PastPivot);
                 }
+                procedure.epoch = *epoch;
                 procedure.unwinding.get_or_insert_with(|| why.clone());
                 self.end_if_over(at, *id, history);
                 Ok(Reply::Done)
@@ -407,7 +409,6 @@ impl Procedures {
         #[cfg(test)]
         let admitted = instead(Bug::StaleCoordinator, admitted, Ok(()));
         admitted?;
-        procedure.epoch = epoch;
         Ok(procedure)
     }
 

@@ -315,7 +315,9 @@ proptest! {
 #[test]
 fn every_command_and_every_reply_is_tried() {
     let mut seen = Seen::default();
-    for seed in 0..25 {
+    // `OUTLAST_SEEDS` asks for more.
+    let seeds = std::env::var("OUTLAST_SEEDS").ok().and_then(|seeds| seeds.parse().ok());
+    for seed in 0..seeds.unwrap_or(25) {
         run(&dice(seed, 400), 200, &mut seen).unwrap_or_else(|law| panic!("seed {seed}: {law}"));
         seen = Seen { replies: seen.replies, commands: seen.commands, ..Seen::default() };
     }

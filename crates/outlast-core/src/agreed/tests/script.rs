@@ -124,7 +124,8 @@ impl Stand {
                 Some(procedure) => {
                     let steps = procedure.steps.iter();
                     let steps = steps.map(|step| format!("{} {:?}", step.name, step.state));
-                    steps.chain([format!("next: {:?}", next(procedure))]).collect()
+                    let next = format!("next: {:?}, epoch {}", next(procedure), procedure.epoch);
+                    steps.chain([next]).collect()
                 }
             },
             ["keys"] => keys(agreed),

@@ -189,7 +189,7 @@ fn a_switchover_that_works() {
             wait Done { evidence: "seen" }
             promote Started { attempt: 1 }
             repoint Pending
-            next: Do { step: 3 }
+            next: Do { step: 3 }, epoch 3
         unwind 4 3 => 15: refused: the point of no return is passed: only forward from here
         step 4 3 3 failed => 16: done
         step 4 3 3 start => 17: started, attempt 2
@@ -202,7 +202,7 @@ fn a_switchover_that_works() {
             wait Done { evidence: "seen" }
             promote Done { evidence: "seen" }
             repoint Done { evidence: "seen" }
-            next: Ended { how: Finished }
+            next: Ended { how: Finished }, epoch 3
         step 4 3 4 done => 21: refused: the procedure has ended
         ? history
             2 db1 joined as a voter
@@ -236,7 +236,7 @@ fn a_failure_before_the_pivot_unwinds() {
             freeze Done { evidence: "seen" }
             move Failed { attempt: 2, why: "refused" }
             promote Pending
-            next: Undo { step: 2 }
+            next: Undo { step: 2 }, epoch 13
         step 5 13 1 undo => 17: refused: it is not this step's turn
         step 5 13 2 undo => 18: done
         step 5 13 2 undofailed => 19: done
@@ -245,7 +245,7 @@ fn a_failure_before_the_pivot_unwinds() {
             freeze Done { evidence: "seen" }
             move UndoFailed { why: "refused" }
             promote Pending
-            next: Stuck { step: 2 }
+            next: Stuck { step: 2 }, epoch 13
         step 5 13 2 undo => 20: done
         step 5 13 2 undone => 21: done
         step 5 13 1 undo => 22: done
@@ -255,7 +255,7 @@ fn a_failure_before_the_pivot_unwinds() {
             freeze Undone
             move Undone
             promote Pending
-            next: Ended { how: Unwound }
+            next: Ended { how: Unwound }, epoch 13
         step 5 13 1 undo => 24: refused: the procedure has ended
         abandon 5 => 25: refused: the procedure has ended
         ? history
@@ -280,14 +280,14 @@ fn a_procedure_can_be_unwound_or_left_to_a_person() {
         ? procedure 4
             freeze Pending
             promote Pending
-            next: Ended { how: Unwound }
+            next: Ended { how: Unwound }, epoch 3
         begin orders coordinator 3 0 promote! => 6: begun as procedure 6
         step 6 3 0 start => 7: started, attempt 1
         unwind 6 3 => 8: refused: the point of no return is passed: only forward from here
         nobody abandon 6 => 9: done
         ? procedure 6
             promote Started { attempt: 1 }
-            next: Ended { how: Abandoned }
+            next: Ended { how: Abandoned }, epoch 3
         begin orders coordinator 3 2 promote! => 10: refused: the pivot is no step, or there is no step at all
         begin orders coordinator 3 0 , => 11: refused: the pivot is no step, or there is no step at all
     "#]]);
@@ -418,5 +418,32 @@ fn history_has_what_nodes_tell() {
         record 7 started => 2: done
         ? history
             2 started
+    "#]]);
+}
+
+/// A refused step of a new coordinator once left its epoch behind.
+#[test]
+fn a_step_out_of_turn_leaves_nothing_behind() {
+    check(expect![[r#"
+        join db1 voter => 2: joined as node 2
+        grant coordinator 2 5s => 3: granted under epoch 3
+        begin orders coordinator 3 1 freeze,promote! => 4: begun as procedure 4
+        grant coordinator 2 5s => 5: granted under epoch 5
+        step 4 5 0 done => 6: refused: it is not this step's turn
+        ? procedure 4
+            freeze Pending
+            promote Pending
+            next: Do { step: 0 }, epoch 3
+        step 4 5 1 start => 7: refused: it is not this step's turn
+        ? procedure 4
+            freeze Pending
+            promote Pending
+            next: Do { step: 0 }, epoch 3
+        step 4 5 0 start => 8: started, attempt 1
+        step 4 5 1 start => 9: refused: it is not this step's turn
+        ? procedure 4
+            freeze Started { attempt: 1 }
+            promote Pending
+            next: Do { step: 0 }, epoch 5
     "#]]);
 }

@@ -5,10 +5,14 @@
 //! [`Malformed`], never a panic and never an allocation that the input does not pay for.
 
 use alloc::borrow::ToOwned as _;
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 use core::time::Duration;
+
+use crate::time::Timestamp;
 
 /// Bytes that are not what they should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,7 +122,7 @@ impl Code for u32 {
     }
 
     fn decode(from: &mut Reader<'_>) -> Result<u32, Malformed> {
-        u32::try_from(u64::decode(from)?).map_err(|_| Malformed("a number above 32 bits"))
+        u32::try_from(u64::decode(from)?).ok().ok_or(Malformed("a number above 32 bits"))
     }
 }
 
@@ -166,7 +170,7 @@ impl Code for String {
     fn decode(from: &mut Reader<'_>) -> Result<String, Malformed> {
         let count = from.count()?;
         let text = core::str::from_utf8(from.take(count)?);
-        text.map(str::to_owned).map_err(|_| Malformed("a text that is not UTF-8"))
+        text.map(str::to_owned).ok().ok_or(Malformed("a text that is not UTF-8"))
     }
 }
 
@@ -180,6 +184,80 @@ impl<T: Code> Code for Option<T> {
 
     fn decode(from: &mut Reader<'_>) -> Result<Option<T>, Malformed> {
         if bool::decode(from)? { T::decode(from).map(Some) } else { Ok(None) }
+    }
+}
+
+/// Milliseconds; small ones are short on both sides of 1970.
+impl Code for Timestamp {
+    fn encode(&self, to: &mut Vec<u8>) {
+        ((self.0 << 1) ^ (self.0 >> 63)).cast_unsigned().encode(to);
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Result<Timestamp, Malformed> {
+        let folded = u64::decode(from)?;
+        Ok(Timestamp((folded >> 1).cast_signed() ^ -(folded & 1).cast_signed()))
+    }
+}
+
+/// Keys ascend, so that one map has one form.
+impl<K: Code + Ord, V: Code> Code for BTreeMap<K, V> {
+    fn encode(&self, to: &mut Vec<u8>) {
+        (self.len() as u64).encode(to);
+        for (key, value) in self {
+            key.encode(to);
+            value.encode(to);
+        }
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Result<BTreeMap<K, V>, Malformed> {
+        let mut map = BTreeMap::new();
+        for _ in 0..from.count()? {
+            let (key, value) = (K::decode(from)?, V::decode(from)?);
+            if map.last_key_value().is_some_and(|(last, _)| *last >= key) {
+                return Err(Malformed("keys that do not ascend"));
+            }
+            map.insert(key, value);
+        }
+        Ok(map)
+    }
+}
+
+/// Members ascend, so that one set has one form.
+impl<T: Code + Ord> Code for BTreeSet<T> {
+    fn encode(&self, to: &mut Vec<u8>) {
+        encode_list(self.iter(), to);
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Result<BTreeSet<T>, Malformed> {
+        let mut set = BTreeSet::new();
+        for _ in 0..from.count()? {
+            let member = T::decode(from)?;
+            if set.last().is_some_and(|last| *last >= member) {
+                return Err(Malformed("members that do not ascend"));
+            }
+            set.insert(member);
+        }
+        Ok(set)
+    }
+}
+
+impl<T: Code> Code for VecDeque<T> {
+    fn encode(&self, to: &mut Vec<u8>) {
+        encode_list(self.iter(), to);
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Result<VecDeque<T>, Malformed> {
+        decode_list(from).map(VecDeque::from)
+    }
+}
+
+impl<T: Code> Code for Box<[T]> {
+    fn encode(&self, to: &mut Vec<u8>) {
+        encode_list(self.iter(), to);
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Result<Box<[T]>, Malformed> {
+        decode_list(from).map(Vec::into_boxed_slice)
     }
 }
 
@@ -228,6 +306,13 @@ mod tests {
             check_round_trip(&Some(number));
             check_round_trip(&Duration::from_nanos(number));
         }
+        for milliseconds in [0, 1, -1, i64::MIN, i64::MAX] {
+            check_round_trip(&Timestamp(milliseconds));
+        }
+        check_round_trip(&BTreeMap::from([(1_u64, "one".to_owned()), (300, "more".to_owned())]));
+        check_round_trip(&BTreeSet::from([1_u64, 300]));
+        check_round_trip(&VecDeque::from([300_u64, 1, 1]));
+        check_round_trip(&Vec::from([300_u64, 1, 1]).into_boxed_slice());
         check_round_trip(&u32::MAX);
         check_round_trip(&true);
         check_round_trip(&"grüße".to_owned());
@@ -244,6 +329,16 @@ mod tests {
         ];
         for bytes in refused {
             assert!(u64::from_bytes(bytes).is_err(), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_map_and_a_set_have_one_form() {
+        for bytes in [[2, 1, 1], [2, 2, 1]] {
+            assert!(BTreeSet::<u64>::from_bytes(&bytes).is_err(), "{bytes:?}");
+        }
+        for bytes in [[2, 1, 0, 1, 0], [2, 2, 0, 1, 0]] {
+            assert!(BTreeMap::<u64, u64>::from_bytes(&bytes).is_err(), "{bytes:?}");
         }
     }
 

@@ -9,10 +9,12 @@ extern crate alloc;
 extern crate std;
 
 pub mod agent;
+pub mod agreed;
 pub mod codec;
 pub mod container;
 pub mod event;
 pub mod health;
+pub mod linear;
 pub mod pair;
 #[cfg(test)]
 mod sim;

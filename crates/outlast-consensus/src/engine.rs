@@ -447,9 +447,10 @@ impl<M: Machine, O: Outgoing> Stepper<M, O> {
 
     /// Lets others see how the node stands, at once if something has changed.
     fn show(&mut self, now: Instant) {
-        let until = self.node.acts_until().map_or(0, |until| {
-            u64::try_from(until.since_start().as_nanos()).unwrap_or(u64::MAX)
-        });
+        let until = self
+            .node
+            .acts_until()
+            .map_or(0, |until| u64::try_from(until.since_start().as_nanos()).unwrap_or(u64::MAX));
         self.acts_until.store(until, Ordering::Release);
         let leads = self.node.role() == Role::Leader;
         if leads != self.led {

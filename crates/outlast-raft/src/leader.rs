@@ -53,11 +53,18 @@ struct Progress {
 
 #[derive(Debug)]
 enum Flow {
-    /// Looking for where the logs agree: one message at a time.
-    Probe { waits: bool },
+    /// Looking for where the logs agree: one message at a time, whose end is known.
+    Probe {
+        waits: bool,
+        end: Index,
+    },
     /// Sending ahead; the last index of each message that is not acknowledged.
-    Stream { in_flight: VecDeque<Index> },
-    Snapshot { index: Index },
+    Stream {
+        in_flight: VecDeque<Index>,
+    },
+    Snapshot {
+        index: Index,
+    },
 }
 
 #[derive(Debug)]
@@ -130,7 +137,7 @@ impl Leader {
             self.progress.entry(id).or_insert(Progress {
                 matched: 0,
                 next,
-                flow: Flow::Probe { waits: false },
+                flow: Flow::Probe { waits: false, end: Index::MAX },
                 round: 0,
                 asked: None,
             });
@@ -285,7 +292,7 @@ impl Node {
         match &mut progress.flow {
             Flow::Snapshot { .. } => self.send_chunk(peer, None, out),
             // What is sent to look for the place asks as well.
-            Flow::Probe { waits } => *waits = false,
+            Flow::Probe { waits, .. } => *waits = false,
             Flow::Stream { .. } => self.send_append(peer, next, Vec::new(), out),
         }
     }
@@ -297,25 +304,25 @@ impl Node {
             let Some(progress) = leader.progress.get(&peer) else { return };
             let next = progress.next;
             match &progress.flow {
-                Flow::Snapshot { .. } | Flow::Probe { waits: true } => return,
+                Flow::Snapshot { .. } | Flow::Probe { waits: true, .. } => return,
                 Flow::Stream { in_flight } if last < next || in_flight.len() >= IN_FLIGHT_MAX => {
                     return;
                 }
-                Flow::Stream { .. } | Flow::Probe { waits: false } => {}
+                Flow::Stream { .. } | Flow::Probe { waits: false, .. } => {}
             }
             if self.log.term(next - 1).is_none() {
                 return self.begin_snapshot(peer, out);
             }
             let entries = self.log.batch(next, self.config.append_bytes_max);
-            let end = next + entries.len() as u64 - 1;
+            let sent = next + entries.len() as u64 - 1;
             self.send_append(peer, next, entries, out);
             let Some(leader) = self.leading_mut() else { return };
             let Some(progress) = leader.progress.get_mut(&peer) else { return };
             match &mut progress.flow {
-                Flow::Probe { waits } => *waits = true,
+                Flow::Probe { waits, end } => (*waits, *end) = (true, sent),
                 Flow::Stream { in_flight } => {
-                    in_flight.push_back(end);
-                    progress.next = end + 1;
+                    in_flight.push_back(sent);
+                    progress.next = sent + 1;
                 }
                 Flow::Snapshot { .. } => {}
             }
@@ -428,23 +435,31 @@ impl Node {
                             in_flight.pop_front();
                         }
                     }
-                    Flow::Probe { .. } => {
+                    // The place is found when the question itself is answered, not when older answers come in.
+                    Flow::Probe { end, .. } if *end <= progress.matched => {
                         progress.flow = Flow::Stream { in_flight: VecDeque::new() };
                     }
+                    Flow::Probe { .. } => {}
                     Flow::Snapshot { index } if *index <= progress.matched => {
                         progress.flow = Flow::Stream { in_flight: VecDeque::new() };
                     }
                     Flow::Snapshot { .. } => {}
                 }
             }
-            AppendReply::Rejected { hint } => {
-                if !matches!(progress.flow, Flow::Snapshot { .. }) {
+            AppendReply::Rejected { prev, hint } => {
+                // Answers to older questions would begin everything anew, each of them.
+                let current = match progress.flow {
+                    Flow::Probe { .. } => prev == progress.next - 1,
+                    Flow::Stream { .. } => progress.matched <= prev,
+                    Flow::Snapshot { .. } => false,
+                };
+                if current {
                     let next = progress.next.min(hint.saturating_add(1));
                     progress.next = next.max(progress.matched + 1);
-                    // It lacks what it has acknowledged: an answer to an older question, or a disk that has lost something.
-                    // Not at once again, or the two would talk for ever.
+                    // It lacks what it has acknowledged: an old answer, or a disk that has lost something. Not at once
+                    // again, or the two would talk for ever.
                     let waits = next <= progress.matched;
-                    progress.flow = Flow::Probe { waits };
+                    progress.flow = Flow::Probe { waits, end: Index::MAX };
                 }
             }
         }
@@ -556,10 +571,9 @@ impl Node {
                 members.voters.remove(&id);
                 members.learners.remove(&id);
             }
-            Change::AddLearner(_)
-            | Change::Promote(_)
-            | Change::Demote(_)
-            | Change::Remove(_) => return Err(Refusal::NoChange),
+            Change::AddLearner(_) | Change::Promote(_) | Change::Demote(_) | Change::Remove(_) => {
+                return Err(Refusal::NoChange);
+            }
         }
         Ok(members)
     }

@@ -41,7 +41,11 @@ impl Log {
             // An unknown term: nobody is sent entries from before the first one that is kept.
             Some(first) if first.index <= snapshot.index => (first.index - 1, Term::MAX),
             Some(first) => {
-                assert_eq!(first.index, snapshot.index + 1, "the log goes on where the snapshot ends");
+                assert_eq!(
+                    first.index,
+                    snapshot.index + 1,
+                    "the log goes on where the snapshot ends"
+                );
                 (snapshot.index, snapshot.term)
             }
             None => (snapshot.index, snapshot.term),

@@ -22,16 +22,34 @@ pub struct Message {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Body {
     /// Would I get your vote?
-    PreVote { last_index: Index, last_term: Term },
-    PreVoteReply { granted: bool },
+    PreVote {
+        last_index: Index,
+        last_term: Term,
+    },
+    PreVoteReply {
+        granted: bool,
+    },
     /// `transfer`: the leader asked for it, so that its lease does not count.
-    Vote { last_index: Index, last_term: Term, transfer: bool },
-    VoteReply { granted: bool },
+    Vote {
+        last_index: Index,
+        last_term: Term,
+        transfer: bool,
+    },
+    VoteReply {
+        granted: bool,
+    },
     Append(Append),
-    AppendReply { round: u64, reply: AppendReply },
+    AppendReply {
+        round: u64,
+        reply: AppendReply,
+    },
     Snapshot(SnapshotChunk),
     /// Bytes of the snapshot at `index` that have arrived.
-    SnapshotReply { index: Index, have: u64, round: u64 },
+    SnapshotReply {
+        index: Index,
+        have: u64,
+        round: u64,
+    },
     /// Stand for election now: the leader has stepped back for you.
     TimeoutNow,
 }
@@ -51,8 +69,8 @@ pub struct Append {
 pub enum AppendReply {
     /// Everything up to here is on disk and equal to the leader's log.
     Accepted { durable: Index },
-    /// What went before is missing or different; try after `hint`.
-    Rejected { hint: Index },
+    /// What should go before, at `prev`, is missing or different; try after `hint`.
+    Rejected { prev: Index, hint: Index },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,15 +137,19 @@ impl Code for Body {
                 round.encode(to);
                 encode_list(entries.iter(), to);
             }
-            Body::AppendReply { round, reply } => {
-                let (kind, at) = match reply {
-                    AppendReply::Accepted { durable } => (5, durable),
-                    AppendReply::Rejected { hint } => (6, hint),
-                };
-                to.push(kind);
-                round.encode(to);
-                at.encode(to);
-            }
+            Body::AppendReply { round, reply } => match reply {
+                AppendReply::Accepted { durable } => {
+                    to.push(5);
+                    round.encode(to);
+                    durable.encode(to);
+                }
+                AppendReply::Rejected { prev, hint } => {
+                    to.push(6);
+                    round.encode(to);
+                    prev.encode(to);
+                    hint.encode(to);
+                }
+            },
             Body::Snapshot(chunk) => {
                 to.push(7);
                 chunk.index.encode(to);
@@ -165,7 +187,7 @@ impl Code for Body {
             },
             6 => Body::AppendReply {
                 round: u64::decode(from)?,
-                reply: AppendReply::Rejected { hint: u64::decode(from)? },
+                reply: AppendReply::Rejected { prev: u64::decode(from)?, hint: u64::decode(from)? },
             },
             7 => Body::Snapshot(SnapshotChunk {
                 index: u64::decode(from)?,

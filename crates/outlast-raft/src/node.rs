@@ -623,7 +623,9 @@ impl Node {
             }
             Body::Append(append) => self.on_append(now, from, append, out),
             Body::Snapshot(chunk) => self.on_snapshot(now, from, chunk, out),
-            Body::AppendReply { round, reply } => self.on_append_reply(now, from, round, reply, out),
+            Body::AppendReply { round, reply } => {
+                self.on_append_reply(now, from, round, reply, out)
+            }
             Body::SnapshotReply { index, have, round } => {
                 self.on_snapshot_reply(now, from, index, have, round, out);
             }
@@ -642,7 +644,7 @@ impl Node {
     fn on_stale(&mut self, from: NodeId, body: &Body, out: &mut Vec<Action>) {
         let reply = match body {
             Body::Append(_) | Body::Snapshot(_) => {
-                Body::AppendReply { round: 0, reply: AppendReply::Rejected { hint: 0 } }
+                Body::AppendReply { round: 0, reply: AppendReply::Rejected { prev: 0, hint: 0 } }
             }
             Body::Vote { .. } => Body::VoteReply { granted: false },
             Body::PreVote { .. }
@@ -738,10 +740,9 @@ impl Node {
         self.hear_leader(now, from, out);
         let Append { prev_index, prev_term, commit, round, entries } = append;
         // What is committed here is in every later leader's log.
-        let follows =
-            prev_index <= self.log.commit || self.log.term(prev_index) == Some(prev_term);
+        let follows = prev_index <= self.log.commit || self.log.term(prev_index) == Some(prev_term);
         if !follows {
-            let reply = AppendReply::Rejected { hint: self.hint(prev_index) };
+            let reply = AppendReply::Rejected { prev: prev_index, hint: self.hint(prev_index) };
             let body = Body::AppendReply { round, reply };
             return self.send_when(self.hard_needs(), from, body, out);
         }
@@ -803,8 +804,8 @@ impl Node {
             return;
         }
         let incoming = self.incoming.take().filter(|i| i.index == index && i.term == term);
-        let mut incoming = incoming
-            .unwrap_or(Incoming { index, term, members, length, bytes: Vec::new() });
+        let mut incoming =
+            incoming.unwrap_or(Incoming { index, term, members, length, bytes: Vec::new() });
         if offset == incoming.bytes.len() as u64 {
             incoming.bytes.extend_from_slice(&bytes);
         }
@@ -825,7 +826,8 @@ impl Node {
         let Incoming { members, bytes, .. } = incoming;
         let snapshot = Snapshot { index, term, members, data: Arc::from(bytes) };
         self.log.install(snapshot.clone());
-        self.dirty = Dirty { snapshot: Some(snapshot.clone()), entries_from: None, ..self.dirty_hard() };
+        self.dirty =
+            Dirty { snapshot: Some(snapshot.clone()), entries_from: None, ..self.dirty_hard() };
         out.push(Action::Restore(snapshot));
         let needs = self.hard_needs().max(self.log_needs());
         self.send_when(needs, from, Body::SnapshotReply { index, have, round }, out);

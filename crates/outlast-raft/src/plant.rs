@@ -2,8 +2,10 @@
 
 /// One guard taken away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-
-#[cfg_attr(not(feature = "plant"), expect(unreachable_pub, reason = "public where it can be planted"))]
+#[cfg_attr(
+    not(feature = "plant"),
+    expect(unreachable_pub, reason = "public where it can be planted")
+)]
 pub enum Bug {
     /// A vote is answered before it is on disk.
     VoteBeforeDisk,

@@ -37,14 +37,28 @@ const SNAPSHOT_MAGIC: &[u8; 8] = b"outlsnap";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
     /// Write it beside the old one, sync, rename, sync the directory.
-    SaveSnapshot { index: Index, bytes: Vec<u8> },
+    SaveSnapshot {
+        index: Index,
+        bytes: Vec<u8>,
+    },
     /// Make a segment of zeros, whatever was there, with this at its beginning; sync it and the directory.
-    BeginSegment { number: u64, header: Vec<u8> },
+    BeginSegment {
+        number: u64,
+        header: Vec<u8>,
+    },
     /// Write and sync. Only when this is done is anything durable.
-    Append { number: u64, offset: usize, bytes: Vec<u8> },
+    Append {
+        number: u64,
+        offset: usize,
+        bytes: Vec<u8>,
+    },
     /// No longer needed; need not be synced.
-    DeleteSegment { number: u64 },
-    DeleteSnapshotsBefore { index: Index },
+    DeleteSegment {
+        number: u64,
+    },
+    DeleteSnapshotsBefore {
+        index: Index,
+    },
 }
 
 /// Decides what goes where; whoever owns the disk does it.

@@ -1,7 +1,7 @@
 //! A node's clock: it runs on, but not at everybody's rate, and it began somewhere else.
 
-use outlast_core::time::Instant;
 use core::time::Duration;
+use outlast_core::time::Instant;
 
 /// True time of the simulation in nanoseconds.
 pub(crate) type Nanos = u64;

@@ -83,27 +83,43 @@ impl Plan {
         let (voters, faults) = match bug {
             Bug::VoteBeforeDisk => return Plan { bug: Some(bug), ..Plan::votes(seed) },
             Bug::NoQuorumGate | Bug::ReadWithoutRound => (3, cuts),
-            Bug::NoStickiness | Bug::LeaseFromAnswer => {
-                (3, Faults { late_ppm: 100_000, late: 200 * MILLI, ..cuts })
+            // Somebody who misses writes would be refused for that.
+            Bug::NoStickiness => {
+                return Plan {
+                    voters: 3,
+                    clients: 0,
+                    faults: cuts,
+                    bug: Some(bug),
+                    ..Plan::mixed(seed)
+                };
             }
+            Bug::LeaseFromAnswer => (3, Faults { late_ppm: 100_000, late: 200 * MILLI, ..cuts }),
             Bug::NoDriftMargin => (5, Faults { drift_ppm: 50_000, ..cuts }),
             Bug::AckBeforeDisk => {
                 let sync = (20 * MICRO, 30 * MILLI);
                 (3, Faults { sync, crash_ppm: 30_000, restart_ppm: 300_000, ..cuts })
             }
-            Bug::VoteForShorterLog | Bug::NoTermCheck => {
-                (3, Faults { late_ppm: 100_000, late: 500 * MILLI, ..cuts })
-            }
+            Bug::VoteForShorterLog => (3, cuts),
+            // Half of everything comes when others lead already.
+            Bug::NoTermCheck => (3, Faults { late_ppm: 500_000, late: 600 * MILLI, ..cuts }),
             Bug::CommitOldTerm => {
-                let delay = (20 * MICRO, 10 * MILLI);
-                let crashes = Faults { crash_ppm: 3_000, restart_ppm: 50_000, ..cuts };
-                (5, Faults { delay, heal_ppm: 10_000, ..crashes })
+                let crashes = Faults { crash_ppm: 4_000, restart_ppm: 100_000, ..cuts };
+                (5, Faults { late_ppm: 400_000, late: 300 * MILLI, ..crashes })
             }
             Bug::ChangeTooEarly => (4, Faults { change_ppm: 300_000, ..cuts }),
         };
         let spares = r.within(0..3);
         let append_bytes_max = 1;
-        Plan { voters, spares, append_bytes_max, faults, bug: Some(bug), ..Plan::mixed(seed) }
+        let storm = 1_500 * MILLI;
+        Plan {
+            voters,
+            spares,
+            append_bytes_max,
+            faults,
+            storm,
+            bug: Some(bug),
+            ..Plan::mixed(seed)
+        }
     }
 
     /// Elections without end: voters crash between a vote and its sync, and hear late of other candidates.
@@ -146,10 +162,13 @@ impl Plan {
     fn mixed(seed: u64) -> Plan {
         let mut random = Random::new(seed);
         let r = &mut random;
-        let some = |r: &mut Random, most: u64| if r.chance(500_000) { r.within(0..most) } else { 0 };
+        let some =
+            |r: &mut Random, most: u64| if r.chance(500_000) { r.within(0..most) } else { 0 };
         let fast = r.chance(400_000);
-        let delay = if fast { (10 * MICRO, 60 * MICRO) } else { (100 * MICRO, r.within(1..20) * MILLI) };
-        let sync = if fast { (10 * MICRO, 80 * MICRO) } else { (100 * MICRO, r.within(1..15) * MILLI) };
+        let delay =
+            if fast { (10 * MICRO, 60 * MICRO) } else { (100 * MICRO, r.within(1..20) * MILLI) };
+        let sync =
+            if fast { (10 * MICRO, 80 * MICRO) } else { (100 * MICRO, r.within(1..15) * MILLI) };
         let faults = Faults {
             loss_ppm: some(r, 200_000),
             twice_ppm: some(r, 100_000),

@@ -24,7 +24,11 @@ impl Random {
     }
 
     pub(crate) fn within(&mut self, range: Range<u64>) -> u64 {
-        if range.is_empty() { range.start } else { range.start + self.next() % (range.end - range.start) }
+        if range.is_empty() {
+            range.start
+        } else {
+            range.start + self.next() % (range.end - range.start)
+        }
     }
 
     pub(crate) fn index(&mut self, length: usize) -> usize {

@@ -547,11 +547,7 @@ impl World {
         let (index, term, members) = node.applied();
         let data = Arc::from(peer.machine.to_bytes());
         let mut out = Vec::new();
-        node.compact(
-            peer.clock.local(self.now),
-            Snapshot { index, term, members, data },
-            &mut out,
-        );
+        node.compact(peer.clock.local(self.now), Snapshot { index, term, members, data }, &mut out);
         let id = peer.id;
         self.outcome.snapshots += 1;
         self.say(|| format!("{id} takes a snapshot of {index}"));
@@ -564,8 +560,9 @@ impl World {
         if self.clients[client].busy {
             return Ok(());
         }
-        let alive: Vec<usize> =
-            (0..self.peers.len()).filter(|&at| !self.absent(at) && !self.peers[at].paused).collect();
+        let alive: Vec<usize> = (0..self.peers.len())
+            .filter(|&at| !self.absent(at) && !self.peers[at].paused)
+            .collect();
         let believed = self.clients[client].believes.map(|id| self.place(id));
         let at = believed.filter(|at| alive.contains(at)).or(self.random.pick(&alive).copied());
         let Some(at) = at else {
@@ -625,7 +622,8 @@ impl World {
 
     /// Something was applied where somebody waits for it.
     fn answer_write(&mut self, at: usize, position: Position) -> Result<(), String> {
-        let Some((wanted, client, operation)) = self.peers[at].writes.remove(&position.index) else {
+        let Some((wanted, client, operation)) = self.peers[at].writes.remove(&position.index)
+        else {
             return Ok(());
         };
         // Another leader's entry stands there: this one never took effect.

@@ -15,7 +15,10 @@ fn seeds(most: u64) -> std::ops::Range<u64> {
 }
 
 /// Runs plans on all cores; the first violation by seed, and the sums of what came to pass.
-fn storm(range: std::ops::Range<u64>, plan: impl Fn(u64) -> Plan + Sync) -> (Outcome, Option<Violation>) {
+fn storm(
+    range: std::ops::Range<u64>,
+    plan: impl Fn(u64) -> Plan + Sync,
+) -> (Outcome, Option<Violation>) {
     let next = AtomicU64::new(range.start);
     let found: Mutex<BTreeMap<u64, Violation>> = Mutex::default();
     let sum: Mutex<Outcome> = Mutex::default();
@@ -89,9 +92,13 @@ fn every_guard_that_is_taken_away_is_missed() {
             continue;
         }
         let begun = std::time::Instant::now();
-        let (sum, violation) = storm(0..2_000, |seed| Plan::aimed(seed, bug));
+        let (sum, violation) = storm(seeds(2_000), |seed| Plan::aimed(seed, bug));
         match violation {
-            Some(v) => println!("{bug:?}: {} ({:?})", v.to_string().lines().next().unwrap_or_default(), begun.elapsed()),
+            Some(v) => println!(
+                "{bug:?}: {} ({:?})",
+                v.to_string().lines().next().unwrap_or_default(),
+                begun.elapsed()
+            ),
             None if only.is_none() => println!("{bug:?} is not found in {sum:?}"),
             None => panic!("{bug:?} is not found in {sum:?}"),
         }

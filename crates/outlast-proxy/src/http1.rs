@@ -6,6 +6,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
@@ -15,9 +16,11 @@ use tokio::time::Instant;
 
 use crate::body::{Decoder, Framing};
 use crate::eject::Outcome;
+use crate::fence::Pass;
 use crate::head::{self, HashOn, Method, Refusal, Request, RequestRules};
 use crate::io::{Deadline, Io, Rest, with_scratch};
-use crate::live::{Flight, LiveService, World};
+use crate::live::{Flight, LiveBackend, LiveService, World};
+use crate::seats::Seat;
 use crate::stats::ErrorKind;
 use crate::table::Balance;
 use crate::{answers, http2, tcp, worker};
@@ -48,6 +51,17 @@ const ATTEMPTS_MAX: usize = 16;
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 256 << 10;
 
+/// How long a client that has ended its side is still taken to be there, waiting for an answer: clients that close
+/// and clients that only say that they send no more look the same.
+const HALF_CLOSED_MAX: Duration = Duration::from_secs(1);
+
+/// Bytes that are read ahead of their use, in order to see whether the client has gone.
+const AHEAD_MAX: usize = 16 << 10;
+
+/// When the process is to end, a connection that has been quiet for this long is closed: long enough for a client that
+/// asks again and again to be told with its next answer.
+const QUIET: Duration = Duration::from_millis(500);
+
 /// Heads larger than this give their memory back after use.
 const KEEP_CAPACITY: usize = 4096;
 
@@ -64,6 +78,9 @@ pub(crate) struct Conn {
     door: Door,
     service: Arc<LiveService>,
     world: Arc<World>,
+    /// When the client was seen to have ended its side.
+    ended: Option<Instant>,
+    _seat: Seat,
 }
 
 /// A request body on its way.
@@ -131,6 +148,8 @@ pub(crate) async fn serve_http1(io: Io, rest: Rest, door: Door) -> Option<Conn> 
         door,
         service,
         world,
+        ended: None,
+        _seat: Seat::take().await,
     };
     let mut last_end = Instant::now();
     loop {
@@ -228,14 +247,21 @@ impl Conn {
                             self.deadline.set_after(self.service.spec.timeouts.head);
                         }
                     }
-                    Poll::Pending if self.deadline.poll(cx).is_pending() => return Poll::Pending,
-                    Poll::Pending if begun => {
+                    Poll::Pending if self.over() => return Poll::Ready(Ok(Next::Gone)),
+                    Poll::Pending => {
+                        if !begun && worker::draining() {
+                            self.deadline
+                                .set((now + QUIET).min(now + self.service.spec.timeouts.idle));
+                        }
+                        ready!(self.deadline.poll(cx));
+                        if !begun {
+                            return Poll::Ready(Ok(Next::Gone));
+                        }
                         return Poll::Ready(Err(Refusal {
                             status: 408,
                             reason: "request head took too long",
                         }));
                     }
-                    Poll::Pending => return Poll::Ready(Ok(Next::Gone)),
                 }
             }
         });
@@ -278,8 +304,13 @@ impl Conn {
             bytes: 0,
             owes_continue: self.request.expects_continue,
         };
-        let Some(mut flight) = Flight::board(&service).await else {
-            return self.answer_own(begun, last_end, ErrorKind::Limit).await;
+        let mut flight = match self.board(&service).await {
+            Ok(Some(flight)) => flight,
+            Ok(None) => return self.answer_own(begun, last_end, ErrorKind::Limit).await,
+            Err(Gone) => {
+                service.state.own.failed(ErrorKind::ClientGone);
+                return false;
+            }
         };
         service.state.budget.deposit(service.spec.retry.budget);
         let key = match service.spec.balance {
@@ -339,20 +370,26 @@ impl Conn {
                 }
                 Try::Broken(kind) => {
                     counters.failed(kind);
-                    service.observe(&self.world, i, Outcome::Failure);
+                    if kind != ErrorKind::CutOff {
+                        service.observe(&self.world, i, Outcome::Failure);
+                    }
                     return false;
                 }
                 Try::Spared => {
                     counters.failed(ErrorKind::Status5xx);
                     service.observe(&self.world, i, Outcome::Status5xx);
                     service.state.retries.fetch_add(1, Relaxed);
-                    self.back_off(&service, tried.count).await;
+                    flight.leaves_backend();
+                    if self.back_off(&service, tried.count).await.is_err() {
+                        service.state.own.failed(ErrorKind::ClientGone);
+                        return false;
+                    }
                     continue;
                 }
                 Try::Failed { kind, clean } => (kind, clean),
             };
             counters.failed(kind);
-            if kind != ErrorKind::Limit {
+            if !matches!(kind, ErrorKind::Limit | ErrorKind::CutOff) {
                 service.observe(&self.world, i, Outcome::Failure);
             }
             last = kind;
@@ -365,7 +402,10 @@ impl Conn {
                 break;
             }
             service.state.retries.fetch_add(1, Relaxed);
-            self.back_off(&service, tried.count).await;
+            if self.back_off(&service, tried.count).await.is_err() {
+                service.state.own.failed(ErrorKind::ClientGone);
+                return false;
+            }
         }
         drop(flight);
         self.answer_own(begun, last_end, last).await
@@ -382,6 +422,8 @@ impl Conn {
         let wanted = match kind {
             ErrorKind::Connect => retry.on_connect,
             ErrorKind::Reset | ErrorKind::BadAnswer => retry.on_reset,
+            // To the client, a side that lost its role is one that broke off.
+            ErrorKind::CutOff => retry.on_reset && !self.over(),
             ErrorKind::Timeout => retry.on_timeout,
             ErrorKind::Status5xx => retry.on_5xx,
             ErrorKind::NoBackend
@@ -399,11 +441,66 @@ impl Conn {
     }
 
     /// The first retry goes at once; later ones wait, doubling, with jitter.
-    async fn back_off(&self, service: &LiveService, tries: usize) {
-        let Some(doublings) = tries.checked_sub(2) else { return };
+    async fn back_off(&mut self, service: &LiveService, tries: usize) -> Result<(), Gone> {
+        let Some(doublings) = tries.checked_sub(2) else { return Ok(()) };
         let longest = service.spec.retry.backoff.saturating_mul(1 << doublings.min(10));
         let share = u32::try_from(worker::random() % 1000).expect("below 1000");
-        tokio::time::sleep(longest / 2 + longest / 2000 * share).await;
+        self.unless_gone(tokio::time::sleep(longest / 2 + longest / 2000 * share)).await
+    }
+
+    /// Takes a place among the service's requests. A queue is for clients that wait: whoever has ended its side is taken
+    /// to be gone.
+    async fn board(&mut self, service: &LiveService) -> Result<Option<Flight>, Gone> {
+        let mut boarding = pin!(Flight::board(service));
+        poll_fn(|cx| {
+            if let Poll::Ready(flight) = boarding.as_mut().poll(cx) {
+                return Poll::Ready(Ok(flight));
+            }
+            match self.poll_gone(cx) {
+                Poll::Pending if self.ended.is_none() => Poll::Pending,
+                Poll::Pending | Poll::Ready(Gone) => Poll::Ready(Err(Gone)),
+            }
+        })
+        .await
+    }
+
+    /// Waits for something on behalf of a client, for as long as that is there.
+    async fn unless_gone<F: Future>(&mut self, work: F) -> Result<F::Output, Gone> {
+        let mut work = pin!(work);
+        poll_fn(|cx| match work.as_mut().poll(cx) {
+            Poll::Ready(done) => Poll::Ready(Ok(done)),
+            Poll::Pending => self.poll_gone(cx).map(Err),
+        })
+        .await
+    }
+
+    /// Ready once the client has certainly gone. One that has only ended its side is noted down in `ended`.
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Gone> {
+        while self.ended.is_none() {
+            let room = AHEAD_MAX.saturating_sub(self.rest.as_slice().len());
+            if room == 0 {
+                return Poll::Pending;
+            }
+            let read = with_scratch(|scratch| {
+                let read = self.io.poll_read(cx, &mut scratch[..room]);
+                if let Poll::Ready(Ok(count)) = read {
+                    self.rest.push(&scratch[..count]);
+                }
+                read
+            });
+            match ready!(read) {
+                Ok(0) if matches!(self.io, Io::Memory(_)) => return Poll::Ready(Gone),
+                Ok(0) => self.ended = Some(Instant::now()),
+                Ok(_read_ahead) => {}
+                Err(_reset) => return Poll::Ready(Gone),
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Whether the time for draining is over.
+    fn over(&self) -> bool {
+        self.service.state.over.load(Relaxed)
     }
 
     /// One try at one backend, on a pooled connection if there is one.
@@ -413,9 +510,11 @@ impl Conn {
         let age = if idempotent { service.spec.timeouts.backend_idle } else { UNSAFE_REUSE_MAX };
         // A PROXY header speaks for one client: connections that carry one are not shared.
         let alone = self.request.upgrade || service.spec.send_proxy.is_some();
+        // Taken before a connection is, so that a fence in between is not missed.
+        let passes = Passes::of(backend);
         let pooled = if alone { None } else { worker::take_idle(backend.state.id, age) };
         if let Some(io) = pooled {
-            let end = self.run(service, i, tried, io).await;
+            let end = self.run(service, i, tried, io, passes).await;
             // The backend closed it while it was idle: once more, on a new connection, without blame.
             let stale = matches!(end, Try::Failed { kind: ErrorKind::Reset, clean }
                 if clean || (idempotent && self.body_intact()));
@@ -423,17 +522,38 @@ impl Conn {
                 return end;
             }
         }
-        match worker::connect(service, backend, self.door.client, self.door.local).await {
-            Ok(io) => self.run(service, i, tried, io).await,
-            Err(error) => {
-                let ours = is_our_own_lack(&error);
-                let kind = if ours { ErrorKind::Limit } else { ErrorKind::Connect };
-                Try::Failed { kind, clean: !self.body.touched }
-            }
+        let connecting = worker::connect(service, backend, self.door.client, self.door.local);
+        let connecting = async {
+            let mut connecting = pin!(connecting);
+            poll_fn(|cx| {
+                if passes.stop(backend) || service.state.over.load(Relaxed) {
+                    return Poll::Ready(None);
+                }
+                connecting.as_mut().poll(cx).map(Some)
+            })
+            .await
+        };
+        match self.unless_gone(connecting).await {
+            Ok(Some(Ok(io))) => self.run(service, i, tried, io, passes).await,
+            Ok(Some(Err(error))) if is_our_own_lack(&error) => self.not_sent(ErrorKind::Limit),
+            Ok(Some(Err(_refused))) => self.not_sent(ErrorKind::Connect),
+            Ok(None) => self.not_sent(ErrorKind::CutOff),
+            Err(Gone) => Try::ClientGone,
         }
     }
 
-    async fn run(&mut self, service: &Arc<LiveService>, i: usize, tried: &Tried, up: Io) -> Try {
+    fn not_sent(&self, kind: ErrorKind) -> Try {
+        Try::Failed { kind, clean: !self.body.touched }
+    }
+
+    async fn run(
+        &mut self,
+        service: &Arc<LiveService>,
+        i: usize,
+        tried: &Tried,
+        up: Io,
+        passes: Passes,
+    ) -> Try {
         let retry = &service.spec.retry;
         let spare_5xx = retry.on_5xx
             && self.request.method().idempotent()
@@ -447,6 +567,7 @@ impl Conn {
             i,
             tried,
             spare_5xx,
+            passes,
             up,
             up_rest: Rest::default(),
             wire_sent: 0,
@@ -538,6 +659,27 @@ impl Conn {
     }
 }
 
+/// The client has gone.
+struct Gone;
+
+/// What a try was let in with at its backend, as a request and for the tunnel that it may become.
+#[derive(Clone, Copy, Debug)]
+struct Passes {
+    request: Pass,
+    tunnel: Pass,
+}
+
+impl Passes {
+    fn of(backend: &LiveBackend) -> Passes {
+        Passes { request: backend.state.requests.pass(), tunnel: backend.state.tunnels.pass() }
+    }
+
+    /// Whether the backend has lost its role since.
+    fn stop(self, backend: &LiveBackend) -> bool {
+        worker::stops(&backend.state.requests, self.request)
+    }
+}
+
 /// A read's count; an error counts as the end. `None`: not ready.
 fn poll_some(poll: Poll<io::Result<usize>>) -> Option<usize> {
     match poll {
@@ -624,6 +766,7 @@ struct Run<'a> {
     i: usize,
     tried: &'a Tried,
     spare_5xx: bool,
+    passes: Passes,
     up: Io,
     up_rest: Rest,
     wire_sent: usize,
@@ -662,6 +805,9 @@ enum End {
 
 impl Run<'_> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        if self.passes.stop(&self.service.backends[self.i]) || self.conn.over() {
+            return Poll::Ready(End::Failed(ErrorKind::CutOff));
+        }
         if matches!(self.sent, Sent::No | Sent::Some) {
             match self.poll_send(cx) {
                 Poll::Ready(Ok(())) => self.sent = Sent::All,
@@ -685,6 +831,12 @@ impl Run<'_> {
             && let Poll::Ready(end) = self.poll_deliver(cx)
         {
             return Poll::Ready(end);
+        }
+        // While the body is still being read, its end is where a client is missed.
+        if matches!(self.sent, Sent::All | Sent::Refused)
+            && let Poll::Ready(Gone) = self.conn.poll_gone(cx)
+        {
+            return Poll::Ready(End::ClientGone);
         }
         self.poll_patience(cx)
     }
@@ -947,6 +1099,9 @@ impl Run<'_> {
                 self.conn.deadline.set((now + LOOK_EVERY).min(self.waiting_since + period));
                 continue;
             }
+            if self.conn.ended.is_some_and(|at| HALF_CLOSED_MAX <= now - at) {
+                return Poll::Ready(End::ClientGone);
+            }
             if spec.retry.try_timeout <= now - self.waiting_since {
                 return Poll::Ready(End::Failed(ErrorKind::Timeout));
             }
@@ -996,15 +1151,16 @@ impl Run<'_> {
         let shared = self.service.spec.send_proxy.is_none();
         match (end, self.answer) {
             (End::Done, Some(answer)) if answer.upgraded => {
-                let backend = &self.service.backends[self.i].state;
+                let backend = &self.service.backends[self.i];
                 // Counted now: a tunnel may last for days.
-                backend.counters.tunnels.fetch_add(1, Relaxed);
+                backend.state.counters.tunnels.fetch_add(1, Relaxed);
                 self.service.observe(&self.conn.world, self.i, Outcome::Good);
                 let client =
                     std::mem::replace(&mut self.conn.io, Io::Memory(tokio::io::duplex(1).0));
                 let rest = std::mem::take(&mut self.conn.rest);
                 let idle = self.service.spec.timeouts.tunnel;
-                tcp::tunnel(client, rest, self.up, self.up_rest, idle, backend).await;
+                let cut = tcp::Cut::of(backend, &self.service.state, self.passes.tunnel);
+                tcp::run(client, rest, self.up, self.up_rest, idle, cut).await;
                 Try::Tunnelled
             }
             (End::Done, Some(answer)) => {

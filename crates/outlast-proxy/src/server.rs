@@ -14,11 +14,12 @@ use tokio::sync::{mpsc, watch};
 use crate::http1::{self, Door};
 use crate::io::{Io, Rest};
 use crate::live::{Counted, Live, Notice, World};
-use crate::proxy_protocol;
+use crate::settle::Applying;
 use crate::stats::Stats;
-use crate::table::{Protocol, Table};
+use crate::table::{BackendState, Protocol, Table};
 use crate::worker::{self, Worker};
 use crate::{http2, tcp};
+use crate::{proxy_protocol, seats};
 
 /// Notices that may wait for the agent.
 const NOTICES_MAX: usize = 1024;
@@ -29,6 +30,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// What every worker follows.
 #[derive(Clone, Debug)]
 struct Orders {
+    /// Counts up with each change.
+    number: u64,
     live: Arc<Live>,
     sockets: BTreeMap<SocketAddr, Arc<std::net::TcpListener>>,
     draining: bool,
@@ -58,11 +61,13 @@ impl Proxy {
         roots: rustls::RootCertStore,
     ) -> io::Result<(Proxy, mpsc::Receiver<Notice>)> {
         let (notices, inbox) = mpsc::channel(NOTICES_MAX);
-        let world = Arc::new(World::new(notices));
-        let orders = Orders { live: Arc::default(), sockets: BTreeMap::new(), draining: false };
+        let count = threads.max(1);
+        let world = Arc::new(World::new(notices, count));
+        let orders =
+            Orders { number: 0, live: Arc::default(), sockets: BTreeMap::new(), draining: false };
         let (orders, _) = watch::channel(orders);
         let tls = crate::tls::client_config(roots);
-        let threads = (0..threads.max(1))
+        let threads = (0..count)
             .map(|n| {
                 let (world, orders, tls) = (world.clone(), orders.subscribe(), tls.clone());
                 std::thread::Builder::new()
@@ -73,12 +78,13 @@ impl Proxy {
         Ok((Proxy { world, orders, threads }, inbox))
     }
 
-    /// Puts a table in force. `sockets` are listening sockets that it needs beyond those already held.
+    /// Puts a table in force; the answer can be waited for until every worker uses it and fenced work has ended. `sockets`
+    /// are listening sockets that it needs beyond those already held.
     pub fn apply(
         &self,
         table: Table,
         sockets: BTreeMap<SocketAddr, std::net::TcpListener>,
-    ) -> Result<(), Refused> {
+    ) -> Result<Applying, Refused> {
         let before = self.orders.borrow().clone();
         let mut held = before.sockets;
         for (address, socket) in sockets {
@@ -94,12 +100,20 @@ impl Proxy {
         let live = self.world.compile(table, &before.live).map_err(Refused::Tls)?;
         let wanted = live.listeners();
         held.retain(|address, _| wanted.contains_key(address));
+        let backends = live.services.values().flat_map(|service| &service.backends);
+        let fenced = backends
+            .filter(|b| b.spec.state == BackendState::Passive)
+            .map(|b| b.state.clone())
+            .collect();
         let live = Arc::new(live);
+        let mut number = 0;
         self.orders.send_modify(|orders| {
+            orders.number += 1;
             orders.live = live;
             orders.sockets = held;
+            number = orders.number;
         });
-        Ok(())
+        Ok(Applying { ledger: self.world.ledger.clone(), orders: number, fenced })
     }
 
     /// The table in force.
@@ -116,9 +130,11 @@ impl Proxy {
         self.orders.borrow().live.stats(&self.world)
     }
 
-    /// Stops accepting; every answer from now on closes its connection.
+    /// Stops accepting, closes what is idle; every answer from now on closes its connection. What a service still has open
+    /// after its own time for draining is cut off.
     pub fn drain(&self) {
         self.orders.send_modify(|orders| {
+            orders.number += 1;
             orders.draining = true;
             orders.sockets = BTreeMap::new();
         });
@@ -155,21 +171,29 @@ fn work(
     Worker::install(world, crate::balance::mix(seed), tls);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     match runtime {
-        Ok(runtime) => runtime.block_on(follow(orders)),
+        Ok(runtime) => runtime.block_on(follow(n, orders)),
         Err(error) => tracing::error!(%error, "start a worker's runtime"),
     }
 }
 
 /// Follows the orders until the sender is gone.
-async fn follow(mut orders: watch::Receiver<Orders>) {
+async fn follow(n: usize, mut orders: watch::Receiver<Orders>) {
     let mut doors: BTreeMap<SocketAddr, OpenDoor> = BTreeMap::new();
     let mut tidy = tokio::time::interval(Duration::from_secs(1));
     loop {
         let now = orders.borrow_and_update().clone();
-        worker::with(|w| {
+        let (fenced, draining) = worker::with(|w| {
+            let fenced = w.live.fences != now.live.fences;
+            let draining = now.draining && w.draining_since.is_none();
             w.live = now.live.clone();
-            w.draining = now.draining;
+            if draining {
+                w.draining_since = Some(Instant::now());
+            }
+            (fenced, draining)
         });
+        if fenced || draining {
+            seats::wake_all();
+        }
         let listeners = now.live.listeners();
         doors.retain(|address, door| {
             let keep = now.sockets.get(address).is_some_and(|s| Arc::ptr_eq(s, &door.socket))
@@ -190,15 +214,29 @@ async fn follow(mut orders: watch::Receiver<Orders>) {
                 }
             }
         }
+        worker::with(|w| w.world.ledger.clone()).saw(n, now.number);
         loop {
+            let over = worker::with(|w| w.next_over());
             tokio::select! {
                 changed = orders.changed() => match changed {
                     Ok(()) => break,
                     Err(_sender_gone) => return,
                 },
                 _tick = tidy.tick() => worker::with(|w| w.tidy(Instant::now())),
+                () = at(over) => {
+                    worker::with(|w| w.end_services(Instant::now()));
+                    seats::wake_all();
+                }
             }
         }
+    }
+}
+
+/// Waits for a moment that may never come.
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
     }
 }
 

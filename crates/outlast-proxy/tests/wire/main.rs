@@ -6,6 +6,7 @@
 #![expect(clippy::cast_possible_truncation, reason = "patterns of bytes made from counters")]
 
 mod drain;
+mod fence;
 mod h2;
 mod harness;
 mod http;

@@ -3,6 +3,7 @@
 //! Framing, flow control and HPACK are hyper's. Retries, limits and ejection live in one place only, `http1`.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -17,6 +18,7 @@ use hyper::body::Incoming;
 
 use crate::http1::{self, Door};
 use crate::io::{Io, Rest};
+use crate::seats::Seat;
 use crate::{answers, worker};
 
 /// Bytes that wait between a stream and its translation, each way.
@@ -51,11 +53,25 @@ pub(crate) async fn serve(io: Io, rest: Rest, door: Door) {
     });
     let mut conn = pin!(builder.serve_connection(Wire { io, rest }, answer));
     let mut look = tokio::time::interval(Duration::from_millis(500));
-    let mut leaving = false;
+    let mut leaving: Option<Instant> = None;
+    // Wakes this task when draining begins, and when the time for it is over.
+    let _seat = Seat::take().await;
+    let over = || service.state.over.load(Relaxed);
     loop {
+        let told = poll_fn(|_cx| match (worker::draining() && leaving.is_none()) || over() {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        });
         tokio::select! {
             // A client's broken connection is its own affair.
             _ended = conn.as_mut() => return,
+            () = told => {
+                if over() {
+                    return;
+                }
+                leaving = Some(Instant::now());
+                conn.as_mut().graceful_shutdown();
+            }
             _tick = look.tick() => {
                 let quiet = activity.quiet(begun);
                 // No stream ever, or none for long: a client that only answers pings holds a place for nothing.
@@ -63,9 +79,13 @@ pub(crate) async fn serve(io: Io, rest: Rest, door: Door) {
                 if quiet.is_some_and(|quiet| limit + GOODBYE <= quiet) {
                     return;
                 }
-                let leave = worker::draining() || quiet.is_some_and(|quiet| limit <= quiet);
-                if leave && !leaving {
-                    leaving = true;
+                // Quiet and told to go, it stays all the same. What it was sent last may still be on its way for a while.
+                let stays = |at: Instant| LEAVE_MAX <= at.elapsed();
+                if leaving.is_some_and(stays) && quiet.is_some_and(|quiet| LEAVE_MAX <= quiet) {
+                    return;
+                }
+                if quiet.is_some_and(|quiet| limit <= quiet) && leaving.is_none() {
+                    leaving = Some(Instant::now());
                     conn.as_mut().graceful_shutdown();
                 }
             }
@@ -75,6 +95,9 @@ pub(crate) async fn serve(io: Io, rest: Rest, door: Door) {
 
 /// How long a client that is told to go may take.
 const GOODBYE: Duration = Duration::from_secs(2);
+
+/// How long a client that does not answer may stay when the process is to end.
+const LEAVE_MAX: Duration = Duration::from_secs(5);
 
 /// What happens on a connection.
 #[derive(Debug, Default)]
@@ -124,17 +147,27 @@ async fn translate(request: Request<Incoming>, door: Door, stream: Stream) -> Re
     let handshake = hyper::client::conn::http1::Builder::new()
         .handshake(Wire { io: Io::Memory(near), rest: Rest::default() });
     let Ok((mut sender, conn)) = handshake.await else { return refusal(502) };
-    // Ends with the response body that it drives.
-    drop(tokio::task::spawn(conn));
+    let carrier = Carrier(tokio::task::spawn(conn));
     let Some(request) = to_http1(request) else { return refusal(400) };
     match sender.send_request(request).await {
         Ok(response) => {
             let (mut parts, body) = response.into_parts();
             parts.version = Version::HTTP_2;
             strip(&mut parts.headers);
-            Response::from_parts(parts, Body::Streamed { body, _sender: sender, _stream: stream })
+            let body = Body::Streamed { body, _carrier: carrier, _sender: sender, _stream: stream };
+            Response::from_parts(parts, body)
         }
         Err(_broken) => refusal(502),
+    }
+}
+
+/// Carries a stream's bytes to its translation. Dropped with the stream, by a reset too; then the other side sees its client go.
+#[derive(Debug)]
+struct Carrier(tokio::task::JoinHandle<hyper::Result<()>>);
+
+impl Drop for Carrier {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
@@ -185,6 +218,7 @@ enum Body {
     Empty,
     Streamed {
         body: Incoming,
+        _carrier: Carrier,
         _sender: hyper::client::conn::http1::SendRequest<Incoming>,
         _stream: Stream,
     },

@@ -67,7 +67,7 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Tasks {
 }
 
 /// A request body that is said piece by piece, while the answer comes.
-struct Script(mpsc::Receiver<Frame<Bytes>>);
+pub(crate) struct Script(mpsc::Receiver<Frame<Bytes>>);
 
 impl http_body::Body for Script {
     type Data = Bytes;
@@ -85,10 +85,10 @@ impl http_body::Body for Script {
     }
 }
 
-type Sender = SendRequest<Script>;
+pub(crate) type Sender = SendRequest<Script>;
 
 /// Runs an HTTP/2 client, within the limit.
-fn run<T>(body: impl Future<Output = T>) -> T {
+pub(crate) fn run<T>(body: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async { tokio::time::timeout(LIMIT, body).await.expect("in time") })
 }
@@ -99,18 +99,28 @@ async fn over<T: AsyncRead + AsyncWrite + Send + Unpin + 'static>(io: T) -> Send
     sender
 }
 
+/// Opens with HTTP/2 and no TLS; tells how the connection ended.
+pub(crate) async fn known_to_end(
+    to: SocketAddr,
+) -> (Sender, tokio::task::JoinHandle<hyper::Result<()>>) {
+    let stream = tokio::net::TcpStream::connect(to).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    let (sender, conn) = hyper::client::conn::http2::handshake(Tasks, Io(stream)).await.unwrap();
+    (sender, tokio::spawn(conn))
+}
+
 /// Opens with HTTP/2 and no TLS.
-async fn known(to: SocketAddr) -> Sender {
+pub(crate) async fn known(to: SocketAddr) -> Sender {
     let stream = tokio::net::TcpStream::connect(to).await.unwrap();
     stream.set_nodelay(true).unwrap();
     over(stream).await
 }
 
-fn request(method: &str, path: &str) -> http::request::Builder {
+pub(crate) fn request(method: &str, path: &str) -> http::request::Builder {
     Request::builder().method(method).uri(format!("http://shop{path}"))
 }
 
-fn nothing() -> Script {
+pub(crate) fn nothing() -> Script {
     Script(mpsc::channel(1).1)
 }
 
@@ -119,7 +129,7 @@ fn pieces() -> (mpsc::Sender<Frame<Bytes>>, Script) {
     (tell, Script(hear))
 }
 
-async fn text(response: Response<Incoming>) -> String {
+pub(crate) async fn text(response: Response<Incoming>) -> String {
     String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
 }
 

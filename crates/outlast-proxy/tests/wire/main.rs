@@ -7,6 +7,7 @@
 
 mod drain;
 mod fence;
+mod gone;
 mod h2;
 mod harness;
 mod http;

@@ -401,7 +401,7 @@ fn host_is_sane(host: &[u8]) -> bool {
         && host.iter().all(|&b| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=:[]".contains(&b))
 }
 
-/// Whether a request header is passed on: not of this hop, and not written anew by us.
+/// Whether a request header is passed on: not of this hop, not written anew by us, and not to be mistaken for such a one.
 fn passes(name: &str, notes: &Notes<'_>, rules: &RequestRules<'_>) -> bool {
     let ours = match name.len() {
         2 => name.eq_ignore_ascii_case("te"),
@@ -427,7 +427,8 @@ fn passes(name: &str, notes: &Notes<'_>, rules: &RequestRules<'_>) -> bool {
         }
         _ => false,
     };
-    !ours && !named(&notes.connection, name)
+    // CGI, WSGI and the like make `-` and `_` the same: `X_Forwarded_For` would be taken for the header that we write.
+    !ours && !name.contains('_') && !named(&notes.connection, name)
 }
 
 /// Whether a client's own header of this family is dropped: we write it, or nobody vouches for it.

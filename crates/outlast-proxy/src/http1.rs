@@ -60,7 +60,7 @@ const AHEAD_MAX: usize = 16 << 10;
 
 /// When the process is to end, a connection that has been quiet for this long is closed: long enough for a client that
 /// asks again and again to be told with its next answer.
-const QUIET: Duration = Duration::from_millis(500);
+pub(crate) const QUIET: Duration = Duration::from_millis(500);
 
 /// Heads larger than this give their memory back after use.
 const KEEP_CAPACITY: usize = 4096;

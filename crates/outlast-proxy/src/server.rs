@@ -4,22 +4,28 @@
 //! takes a lock to serve a request.
 
 use std::collections::BTreeMap;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
 
+use tokio::io::ReadBuf;
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 
-use crate::http1::{self, Door};
-use crate::io::{Io, Rest};
+use crate::http1::{self, Door, QUIET};
+use crate::io::{Io, Rest, with_scratch};
 use crate::live::{Counted, Live, Notice, World};
+use crate::proxy_protocol::{self, HEADER_MAX};
+use crate::seats::{self, Seat};
 use crate::settle::Applying;
 use crate::stats::Stats;
 use crate::table::{BackendState, Protocol, Table};
 use crate::worker::{self, Worker};
 use crate::{http2, tcp};
-use crate::{proxy_protocol, seats};
 
 /// Notices that may wait for the agent.
 const NOTICES_MAX: usize = 1024;
@@ -275,12 +281,7 @@ fn open(socket: &std::net::TcpListener, service: &str) -> io::Result<tokio::task
 }
 
 /// Learns who the client is and what it speaks, and serves it.
-async fn greet(
-    stream: tokio::net::TcpStream,
-    client: SocketAddr,
-    name: String,
-    _accepted: Counted,
-) {
+async fn greet(stream: TcpStream, client: SocketAddr, name: String, _accepted: Counted) {
     let Some(service) = worker::service(&name) else { return };
     // Whatever it will speak, it counts from now on.
     let Some(_guest) = worker::Guest::admit(service.clone()) else {
@@ -291,6 +292,10 @@ async fn greet(
     let mut door = Door { service: name, client, local, tls: service.tls.is_some() };
     let spec = &service.spec;
     let hello = async {
+        let first_words = spec.accept_proxy || service.tls.is_some();
+        if first_words && !speaks(&stream).await {
+            return None;
+        }
         if spec.accept_proxy && spec.trusts(client.ip()) {
             let header = read_proxy_header(&stream).await?;
             if let Some((client, local)) = header {
@@ -313,24 +318,50 @@ async fn greet(
     }
 }
 
-/// How long an incomplete PROXY header waits before it is looked at again.
-const HEADER_PAUSE: Duration = Duration::from_millis(5);
+/// Whether a client says anything at all; one that does not is not waited for once the process is to end.
+async fn speaks(stream: &TcpStream) -> bool {
+    let _seat = Seat::take().await;
+    // Not `readable`, which is true of every new connection until somebody has looked.
+    let speaking = async { stream.peek(&mut [0]).await.is_ok_and(|count| count > 0) };
+    let mut speaking = pin!(speaking);
+    let told = poll_fn(|_cx| if worker::draining() { Poll::Ready(()) } else { Poll::Pending });
+    tokio::select! {
+        biased;
+        speaks = speaking.as_mut() => speaks,
+        () = told => tokio::time::timeout(QUIET, speaking).await.unwrap_or(false),
+    }
+}
 
 /// Reads a PROXY header and not a byte that comes after it: TLS may begin there.
-async fn read_proxy_header(
-    stream: &tokio::net::TcpStream,
-) -> Option<Option<(SocketAddr, SocketAddr)>> {
-    let mut bytes = [0; 4096];
-    loop {
-        let count = stream.peek(&mut bytes).await.ok()?;
-        match proxy_protocol::read(&bytes[..count]) {
-            Ok(Some(header)) => {
-                stream.readable().await.ok()?;
-                let taken = stream.try_read(&mut bytes[..header.length]).ok()?;
-                return (taken == header.length).then_some(header.addresses);
+async fn read_proxy_header(stream: &TcpStream) -> Option<Option<(SocketAddr, SocketAddr)>> {
+    // An incomplete header is taken out of the socket, so that the next wait is for what is still missing.
+    let mut begun = Vec::new();
+    poll_fn(|cx| {
+        loop {
+            let read = with_scratch(|scratch| {
+                scratch[..begun.len()].copy_from_slice(&begun);
+                let mut fresh = ReadBuf::new(&mut scratch[begun.len()..HEADER_MAX]);
+                let Ok(count) = ready!(stream.poll_peek(cx, &mut fresh)) else {
+                    return Poll::Ready(None);
+                };
+                let seen = begun.len() + count;
+                let header = match proxy_protocol::read(&scratch[..seen]) {
+                    Ok(header) if count > 0 => header,
+                    Ok(_) | Err(_) => return Poll::Ready(None),
+                };
+                // All that there is of an incomplete header belongs to it.
+                let taken = header.map_or(seen, |header| header.length) - begun.len();
+                begun.extend_from_slice(&scratch[begun.len()..][..taken]);
+                let got = stream.try_read(&mut scratch[..taken]);
+                let whole = got.is_ok_and(|count| count == taken);
+                Poll::Ready(whole.then(|| header.map(|header| header.addresses)))
+            });
+            match ready!(read) {
+                None => return Poll::Ready(None),
+                Some(Some(addresses)) => return Poll::Ready(Some(addresses)),
+                Some(None) => {}
             }
-            Ok(None) if count > 0 => tokio::time::sleep(HEADER_PAUSE).await,
-            Ok(None) | Err(_) => return None,
         }
-    }
+    })
+    .await
 }

@@ -11,6 +11,7 @@ mod gone;
 mod h2;
 mod harness;
 mod http;
+mod lack;
 mod malformed;
 mod retry;
 mod tcp;

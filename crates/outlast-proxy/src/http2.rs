@@ -15,7 +15,9 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response, Uri, Version, header};
 use http_body::Frame;
 use hyper::body::Incoming;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::for_hyper::{HyperIo, Tasks, Timer};
 use crate::http1::{self, Door};
 use crate::io::{Io, Rest};
 use crate::seats::Seat;
@@ -51,7 +53,7 @@ pub(crate) async fn serve(io: Io, rest: Rest, door: Door) {
         let (door, stream) = (stream_door.clone(), Stream::open(&streams));
         async move { Ok::<_, Infallible>(translate(request, door, stream).await) }
     });
-    let mut conn = pin!(builder.serve_connection(Wire { io, rest }, answer));
+    let mut conn = pin!(builder.serve_connection(HyperIo::new(Wire { io, rest }), answer));
     let mut look = tokio::time::interval(Duration::from_millis(500));
     let mut leaving: Option<Instant> = None;
     // Wakes this task when draining begins, and when the time for it is over.
@@ -144,30 +146,20 @@ async fn translate(request: Request<Incoming>, door: Door, stream: Stream) -> Re
     drop(tokio::task::spawn(async move {
         drop(http1::serve_http1(Io::Memory(far), Rest::default(), door).await);
     }));
-    let handshake = hyper::client::conn::http1::Builder::new()
-        .handshake(Wire { io: Io::Memory(near), rest: Rest::default() });
+    let handshake = hyper::client::conn::http1::Builder::new().handshake(HyperIo::new(near));
     let Ok((mut sender, conn)) = handshake.await else { return refusal(502) };
-    let carrier = Carrier(tokio::task::spawn(conn));
+    // Ends with the response body that it drives.
+    drop(tokio::task::spawn(conn));
     let Some(request) = to_http1(request) else { return refusal(400) };
     match sender.send_request(request).await {
         Ok(response) => {
             let (mut parts, body) = response.into_parts();
             parts.version = Version::HTTP_2;
             strip(&mut parts.headers);
-            let body = Body::Streamed { body, _carrier: carrier, _sender: sender, _stream: stream };
+            let body = Body::Streamed { body, _sender: sender, _stream: stream };
             Response::from_parts(parts, body)
         }
         Err(_broken) => refusal(502),
-    }
-}
-
-/// Carries a stream's bytes to its translation. Dropped with the stream, by a reset too; then the other side sees its client go.
-#[derive(Debug)]
-struct Carrier(tokio::task::JoinHandle<hyper::Result<()>>);
-
-impl Drop for Carrier {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 
@@ -218,7 +210,6 @@ enum Body {
     Empty,
     Streamed {
         body: Incoming,
-        _carrier: Carrier,
         _sender: hyper::client::conn::http1::SendRequest<Incoming>,
         _stream: Stream,
     },
@@ -253,66 +244,23 @@ impl http_body::Body for Body {
     }
 }
 
-/// Starts hyper's tasks on this thread.
-#[derive(Clone, Copy, Debug)]
-struct Tasks;
-
-impl<F> hyper::rt::Executor<F> for Tasks
-where
-    F: Future + Send + 'static,
-    F::Output: Send + 'static,
-{
-    fn execute(&self, task: F) {
-        // Hyper's tasks end with their connection, which is counted.
-        drop(tokio::task::spawn(task));
-    }
-}
-
-/// Tokio's timer for hyper.
-#[derive(Clone, Copy, Debug)]
-struct Timer;
-
-#[derive(Debug)]
-struct Sleep(Pin<Box<tokio::time::Sleep>>);
-
-impl Future for Sleep {
-    type Output = ();
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        self.0.as_mut().poll(cx)
-    }
-}
-
-impl hyper::rt::Sleep for Sleep {}
-
-impl hyper::rt::Timer for Timer {
-    fn sleep(&self, duration: Duration) -> Pin<Box<dyn hyper::rt::Sleep>> {
-        Box::pin(Sleep(Box::pin(tokio::time::sleep(duration))))
-    }
-
-    fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn hyper::rt::Sleep>> {
-        Box::pin(Sleep(Box::pin(tokio::time::sleep_until(deadline.into()))))
-    }
-}
-
-/// A connection as hyper wants it, with what was read of it before.
+/// A connection with what was read of it before.
 #[derive(Debug)]
 struct Wire {
     io: Io,
     rest: Rest,
 }
 
-impl hyper::rt::Read for Wire {
+impl AsyncRead for Wire {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        mut buf: hyper::rt::ReadBufCursor<'_>,
+        buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.rest.is_empty() {
-            let mut chunk = [0; 8192];
-            let space = buf.remaining().min(chunk.len());
-            let count = ready!(this.io.poll_read(cx, &mut chunk[..space]))?;
-            buf.put_slice(&chunk[..count]);
+            let count = ready!(this.io.poll_read(cx, buf.initialize_unfilled()))?;
+            buf.advance(count);
         } else {
             let bytes = this.rest.as_slice();
             let count = bytes.len().min(buf.remaining());
@@ -323,7 +271,7 @@ impl hyper::rt::Read for Wire {
     }
 }
 
-impl hyper::rt::Write for Wire {
+impl AsyncWrite for Wire {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -10,6 +10,7 @@ pub mod body;
 pub mod budget;
 pub mod eject;
 mod fence;
+pub mod for_hyper;
 pub mod head;
 mod http1;
 mod http2;

@@ -12,11 +12,12 @@ use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
+use outlast_proxy::for_hyper::HyperIo;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 
-use super::face::{self, HyperIo};
+use super::face;
 use super::run::{Request as Ask, Said};
 use super::shared::Shared;
 

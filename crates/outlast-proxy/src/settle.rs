@@ -132,7 +132,7 @@ mod tests {
         service.backends[0].state = BackendState::Passive;
         let after = world.compile(table(&service), &live).unwrap();
         assert!(after.fences > live.fences && BTreeMap::len(&after.services) == 1);
-        (Applying { ledger: world.ledger.clone(), orders: 7, fenced: vec![backend] }, flight)
+        (Applying { ledger: world.ledger, orders: 7, fenced: vec![backend] }, flight)
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
@@ -86,8 +86,12 @@ pub(crate) async fn serve(io: Io, rest: Rest, door: Door) {
         flight.goes_to(&backend.state);
         // Taken before the connection is made, so that a fence in between is not missed.
         let cut = Cut::of(backend, &service.state, backend.state.tunnels.pass());
-        let connecting = worker::connect(&service, backend, door.client, door.local);
-        let up = match cut.unless(connecting).await {
+        let connected = {
+            // Gone before bytes are moved: one place in memory serves both.
+            let connecting = pin!(worker::connect(&service, backend, door.client, door.local));
+            cut.unless(connecting).await
+        };
+        let up = match connected {
             Some(Ok(up)) => up,
             // Nothing was sent: the new side may have it.
             None => continue,
@@ -128,8 +132,7 @@ impl<'a> Cut<'a> {
     }
 
     /// Waits for something unless the tunnel is to end first.
-    async fn unless<F: Future>(&self, work: F) -> Option<F::Output> {
-        let mut work = pin!(work);
+    async fn unless<F: Future>(&self, mut work: Pin<&mut F>) -> Option<F::Output> {
         poll_fn(|cx| {
             if self.now() {
                 return Poll::Ready(None);
@@ -153,7 +156,7 @@ pub(crate) async fn run(
     let mut there = Direction::new(client_rest, &counters.bytes_in);
     let mut back = Direction::new(up_rest, &counters.bytes_out);
     let mut deadline = Deadline::new(idle);
-    let moving = poll_fn(|cx| {
+    let moving = pin!(poll_fn(|cx| {
         let a = there.poll(cx, &mut client, &mut up);
         let b = back.poll(cx, &mut up, &mut client);
         match (a, b) {
@@ -168,7 +171,7 @@ pub(crate) async fn run(
             deadline.set_after(idle);
         }
         Poll::Pending
-    });
+    }));
     // Both sides see the end of the connection; there is nobody else to tell.
     if cut.unless(moving).await.is_none() {
         client.reset();

@@ -210,7 +210,12 @@ impl Conn {
         let Some(doublings) = tries.checked_sub(2) else { return Ok(()) };
         let longest = service.spec.retry.backoff.saturating_mul(1 << doublings.min(10));
         let share = u32::try_from(worker::random() % 1000).expect("below 1000");
-        self.unless_gone(tokio::time::sleep(longest / 2 + longest / 2000 * share)).await
+        let mut pause = pin!(tokio::time::sleep(longest / 2 + longest / 2000 * share));
+        poll_fn(|cx| match pause.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(Ok(())),
+            Poll::Pending => self.poll_gone(cx).map(Err),
+        })
+        .await
     }
 
     /// One try at one backend, on a pooled connection if there is one.
@@ -232,18 +237,22 @@ impl Conn {
                 return end;
             }
         }
-        let connecting = worker::connect(service, backend, self.door.client, self.door.local);
-        let connecting = async {
-            let mut connecting = pin!(connecting);
+        let connected = {
+            // Pinned here and gone before the request is run: one place in memory serves both.
+            let client = (self.door.client, self.door.local);
+            let mut connecting = pin!(worker::connect(service, backend, client.0, client.1));
             poll_fn(|cx| {
-                if passes.stop(backend) || service.state.over.load(Relaxed) {
-                    return Poll::Ready(None);
+                if passes.stop(backend) || self.over() {
+                    return Poll::Ready(Ok(None));
                 }
-                connecting.as_mut().poll(cx).map(Some)
+                match connecting.as_mut().poll(cx) {
+                    Poll::Ready(connected) => Poll::Ready(Ok(Some(connected))),
+                    Poll::Pending => self.poll_gone(cx).map(Err),
+                }
             })
             .await
         };
-        match self.unless_gone(connecting).await {
+        match connected {
             Ok(Some(Ok(io))) => self.run(service, i, tried, io, passes).await,
             Ok(Some(Err(error))) if is_our_own_lack(&error) => self.not_sent(ErrorKind::Limit),
             Ok(Some(Err(_refused))) => self.not_sent(ErrorKind::Connect),

@@ -38,16 +38,6 @@ impl Conn {
         .await
     }
 
-    /// Waits for something on behalf of a client, for as long as that is there.
-    pub(super) async fn unless_gone<F: Future>(&mut self, work: F) -> Result<F::Output, Gone> {
-        let mut work = pin!(work);
-        poll_fn(|cx| match work.as_mut().poll(cx) {
-            Poll::Ready(done) => Poll::Ready(Ok(done)),
-            Poll::Pending => self.poll_gone(cx).map(Err),
-        })
-        .await
-    }
-
     /// Ready once the client has certainly gone. One that has only ended its side is noted down in `ended`.
     pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Gone> {
         while self.ended.is_none() {

@@ -30,9 +30,7 @@ pub(crate) fn reason_of(kind: ErrorKind) -> &'static str {
         ErrorKind::Limit => "too many requests at once",
         ErrorKind::BadRequest => "the request could not be understood",
         ErrorKind::ClientGone => "the client went away",
-        ErrorKind::CutOff => {
-            "the request was cut off: its backend lost its role, or the proxy ends"
-        }
+        ErrorKind::CutOff => "the request was cut off: its backend is to leave, or the proxy ends",
     }
 }
 

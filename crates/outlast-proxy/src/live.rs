@@ -99,6 +99,10 @@ pub(crate) struct BackendRun {
     /// Closed for a backend that is no longer in the table, too, and cut when it goes down: tunnels do not end by themselves.
     pub(crate) tunnels: Fence,
     ledger: Arc<Ledger>,
+    /// Since when it drains, in milliseconds of the process clock; never: `i64::MAX`.
+    draining_since_ms: AtomicI64,
+    /// It has drained for as long as its service allows: what is still open there ends.
+    pub(crate) over: AtomicBool,
     pub(crate) last_suspect_ms: AtomicI64,
 }
 
@@ -167,6 +171,12 @@ impl World {
                 });
                 let state =
                     kept.map_or_else(|| Arc::new(self.backend_run(now_ms)), |k| k.state.clone());
+                if backend.state == BackendState::Draining {
+                    state.draining_since_ms.fetch_min(now_ms, Relaxed);
+                } else {
+                    state.draining_since_ms.store(i64::MAX, Relaxed);
+                    state.over.store(false, Relaxed);
+                }
                 let was_up = kept.is_some_and(|k| k.spec.state == BackendState::Up);
                 if backend.state == BackendState::Up && !was_up {
                     state.up_since_ms.store(now_ms, Relaxed);
@@ -210,6 +220,8 @@ impl World {
             requests: Fence::default(),
             tunnels: Fence::default(),
             ledger: self.ledger.clone(),
+            draining_since_ms: AtomicI64::new(i64::MAX),
+            over: AtomicBool::new(false),
             last_suspect_ms: AtomicI64::new(i64::MIN / 2),
         }
     }
@@ -443,6 +455,21 @@ impl LiveService {
                 self.announce(world, backend, Change::Returned);
             }
         }
+    }
+
+    /// Ends what is still open at backends that have drained for long enough. True: somebody has to look.
+    pub(crate) fn end_drained(&self, world: &World) -> bool {
+        let allowed = i64::try_from(self.spec.timeouts.drain.as_millis()).unwrap_or(i64::MAX);
+        let latest = world.now_ms().saturating_sub(allowed);
+        let mut open = false;
+        for backend in &self.backends {
+            let run = &backend.state;
+            if run.draining_since_ms.load(Relaxed) <= latest && run.in_flight.load(Relaxed) > 0 {
+                run.over.store(true, Relaxed);
+                open = true;
+            }
+        }
+        open
     }
 
     fn announce(&self, world: &World, backend: &LiveBackend, change: Change) {

@@ -228,7 +228,11 @@ async fn follow(n: usize, mut orders: watch::Receiver<Orders>) {
                     Ok(()) => break,
                     Err(_sender_gone) => return,
                 },
-                _tick = tidy.tick() => worker::with(|w| w.tidy(Instant::now())),
+                _tick = tidy.tick() => {
+                    if worker::with(|w| w.tidy(Instant::now())) {
+                        seats::wake_all();
+                    }
+                }
                 () = at(over) => {
                     worker::with(|w| w.end_services(Instant::now()));
                     seats::wake_all();

@@ -28,7 +28,7 @@ pub enum ErrorKind {
     BadRequest,
     /// The client went away.
     ClientGone,
-    /// Cut off: by a change of roles, or at the end of the time for draining.
+    /// Cut off: by a change of roles, or when the time for draining was over.
     CutOff,
 }
 

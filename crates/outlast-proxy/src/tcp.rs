@@ -126,9 +126,11 @@ impl<'a> Cut<'a> {
         Cut { backend: &backend.state, service, pass }
     }
 
-    /// The backend must not serve any more, or the time for draining is over.
+    /// The backend must not serve any more, or its or our time for draining is over.
     fn now(&self) -> bool {
-        worker::stops(&self.backend.tunnels, self.pass) || self.service.over.load(Relaxed)
+        worker::stops(&self.backend.tunnels, self.pass)
+            || self.backend.over.load(Relaxed)
+            || self.service.over.load(Relaxed)
     }
 
     /// Waits for something unless the tunnel is to end first.

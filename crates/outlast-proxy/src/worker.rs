@@ -54,10 +54,12 @@ impl Worker {
         WORKER.set(Some(worker));
     }
 
-    /// Ends ejections that nobody tries, closes what has been idle too long, and what belongs to backends that are gone.
-    pub(crate) fn tidy(&mut self, now: Instant) {
+    /// Ends ejections that nobody tries and what backends that drain still have after their time, closes what has been idle too long, and what belongs to backends that are gone.
+    /// True: connections have to look whether they are meant.
+    pub(crate) fn tidy(&mut self, now: Instant) -> bool {
         let services = &self.live.services;
         services.values().for_each(|service| service.lapse(&self.world, now));
+        let over = services.values().filter(|s| s.end_drained(&self.world)).count() > 0;
         self.idle.retain(|id, idle| {
             let keep = services
                 .values()
@@ -66,6 +68,7 @@ impl Worker {
             idle.retain(|i| now.duration_since(i.since) < keep);
             !idle.is_empty()
         });
+        over
     }
 
     /// When the next service will have used up its time for draining.

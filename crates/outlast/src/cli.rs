@@ -95,7 +95,8 @@ Examples:
   outlast run shop.toml --log-format json
 
 Signals:
-  SIGTERM, SIGINT  not ready, drain, end; open work has 30 seconds
+  SIGTERM, SIGINT  not ready, drain, end; open work has `timeouts.drain`,
+                   30 seconds at most
   SIGHUP           take the changed file (`outlast reload`)
   SIGUSR2          become the new binary (`outlast upgrade`)
 

@@ -315,9 +315,9 @@ impl Passes {
         Passes { request: backend.state.requests.pass(), tunnel: backend.state.tunnels.pass() }
     }
 
-    /// Whether the backend has lost its role since.
+    /// Whether the backend has lost its role since, or has drained for long enough.
     pub(super) fn stop(self, backend: &LiveBackend) -> bool {
-        worker::stops(&backend.state.requests, self.request)
+        worker::stops(&backend.state.requests, self.request) || backend.state.over.load(Relaxed)
     }
 }
 

@@ -326,6 +326,47 @@ fn tunnels_end_with_their_service_s_time_for_draining() {
 }
 
 #[test]
+fn a_backend_that_drains_keeps_its_open_work_only_for_the_service_s_time() {
+    let silent = Silent::saying("");
+    let talking = Backend::start(|mut stage| {
+        stage.say("hello");
+        stage.wire.rest().ok();
+    });
+    let other = Backend::named("other");
+    let soon = |service: &mut Service| {
+        service.timeouts.drain = Duration::from_millis(200);
+        service.retry.try_timeout = Duration::from_secs(300);
+    };
+    let gate = Gate::start(Protocol::Http, 2, &[silent.backend.address, other.address], |s| {
+        soon(s);
+        s.backends[1].state = BackendState::Down;
+    });
+    let mut client = Wire::connect(gate.address);
+    client.send(get("/"));
+    until("it is under way", || silent.backend.count() == 1);
+    gate.change(|service| {
+        service.backends[0].state = BackendState::Draining;
+        service.backends[1].state = BackendState::Up;
+    });
+    assert_eq!(client.answer().text(), "other");
+    until("its connection is closed", || silent.ended.load(SeqCst) == 1);
+    assert!(gate.notices().is_empty(), "nobody is to blame");
+    let gate = Gate::start(Protocol::Tcp, 2, &[talking.address], soon);
+    let mut client = Wire::connect(gate.address);
+    assert_eq!(client.exactly(5).unwrap(), b"hello");
+    gate.set(0, BackendState::Draining);
+    let end = client.rest();
+    assert!(end.as_ref().is_err_and(|e| e.kind() == ConnectionReset), "{end:?}");
+    // Back in traffic, it keeps what it has.
+    gate.set(0, BackendState::Up);
+    let mut client = Wire::connect(gate.address);
+    assert_eq!(client.exactly(5).unwrap(), b"hello");
+    gate.set(0, BackendState::Draining);
+    gate.set(0, BackendState::Up);
+    assert_eq!(gate.stats().backends[0].in_flight, 1);
+}
+
+#[test]
 fn drain_leaves_tunnels_alone() {
     let backend = Backend::start(|mut stage| {
         stage.next();

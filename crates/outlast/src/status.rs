@@ -83,9 +83,13 @@ fn table(status: &Status, ink: Ink) -> String {
 
 fn head(status: &Status, ink: Ink) -> String {
     let up = show_seconds(status.uptime_seconds);
-    let proxy = match status.proxy.pid {
-        Some(pid) => format!("proxy pid {pid}"),
-        None => ink.on(Paint::Red, "no proxy"),
+    let proxy = match (status.proxy.pid, status.proxy.silent_seconds) {
+        (Some(pid), None) => format!("proxy pid {pid}"),
+        (Some(pid), Some(silent)) => ink.on(
+            Paint::Red,
+            &format!("proxy pid {pid} has not answered for {}", show_seconds(silent)),
+        ),
+        (None, _) => ink.on(Paint::Red, "no proxy"),
     };
     let cluster = ink.on(Paint::Bold, &plain(&status.cluster));
     let mut text = format!(
@@ -341,6 +345,14 @@ mod tests {
             counters are 61s old
             no services: the file has no [service.NAME]
         "#]].assert_eq(&table(&status, PLAIN));
+    }
+
+    #[test]
+    fn a_silent_proxy_stands_on_top() {
+        let mut status = status();
+        status.proxy.silent_seconds = Some(7);
+        let text = table(&status, PLAIN);
+        assert!(text.lines().next().unwrap().contains("proxy pid 4242 has not answered for 7s"));
     }
 
     #[test]

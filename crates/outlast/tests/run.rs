@@ -292,6 +292,97 @@ fn a_proxy_that_dies_is_started_again_and_nobody_is_refused() {
 }
 
 #[test]
+fn a_proxy_that_stops_answering_is_replaced_and_killed() {
+    let backend = Backend::start("b1");
+    let (stage, _agent, port) = serving("wedged", &[&backend]);
+    let (proxy, after) = (stage.proxy(), stage.journal().len());
+    kill(proxy, Signal::STOP);
+    wait_until("status says that nobody knows", || {
+        let status = stage.status().unwrap_or_default();
+        let unknown = status.contains("\"state\": \"unknown\"");
+        unknown && status.contains("the proxy has not answered for ")
+    });
+    let (_, shown) = stage.verb(&["status"]);
+    assert!(shown.contains(&format!("proxy pid {proxy} has not answered for ")), "{shown}");
+    // Who comes meanwhile waits in the queue, and is served by the successor.
+    assert_eq!(served(port), "b1");
+    let silent = stage.event(after, "proxy_silent", |e| e["pid"] == proxy);
+    assert!(silent["reason"].as_str().unwrap().contains("unanswered"), "{silent}");
+    stage.event(after, "proxy_replaced", |e| e["old"] == proxy);
+    stage.event(after, "proxy_killed", |e| e["pid"] == proxy);
+    wait_until("the old proxy has ended", || !exists(proxy));
+    assert_eq!(stage.proxies(), [stage.proxy()]);
+    assert_eq!(servers(port, 10).len(), 1);
+    wait_until("status says up", || {
+        stage.status().unwrap_or_default().contains("\"state\": \"up\"")
+    });
+}
+
+#[test]
+fn a_broken_link_to_a_living_proxy_is_connected_again() {
+    let (one, two) = (Backend::start("b1"), Backend::start("b2"));
+    let (stage, _agent, port) = serving("link-broken", &[&one, &two]);
+    let load = Load::start(port);
+    let (proxy, after) = (stage.proxy(), stage.journal().len());
+    for _ in 0..3 {
+        let after = stage.journal().len();
+        stage.break_link(proxy);
+        stage.event(after, "proxy_adopted", |e| e["pid"] == proxy);
+    }
+    assert_eq!(stage.proxies(), [proxy], "there is one proxy, the same as before");
+    // It obeys.
+    assert!(stage.verb(&["drain", "web", &one.url()]).0);
+    wait_until("only the other serves", || servers(port, 6).len() == 1);
+    assert!(stage.journal()[after..].iter().all(|e| e["event"] != "proxy_started"));
+    load.finish();
+}
+
+#[test]
+fn a_living_proxy_that_cannot_be_reached_is_replaced_and_ended() {
+    let backend = Backend::start("b1");
+    let (stage, _agent, port) = serving("unreachable", &[&backend]);
+    let (proxy, after) = (stage.proxy(), stage.journal().len());
+    std::fs::remove_file(stage.data().join(format!("proxy-{proxy}.sock"))).unwrap();
+    stage.break_link(proxy);
+    stage.event(after, "proxy_silent", |e| e["pid"] == proxy);
+    stage.event(after, "proxy_replaced", |e| e["old"] == proxy);
+    wait_until("the old proxy has ended", || !exists(proxy));
+    assert_eq!(stage.proxies(), [stage.proxy()]);
+    assert_eq!(servers(port, 10).len(), 1);
+}
+
+#[test]
+fn a_proxy_that_does_not_greet_its_new_agent_is_ended_and_another_one_serves() {
+    let backend = Backend::start("b1");
+    let (stage, agent, port) = serving("mute", &[&backend]);
+    let proxy = stage.proxy();
+    agent.kill();
+    kill(proxy, Signal::STOP);
+    let _agent = stage.start();
+    assert_eq!(served(port), "b1");
+    wait_until("the old proxy has ended", || !exists(proxy));
+    assert_eq!(stage.proxies(), [stage.proxy()]);
+}
+
+#[test]
+fn another_number_of_threads_replaces_the_proxy_and_nobody_notices() {
+    let backend = Backend::start("b1");
+    let (stage, _agent, port) = serving("threads", &[&backend]);
+    let load = Load::start(port);
+    let (proxy, after) = (stage.proxy(), stage.journal().len());
+    let text = std::fs::read_to_string(&stage.file).unwrap();
+    std::fs::write(&stage.file, text.replace("proxy_threads = 2", "proxy_threads = 3")).unwrap();
+    let (obeyed, said) = stage.verb(&["reload"]);
+    assert!(obeyed, "{said}");
+    let replaced = stage.event(after, "proxy_replaced", |e| e["old"] == proxy);
+    let new = replaced["new"].as_i64().unwrap();
+    let words = std::fs::read_to_string(format!("/proc/{new}/cmdline")).unwrap();
+    assert!(words.contains("--threads\03"), "{words:?}");
+    wait_until("the old proxy has ended", || !exists(proxy));
+    load.finish();
+}
+
+#[test]
 fn a_backend_that_dies_is_in_the_journal_with_the_reason() {
     let (mut one, two) = (Backend::start("b1"), Backend::start("b2"));
     let (stage, _agent, port) = serving("journal", &[&one, &two]);

@@ -266,7 +266,7 @@ impl Check {
                 known.fails_back = true;
                 self.failback_reason(now, service, reason)?;
             }
-            Fact::TopologyApplied { .. } => {}
+            Fact::TopologyApplied { .. } | Fact::PairsNotSaved { .. } | Fact::PairsSaved => {}
             Fact::AgentStarted { .. }
             | Fact::AgentStopping { .. }
             | Fact::TopologyRefused { .. }
@@ -279,6 +279,9 @@ impl Check {
             | Fact::ProxyAdopted { .. }
             | Fact::ProxyReplaced { .. }
             | Fact::ProxyLost { .. }
+            | Fact::ProxySilent { .. }
+            | Fact::ProxyKilled { .. }
+            | Fact::OrderRefused { .. }
             | Fact::PartUnreachable { .. } => {
                 return Err(format!("the agent said what it cannot know: {fact:?}"));
             }

@@ -8,6 +8,7 @@ mod stop;
 mod traffic;
 mod upgrade;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -29,7 +30,7 @@ use super::processes::Processes;
 use super::proxy::DataPlane;
 use super::shared::{self, Picture, Recent, Shared, StatsAt, Vitals, wall};
 use super::start::{self, Options};
-use super::table::{self, Certificates, Resolved};
+use super::table::{self, Certificates};
 use super::{admin, face, standby, state};
 use crate::dataplane::link::FromLink;
 
@@ -50,9 +51,24 @@ const NOT_READY_FIRST: Duration = Duration::from_secs(5);
 /// Everything that reaches the loop.
 #[derive(Debug)]
 pub(super) enum Said {
-    Probed { target: Target, answer: Answer },
-    CommandDone { service: String, epoch: Epoch, result: Result<(), String> },
-    Resolved(Resolved),
+    Probed {
+        target: Target,
+        answer: Answer,
+    },
+    CommandDone {
+        service: String,
+        epoch: Epoch,
+        result: Result<(), String>,
+    },
+    Resolved {
+        host: String,
+        found: Result<Vec<IpAddr>, String>,
+    },
+    /// The binary on disk was tried.
+    Tried {
+        result: Result<String, String>,
+        asker: upgrade::Asker,
+    },
     Asked(Request),
 }
 
@@ -88,6 +104,12 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
     }
 }
 
+/// How many threads the proxy has: what the file says, or one a core.
+fn proxy_threads(topology: &Topology) -> usize {
+    let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    topology.cluster.proxy_threads.map_or_else(cores, |n| usize::from(n.get()))
+}
+
 /// The agent's outside.
 struct Loop {
     options: Options,
@@ -101,7 +123,9 @@ struct Loop {
     processes: Processes,
     plane: DataPlane,
     certificates: Certificates,
-    resolved: Resolved,
+    names: names::Names,
+    /// The binary on disk is being tried.
+    trying: bool,
     topology: Arc<Topology>,
     picture: watch::Sender<Arc<Picture>>,
     counts: std::collections::BTreeMap<(Target, Code), u64>,
@@ -140,9 +164,8 @@ impl Loop {
             tracing::warn!(bytes = recovery.cut, "cut a torn last line off the journal");
         }
         let mut facts = Vec::new();
-        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let threads = topology.cluster.proxy_threads.map_or_else(cores, |n| usize::from(n.get()));
-        let (mut plane, inherited) = DataPlane::find(data_dir.clone(), threads, from_links)?;
+        let (mut plane, inherited) =
+            DataPlane::find(data_dir.clone(), proxy_threads(&topology), from_links)?;
         let opened = start::open_missing(&topology, &plane.sockets)?;
         plane.sockets.extend(opened);
         let inherited = inherited.unwrap_or_default();
@@ -151,7 +174,7 @@ impl Loop {
             draining: table::draining(&inherited),
             pairs: state::load(&data_dir)?,
         };
-        let resolved = table::resolved(&topology, &inherited);
+        let names = names::Names::new(table::resolved(&topology, &inherited));
         let now = Now { instant: outlast_core::time::Instant::default(), wall: wall() };
         let core = Agent::new(topology, &resume, now);
         let topology = Arc::new(core.topology().clone());
@@ -181,7 +204,7 @@ impl Loop {
             resumed: !resume.beliefs.is_empty(),
         });
         // Last of all that can fail: an agent that cannot run leaves no proxy behind.
-        plane.begin(&mut facts)?;
+        plane.begin(now.instant, &mut facts)?;
         let mut agent = Loop {
             probes: Probes::new(sender.clone()),
             processes: Processes::new(node.clone(), data_dir.clone(), reporter),
@@ -194,7 +217,8 @@ impl Loop {
             journal,
             plane,
             certificates,
-            resolved,
+            names,
+            trying: false,
             topology,
             picture,
             counts: std::collections::BTreeMap::new(),
@@ -211,9 +235,7 @@ impl Loop {
             face,
             _admin: admin,
         };
-        for fact in facts {
-            agent.record(fact);
-        }
+        agent.record_all(facts);
         agent.probes.follow(&agent.topology);
         agent.processes.follow(&agent.topology);
         agent.publish();
@@ -228,20 +250,20 @@ impl Loop {
     /// Handles one thing after another until the end.
     async fn live(&mut self, signals: &mut Signals) -> anyhow::Result<End> {
         let mut tick = tokio::time::interval(TICK);
+        // An agent that was held up does not make good for what it missed.
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut resolve = tokio::time::interval(RESOLVE_EVERY);
         tracing::info!(node = self.node, file = %self.options.file.display(), "running");
         loop {
             let now = self.now().instant;
             let wake =
                 self.core.deadline(now).map_or(Duration::from_secs(3600), |at| at.since(now));
-            let wake = self.plane.restart_in().map_or(wake, |restart| restart.min(wake));
+            let wake = self.plane.wake_in(now).map_or(wake, |plane| plane.min(wake));
             tokio::select! {
                 Some(said) = self.inbox.recv() => match said {
-                    Said::Asked(Request::Upgrade { answer }) => {
-                        let checked = self.check_new_binary().await;
-                        let fits = checked.is_ok();
-                        answer.send(checked).ok();
-                        if fits {
+                    Said::Asked(Request::Upgrade { answer }) => self.try_new_binary(Some(answer)),
+                    Said::Tried { result, asker } => {
+                        if self.hear_trial(result, asker) {
                             return Ok(self.leave().await);
                         }
                     }
@@ -249,21 +271,19 @@ impl Loop {
                         answer.send(Ok("stopping".to_owned())).ok();
                         return Ok(self.stop("asked to", NOT_READY_FIRST, signals).await);
                     }
-                    said @ (Said::Probed { .. } | Said::CommandDone { .. } | Said::Resolved(_) | Said::Asked(_)) => {
+                    said @ (Said::Probed { .. } | Said::CommandDone { .. } | Said::Resolved { .. } | Said::Asked(_)) => {
                         self.hear(said);
                     }
                 },
                 Some(said) = self.links.recv() => self.hear_proxy(said),
                 Some(report) = self.reports.recv() => self.hear_process(report),
                 () = tokio::time::sleep(wake) => {
-                    self.revive_proxy();
+                    self.look_after_proxies();
                     self.step(Input::Tick);
                 }
                 _ = tick.tick() => {
-                    self.plane.ask_stats();
+                    self.ask_proxies();
                     self.vitals = Vitals::read(&self.data_dir);
-                    self.plane.reap();
-                    self.revive_proxy();
                     self.publish();
                     self.confirm_routes();
                 }
@@ -272,10 +292,7 @@ impl Loop {
                     // The answer is in the journal and in the log.
                     self.reload().ok();
                 }
-                _ = signals.upgrade.recv() => match self.check_new_binary().await {
-                    Ok(_) => return Ok(self.leave().await),
-                    Err(reason) => tracing::error!(reason, "go on with the present binary"),
-                },
+                _ = signals.upgrade.recv() => self.try_new_binary(None),
                 _ = signals.terminate.recv() => {
                     return Ok(self.stop("SIGTERM", NOT_READY_FIRST, signals).await);
                 }
@@ -304,10 +321,11 @@ impl Loop {
             Said::CommandDone { service, epoch, result } => {
                 self.step(Input::CommandDone { service, epoch, result });
             }
-            Said::Resolved(resolved) => {
-                if self.resolved != resolved {
-                    self.resolved = resolved;
-                    self.publish();
+            Said::Resolved { host, found } => self.hear_address(&host, found),
+            // Handled by the loop, because it may end it; here it comes too late.
+            Said::Tried { asker, .. } => {
+                if let Some(asker) = asker {
+                    asker.send(Err("the agent is stopping".to_owned())).ok();
                 }
             }
             Said::Asked(request) => self.answer(request),
@@ -358,6 +376,10 @@ impl Loop {
         }
     }
 
+    fn record_all(&mut self, facts: Vec<Fact>) {
+        facts.into_iter().for_each(|fact| self.record(fact));
+    }
+
     /// Writes an event to the journal and to the log.
     fn record(&mut self, fact: Fact) {
         let subject = fact.subject();
@@ -374,13 +396,15 @@ impl Loop {
 
     /// Gives every reader the new picture: first the data plane, then people.
     fn publish(&mut self) {
-        let view = self.core.view(self.now().instant);
-        let table = table::table(0, &self.topology, &view, &self.resolved, &self.certificates);
-        self.plane.apply(table);
+        let now = self.now().instant;
+        let view = self.core.view(now);
+        let table = table::table(0, &self.topology, &view, &self.names.known, &self.certificates);
+        // A change of sides waits for nobody.
+        self.plane.apply(now, table, !self.core.switching().is_empty());
         let picture = Picture {
             view,
             topology: self.topology.clone(),
-            proxy: self.plane.view(),
+            proxy: self.plane.view(now),
             probes: self.counts.clone(),
             vitals: self.vitals,
             at: wall(),

@@ -187,16 +187,13 @@ fn picture_check(scene: &Scene) -> Check {
     }
 }
 
-/// A proxy is asked every second; one that says nothing for this long serves nobody.
-const STATS_AGE_MAX: Duration = Duration::from_secs(5);
-
 fn proxy_check(scene: &Scene) -> Check {
     let proxy = &scene.picture.proxy;
     let check = Check::new("proxy:state", "component", Verdict::Pass);
-    if proxy.pid.is_some() && STATS_AGE_MAX < scene.stats_age {
+    if let Some(silent) = scene.silent() {
         return Check { verdict: Verdict::Fail, ..check }
             .observing("silent")
-            .saying(format!("the proxy has not answered for {} s", scene.stats_age.as_secs()));
+            .saying(format!("the proxy has not answered for {} s", silent.as_secs()));
     }
     match (proxy.pid, &proxy.refused) {
         (Some(_), None) => check.observing("serving"),

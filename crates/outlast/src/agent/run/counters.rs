@@ -11,14 +11,18 @@ impl Loop {
     pub(super) fn count(&mut self, pid: u32, stats: Stats) {
         self.last_stats.insert(pid, stats);
         let mut all = self.ended_stats.clone();
-        let serving = self.plane.view().pid;
+        let serving = self.plane.serving();
         for (pid, stats) in &self.last_stats {
             add_stats(&mut all, stats);
             if Some(*pid) == serving {
                 take_gauges(&mut all, stats);
             }
         }
-        self.stats.lock().expect("no panic while held").take(all, Instant::now());
+        self.stats.lock().expect("no panic while held").take(
+            all,
+            Instant::now(),
+            Some(pid) == serving,
+        );
     }
 }
 

@@ -50,7 +50,7 @@ impl Loop {
             0,
             &topology,
             &outlast_core::view::View::default(),
-            &self.resolved,
+            &self.names.known,
             &certificates,
         );
         outlast_proxy::check(&trial)?;
@@ -68,6 +68,9 @@ impl Loop {
         self.probes.follow(&self.topology);
         self.processes.follow(&self.topology);
         self.resolve();
+        let mut facts = Vec::new();
+        self.plane.set_threads(now.instant, super::proxy_threads(&self.topology), &mut facts);
+        self.record_all(facts);
         let said = actions.iter().find_map(|a| match a {
             Action::Record(fact @ Fact::TopologyApplied { .. }) => Some(fact.to_string()),
             Action::Record(_)

@@ -7,12 +7,23 @@ use tokio::sync::mpsc;
 
 use super::{End, Loop, Signals};
 use crate::agent::processes::Processes;
-use crate::dataplane::link::FromLink;
 
 /// Open work has this long before it is closed by force.
 const DRAIN_MAX: Duration = Duration::from_secs(30);
 
+/// While proxies end, how often they are looked after at least.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// After this even the kernel has had time to end what was killed.
+const KILLED_MAX: Duration = Duration::from_secs(50);
+
 impl Loop {
+    fn end_proxies(&mut self, deadline: Duration) {
+        let mut facts = Vec::new();
+        self.plane.stop(self.now().instant, deadline, &mut facts);
+        self.record_all(facts);
+    }
+
     /// Not ready first, then drain, then the end by force.
     pub(super) async fn stop(
         &mut self,
@@ -35,26 +46,27 @@ impl Loop {
                 _ = signals.interrupt.recv() => break,
             }
         }
-        self.plane.drain(DRAIN_MAX);
+        self.end_proxies(DRAIN_MAX);
         let begun = tokio::time::Instant::now();
-        let until = begun + DRAIN_MAX + Duration::from_secs(2);
         let mut forced = false;
+        // Ends: the core kills what has not ended by its deadline.
         while !self.plane.all_gone() {
+            let wake = self.plane.wake_in(self.now().instant);
             tokio::select! {
-                Some(from) = self.links.recv() => if let FromLink::Gone { pid, .. } = from {
-                    self.plane.gone(pid);
-                },
-                () = tokio::time::sleep_until(until) => {
+                Some(from) = self.links.recv() => self.hear_proxy(from),
+                () = tokio::time::sleep(wake.unwrap_or(LOOK_AGAIN)) => self.look_after_proxies(),
+                () = tokio::time::sleep_until(begun + KILLED_MAX) => {
+                    tracing::error!("a killed proxy does not end");
                     forced = true;
                     break;
                 }
                 _ = signals.interrupt.recv() => {
                     forced = true;
-                    self.plane.drain_now();
+                    self.end_proxies(Duration::ZERO);
                 }
-                else => break,
             }
         }
+        self.plane.reap();
         // A proxy that used its whole time had something left to cut off.
         forced |= DRAIN_MAX <= begun.elapsed();
         self.stop_processes().await;

@@ -2,6 +2,7 @@
 
 use outlast_core::agent::Input;
 use outlast_core::event::Fact;
+use outlast_core::proxies;
 use outlast_proxy::Notice;
 
 use super::Loop;
@@ -11,38 +12,50 @@ use crate::dataplane::wire::FromProxy;
 
 impl Loop {
     pub(super) fn hear_proxy(&mut self, from: FromLink) {
-        let mut facts = Vec::new();
+        let (now, mut facts) = (self.now().instant, Vec::new());
         match from {
-            FromLink::Said { pid, message } => match message {
-                FromProxy::Applied { generation } => {
-                    self.plane.succeed(pid, generation, &mut facts);
-                }
-                FromProxy::NotApplied { reason, .. } => {
-                    tracing::error!(pid, reason, "the proxy refused a table");
-                    self.plane.refuse(reason);
-                }
-                FromProxy::Stats(stats) => self.count(pid, stats),
-                FromProxy::Notice(notice) => self.hear_notice(notice),
-                FromProxy::Draining { connections } => {
-                    tracing::info!(pid, connections, "proxy drains");
-                }
-                FromProxy::Hello(_) | FromProxy::Sockets { .. } => {}
-            },
+            FromLink::Said { pid, message } => {
+                self.plane.step(now, proxies::Input::Heard { pid }, &mut facts);
+                self.hear_message(pid, message, &mut facts);
+            }
+            FromLink::Lost { pid, reason } => {
+                tracing::warn!(pid, reason, "lost the connection to a living proxy");
+                self.plane.step(now, proxies::Input::Lost { pid }, &mut facts);
+            }
+            FromLink::Regained { link } => self.plane.regained(now, *link, &mut facts),
+            FromLink::Unreachable { pid, reason } => {
+                self.plane.step(now, proxies::Input::Unreachable { pid, reason }, &mut facts);
+            }
             FromLink::Gone { pid, reason } => {
                 if let Some(last) = self.last_stats.remove(&pid) {
                     add_stats(&mut self.ended_stats, &last);
                 }
-                if self.plane.gone(pid) {
-                    facts.push(Fact::ProxyLost { pid, reason });
-                }
+                self.plane.gone(now, pid, reason, &mut facts);
             }
+            FromLink::Started { link } => self.plane.started(now, *link, &mut facts),
+            FromLink::NotStarted { reason } => self.plane.not_started(now, &reason, &mut facts),
         }
-        for fact in facts {
-            self.record(fact);
-        }
-        self.revive_proxy();
+        self.record_all(facts);
         self.publish();
         self.confirm_routes();
+    }
+
+    fn hear_message(&mut self, pid: u32, message: FromProxy, facts: &mut Vec<Fact>) {
+        match message {
+            FromProxy::Applied { generation } => {
+                self.plane.succeed(self.now().instant, pid, generation, facts);
+            }
+            FromProxy::NotApplied { reason, .. } => {
+                tracing::error!(pid, reason, "the proxy refused a table");
+                self.plane.refuse(pid, reason);
+            }
+            FromProxy::Stats(stats) => self.count(pid, stats),
+            FromProxy::Notice(notice) => self.hear_notice(notice),
+            FromProxy::Draining { connections } => {
+                tracing::info!(pid, connections, "proxy drains");
+            }
+            FromProxy::Hello(_) | FromProxy::Sockets { .. } => {}
+        }
     }
 
     /// Tells the core which routes the data plane has in force.
@@ -67,17 +80,18 @@ impl Loop {
         }
     }
 
-    pub(super) fn revive_proxy(&mut self) {
+    /// Lets the core look at the proxies: one may be due to be started, or to be killed.
+    pub(super) fn look_after_proxies(&mut self) {
         let mut facts = Vec::new();
-        if let Err(error) = self.plane.restart(&mut facts) {
-            tracing::error!(error = format!("{error:#}"), "start the proxy again");
-        }
-        let started = !facts.is_empty();
-        for fact in facts {
-            self.record(fact);
-        }
-        if started {
-            self.publish();
-        }
+        self.plane.step(self.now().instant, proxies::Input::Tick, &mut facts);
+        self.record_all(facts);
+    }
+
+    /// Asks every proxy for its counters.
+    pub(super) fn ask_proxies(&mut self) {
+        let mut facts = Vec::new();
+        self.plane.ask_stats(self.now().instant, &mut facts);
+        self.plane.reap();
+        self.record_all(facts);
     }
 }

@@ -102,6 +102,12 @@ fn head(status: &Status, ink: Ink) -> String {
     if status.stopping {
         text += &note("the agent is stopping: it finishes what is open".to_owned());
     }
+    if let Some(reason) = &status.pairs_not_saved {
+        text += &note(format!(
+            "no pair changes sides until who serves can be written to disk: {}",
+            plain(reason)
+        ));
+    }
     if let Some(refused) = &status.proxy.refused {
         text += &note(format!(
             "the proxy goes on with its old table, the new one was refused: {}; change the file and `outlast reload`",
@@ -338,9 +344,11 @@ mod tests {
         let mut status = Status { node: "a".to_owned(), stopping: true, ..Status::default() };
         status.proxy.refused = Some("two services at 0.0.0.0:8080".to_owned());
         status.proxy.stats_age_seconds = 61.2;
+        status.pairs_not_saved = Some("write pairs.json: no space left".to_owned());
         expect![[r#"
               node a  outlast   up 0s  no proxy
             the agent is stopping: it finishes what is open
+            no pair changes sides until who serves can be written to disk: write pairs.json: no space left
             the proxy goes on with its old table, the new one was refused: two services at 0.0.0.0:8080; change the file and `outlast reload`
             counters are 61s old
             no services: the file has no [service.NAME]

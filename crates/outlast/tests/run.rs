@@ -474,6 +474,42 @@ fn a_hot_backup_takes_over_and_hands_back_after_its_time() {
 }
 
 #[test]
+fn a_failover_that_cannot_be_written_down_is_not_acted_on_until_it_can() {
+    let (mut primary, backup) = (Backend::start("primary"), Backend::start("backup"));
+    let (stage, port) = (Stage::new("unsaved"), free_port());
+    stage.write(&pair(port, &primary.url(), &backup.url(), ""));
+    let _agent = stage.start();
+    assert_eq!(served(port), "primary");
+    stage.health(0, &backup.url(), "up");
+    // A directory in place of the file that is written first: root may write anywhere else.
+    let blocked = stage.data().join("pairs.json.new");
+    std::fs::create_dir(&blocked).unwrap();
+    let after = stage.journal().len();
+    primary.stop();
+    let event = stage.event(after, "pairs_not_saved", |_any| true);
+    assert!(event["reason"].as_str().unwrap().contains("pairs.json"), "{event}");
+    stage.event(after, "service_changed", |e| e["to"] == "down");
+    let (_, shown) = stage.verb(&["status"]);
+    assert!(shown.contains("no pair changes sides until who serves can be written"), "{shown}");
+    assert!(shown.contains("active: primary, epoch 0"), "{shown}");
+    assert_ne!(get(port, "/").unwrap().0, 200, "the old route stays in force");
+    assert!(!stage.data().join("pairs.json").exists());
+    assert!(stage.journal()[after..].iter().all(|e| e["event"] != "failover_started"));
+    std::fs::remove_dir(&blocked).unwrap();
+    stage.event(after, "pairs_saved", |_any| true);
+    stage.event(after, "failover_finished", |e| e["to"] == "backup" && e["epoch"] == 1);
+    assert_eq!(served(port), "backup");
+    // A reload that would give the pair other servers is refused as a whole.
+    std::fs::create_dir(&blocked).unwrap();
+    stage.write(&pair(port, &backup.url(), &primary.url(), ""));
+    let (obeyed, said) = stage.verb(&["reload"]);
+    assert!(!obeyed && said.contains("must be written down first"), "{said}");
+    assert_eq!(served(port), "backup");
+    std::fs::remove_dir(&blocked).unwrap();
+    assert!(stage.verb(&["reload"]).0);
+}
+
+#[test]
 fn a_manual_failback_waits_for_a_person() {
     let (mut primary, backup) = (Backend::start("primary"), Backend::start("backup"));
     let (stage, port) = (Stage::new("manual"), free_port());
@@ -526,7 +562,11 @@ fn a_cold_backup_is_started_when_it_is_needed_and_stopped_when_it_is_not() {
         .filter(|e| e["event"] == "failover_stage" && e["took"].as_f64().is_some())
         .filter_map(|e| e["stage"].as_str())
         .collect();
-    assert_eq!(stages[..3], ["detect", "start", "ready"]);
+    assert_eq!(stages, ["detect", "start", "ready", "switch"]);
+    let finished = events.iter().find(|e| e["event"] == "failover_finished").unwrap();
+    assert_eq!((&finished["to"], &finished["epoch"]), (&"backup".into(), &1.into()));
+    let obeyed = std::fs::read_to_string(stage.data().join("obeyed.json")).unwrap();
+    assert!(obeyed.contains("\"pair\": 1"), "{obeyed}");
     assert_eq!(served(port), "cold");
     let daemon: i32 = std::fs::read_to_string(&pid).unwrap().trim().parse().unwrap();
     assert!(exists(daemon));

@@ -34,8 +34,10 @@ pub use supervisor::{News, Report, Setting, Supervisor};
 use crate::leader::Leader;
 use crate::text::{show_io, show_status};
 use cgroup::{Cgroup, Limits};
+pub(crate) use record::token;
 use record::{Recipe, Record};
-use tree::{MARK, Stat};
+use tree::Stat;
+pub(crate) use tree::{MARK, Mark};
 use user::User;
 
 /// Variables that are between systemd and the agent.

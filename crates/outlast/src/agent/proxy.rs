@@ -17,6 +17,7 @@ use rustix::process::Signal;
 use tokio::sync::mpsc;
 
 use super::shared::ProxyView;
+use super::table::Inherited;
 use crate::dataplane::link::{self, FromLink, Link};
 use crate::dataplane::wire::ToProxy;
 
@@ -50,7 +51,7 @@ impl DataPlane {
         data_dir: PathBuf,
         threads: usize,
         inbox: mpsc::Sender<FromLink>,
-    ) -> anyhow::Result<(DataPlane, Option<Table>)> {
+    ) -> anyhow::Result<(DataPlane, Option<Inherited>)> {
         let mut plane = DataPlane {
             data_dir,
             threads,
@@ -71,19 +72,16 @@ impl DataPlane {
         for link in draining {
             plane.hold(link, |pid| Input::Found { pid, draining: true });
         }
-        let mut found: Vec<(Link, Option<Table>)> = serving
+        let mut found: Vec<(Link, Option<Inherited>)> = serving
             .into_iter()
             .map(|link| {
-                let table = serde_json::from_value::<Table>(link.hello.table.clone());
-                if let Err(error) = &table {
-                    tracing::warn!(pid = link.hello.pid, %error, "read a running proxy's table");
-                }
-                (link, table.ok())
+                let table = Inherited::read(&link.hello.table);
+                (link, table)
             })
             .collect();
         // An agent that died while it replaced its proxy leaves two: the one that has a table serves.
         found.sort_by_key(|(link, table)| {
-            let serves = table.as_ref().is_some_and(|t| !t.services.is_empty());
+            let serves = table.as_ref().is_some_and(Inherited::serves);
             (!serves, link.hello.build != crate::build_id())
         });
         let (mut inherited, mut adopted) = (None, false);

@@ -29,6 +29,7 @@ use super::probes::Probes;
 use super::processes::Processes;
 use super::proxy::DataPlane;
 use super::shared::{self, Picture, Recent, Shared, StatsAt, Vitals, wall};
+use super::standby::Fence;
 use super::start::{self, Options};
 use super::table::{self, Certificates};
 use super::{admin, face, standby, state};
@@ -59,6 +60,12 @@ pub(super) enum Said {
         service: String,
         epoch: Epoch,
         result: Result<(), String>,
+    },
+    /// A standby's command was not run: a newer one was.
+    OrderRefused {
+        service: String,
+        epoch: Epoch,
+        obeyed: Epoch,
     },
     Resolved {
         host: String,
@@ -170,11 +177,12 @@ impl Loop {
         plane.sockets.extend(opened);
         let inherited = inherited.unwrap_or_default();
         let resume = Resume {
-            beliefs: table::beliefs(&inherited),
-            draining: table::draining(&inherited),
-            pairs: state::load(&data_dir)?,
+            beliefs: inherited.beliefs(),
+            draining: inherited.draining(),
+            // An order under an epoch that was obeyed before would be refused: epochs go on behind those too.
+            pairs: state::with_obeyed(state::load(&data_dir)?, Fence::at(&data_dir).all()?),
         };
-        let names = names::Names::new(table::resolved(&topology, &inherited));
+        let names = names::Names::new(inherited.resolved(&topology));
         let now = Now { instant: outlast_core::time::Instant::default(), wall: wall() };
         let core = Agent::new(topology, &resume, now);
         let topology = Arc::new(core.topology().clone());
@@ -271,7 +279,7 @@ impl Loop {
                         answer.send(Ok("stopping".to_owned())).ok();
                         return Ok(self.stop("asked to", NOT_READY_FIRST, signals).await);
                     }
-                    said @ (Said::Probed { .. } | Said::CommandDone { .. } | Said::Resolved { .. } | Said::Asked(_)) => {
+                    said @ (Said::Probed { .. } | Said::CommandDone { .. } | Said::OrderRefused { .. } | Said::Resolved { .. } | Said::Asked(_)) => {
                         self.hear(said);
                     }
                 },
@@ -321,6 +329,9 @@ impl Loop {
             Said::CommandDone { service, epoch, result } => {
                 self.step(Input::CommandDone { service, epoch, result });
             }
+            Said::OrderRefused { service, epoch, obeyed } => {
+                self.record(Fact::OrderRefused { service, epoch, obeyed });
+            }
             Said::Resolved { host, found } => self.hear_address(&host, found),
             // Handled by the loop, because it may end it; here it comes too late.
             Said::Tried { asker, .. } => {
@@ -346,31 +357,45 @@ impl Loop {
         self.act(actions);
     }
 
-    /// Does what the core says, in its order.
-    fn act(&mut self, actions: Vec<Action>) {
-        for action in actions {
-            match action {
-                Action::Record(fact) => self.record(fact),
-                Action::SavePairs => {
-                    if let Err(error) = state::save(&self.data_dir, &self.core.pairs()) {
-                        tracing::error!(
-                            error = format!("{error:#}"),
-                            "remember who serves each pair"
+    /// Does what the core says, in its order; what must be on disk first is done once it is.
+    fn act(&mut self, mut actions: Vec<Action>) {
+        loop {
+            let mut saved = Ok(());
+            for action in actions {
+                match action {
+                    Action::Record(fact) => self.record(fact),
+                    Action::SavePairs => saved = state::save(&self.data_dir, &self.core.pairs()),
+                    Action::Publish => self.publish(),
+                    Action::StandbyCommand { service, epoch } => {
+                        standby::begin(
+                            &self.topology,
+                            &self.data_dir,
+                            &service,
+                            epoch,
+                            self.sender.clone(),
+                        );
+                    }
+                    Action::StandbyStop { service, epoch } => {
+                        standby::stop(
+                            &self.topology,
+                            &self.data_dir,
+                            &service,
+                            epoch,
+                            self.sender.clone(),
                         );
                     }
                 }
-                Action::Publish => self.publish(),
-                Action::StandbyCommand { service, epoch } => {
-                    standby::begin(
-                        &self.topology,
-                        &self.data_dir,
-                        &service,
-                        epoch,
-                        self.sender.clone(),
-                    );
-                }
-                Action::StandbyStop { service, epoch } => {
-                    standby::stop(&self.topology, &self.data_dir, &service, epoch);
+            }
+            if !self.core.awaits_save() {
+                return;
+            }
+            actions = Vec::new();
+            let now = self.now();
+            match saved {
+                Ok(()) => self.core.saved(now, &mut actions),
+                Err(error) => {
+                    tracing::warn!(error = format!("{error:#}"), "remember who serves each pair");
+                    self.core.not_saved(now, format!("{error:#}"), &mut actions);
                 }
             }
         }

@@ -166,6 +166,11 @@ fn ready(scene: &Scene) -> (Verdict, Vec<Check>) {
 
 fn agent_check(scene: &Scene, stopping: Verdict) -> Check {
     let check = Check::new("agent:state", "component", Verdict::Pass).since(scene.started_at);
+    if let Some(reason) = scene.picture.view.not_saved.as_ref().filter(|_| !scene.stopping) {
+        return Check { verdict: Verdict::Warn, ..check }
+            .observing("running")
+            .saying(format!("no pair changes sides until it can be written to disk: {reason}"));
+    }
     if !scene.stopping {
         return check.observing("running");
     }

@@ -79,6 +79,8 @@ pub struct Status {
     pub stopping: bool,
     /// Counts the topologies that were put in force.
     pub generation: u64,
+    /// Why no pair can change sides: who serves cannot be written to disk.
+    pub pairs_not_saved: Option<String>,
     pub proxy: ProxyStatus,
     pub machine: MachineStatus,
     pub services: BTreeMap<String, ServiceStatus>,
@@ -215,6 +217,7 @@ impl Status {
             uptime_seconds: scene.uptime.as_secs(),
             stopping: scene.stopping,
             generation: view.generation,
+            pairs_not_saved: view.not_saved.clone(),
             proxy: ProxyStatus {
                 pid: picture.proxy.pid,
                 draining: picture.proxy.draining.clone(),

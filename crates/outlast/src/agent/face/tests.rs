@@ -123,6 +123,7 @@ fn view() -> View {
         ]),
         externals: BTreeMap::from([("stripe".to_owned(), external)]),
         processes: BTreeMap::from([("api".to_owned(), process)]),
+        not_saved: None,
     }
 }
 

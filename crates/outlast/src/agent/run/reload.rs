@@ -8,7 +8,7 @@ use outlast_core::event::Fact;
 use outlast_core::topology::Topology;
 
 use super::Loop;
-use crate::agent::{start, table};
+use crate::agent::{start, state, table};
 
 /// Reads and parses the file; the error is what a person should see.
 pub(super) fn read_file(path: &Path) -> Result<(Topology, PathBuf), String> {
@@ -56,14 +56,25 @@ impl Loop {
         outlast_proxy::check(&trial)?;
         let opened =
             start::open_missing(&topology, &self.plane.sockets).map_err(|e| format!("{e:#}"))?;
-        if topology.cluster.face != self.topology.cluster.face {
-            self.face.listen(topology.cluster.face).map_err(|e| format!("{e:#}"))?;
+        let face = topology.cluster.face;
+        let mut actions = Vec::new();
+        let (before, now) = (self.core.clone(), self.now());
+        self.core.reload(topology, now, &mut actions);
+        // Pairs may have got other servers: who serves is written down before anybody acts on it, or all stays as it was.
+        if actions.contains(&Action::SavePairs)
+            && let Err(error) = state::save(&self.data_dir, &self.core.pairs())
+        {
+            self.core = before;
+            return Err(format!("{error:#}; who serves each pair must be written down first"));
+        }
+        if face != self.topology.cluster.face
+            && let Err(error) = self.face.listen(face)
+        {
+            self.core = before;
+            return Err(format!("{error:#}"));
         }
         self.plane.sockets.extend(opened);
         self.certificates = certificates;
-        let mut actions = Vec::new();
-        let now = self.now();
-        self.core.reload(topology, now, &mut actions);
         self.topology = Arc::new(self.core.topology().clone());
         self.probes.follow(&self.topology);
         self.processes.follow(&self.topology);

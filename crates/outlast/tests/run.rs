@@ -69,7 +69,7 @@ fn sigint_and_stop_end_without_an_error() {
     assert_eq!(ended(&stage, agent), Some(0));
     assert!(begun.elapsed() < Duration::from_secs(4), "the pause before the drain was not skipped");
     let agent = stage.start();
-    let (obeyed, said) = stage.verb(&["stop"]);
+    let (obeyed, said) = stage.verb(&["stop", "--no-wait"]);
     assert!(obeyed, "{said}");
     // A second signal cuts the pause.
     stage.event(0, "agent_stopping", |e| e["reason"] == "asked to");
@@ -77,6 +77,75 @@ fn sigint_and_stop_end_without_an_error() {
     assert_eq!(ended(&stage, agent), Some(0));
     let (obeyed, said) = stage.verb(&["stop"]);
     assert!(!obeyed && said.contains("no agent answers"), "{said}");
+}
+
+#[test]
+fn stop_returns_when_the_agent_and_all_it_started_have_ended() {
+    let backend = Backend::start("b1");
+    let (stage, mut agent, _) = serving("stop-waits", &[&backend]);
+    let (obeyed, said) = stage.verb(&["stop"]);
+    assert!(obeyed && said.contains("waiting for pid") && said.contains("stopped\n"), "{said}");
+    assert_eq!(stage.processes(), [0; 0]);
+    let status = agent.child.try_wait().unwrap().expect("it has ended before `outlast stop`");
+    assert_eq!(status.code(), Some(0));
+}
+
+#[test]
+fn the_log_of_the_proxies_is_rotated_when_it_is_large() {
+    let backend = Backend::start("b1");
+    let (stage, _agent, _) = serving("log", &[&backend]);
+    let log = stage.data().join("proxy.log");
+    let mut file = std::fs::File::options().append(true).open(&log).unwrap();
+    std::io::Write::write_all(&mut file, &vec![b'x'; 17 << 20]).unwrap();
+    let full = |path: &Path| std::fs::metadata(path).map_or(0, |m| m.len()) > 16 << 20;
+    wait_until("the log is small again", || full(&stage.data().join("proxy.log.1")) && !full(&log));
+}
+
+#[test]
+fn a_reload_to_an_overlapping_address_is_refused_and_says_what_to_do() {
+    let backend = Backend::start("b1");
+    let (stage, _agent, port) = serving("overlap", &[&backend]);
+    let load = Load::start(port);
+    let text = std::fs::read_to_string(&stage.file).unwrap();
+    let narrow = format!("listen = \"127.0.0.1:{port}\"");
+    let wide = text.replace(&narrow, &format!("listen = \"0.0.0.0:{port}\""));
+    std::fs::write(&stage.file, &wide).unwrap();
+    let (obeyed, said) = stage.verb(&["reload"]);
+    assert!(!obeyed && said.contains("reload with another port first"), "{said}");
+    load.finish();
+    // As it says.
+    let other = text.replace(&narrow, &format!("listen = \"127.0.0.1:{}\"", free_port()));
+    for next in [&other, &wide] {
+        std::fs::write(&stage.file, next).unwrap();
+        wait_until("it is obeyed", || stage.verb(&["reload"]).0);
+    }
+    assert_eq!(served(port), "b1");
+}
+
+#[test]
+fn a_service_beyond_the_first_128_is_served_by_each_proxy_in_turn() {
+    const COUNT: u16 = 140;
+    let backend = Backend::start("b1");
+    let (stage, mut ports, mut text) = (Stage::new("many"), Vec::new(), String::new());
+    for number in 0..COUNT {
+        let port = free_port();
+        ports.push(port);
+        text += &web(port, &[&backend]).replace(".web]", &format!(".web{number}]"));
+    }
+    // One probe each is enough work for this machine.
+    stage.write(&text.replace("100ms", "1s"));
+    let agent = stage.start();
+    let proxy = stage.proxy();
+    ports.iter().for_each(|&port| assert_eq!(served(port), "b1"));
+    // A proxy that dies gets them from the agent, an agent that dies from the proxy.
+    kill(proxy, Signal::KILL);
+    wait_until("another proxy serves", || stage.proxy() != proxy);
+    ports.iter().for_each(|&port| assert_eq!(served(port), "b1"));
+    agent.kill();
+    let after = stage.journal().len();
+    let _agent = stage.start();
+    stage.event(after, "proxy_adopted", |_any| true);
+    ports.iter().for_each(|&port| assert_eq!(served(port), "b1"));
 }
 
 #[test]

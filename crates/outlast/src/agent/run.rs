@@ -46,6 +46,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// How often backend host names are resolved again.
 const RESOLVE_EVERY: Duration = Duration::from_secs(10);
 
+/// How often the size of the proxies' log is looked at.
+const LOG_CHECK: Duration = Duration::from_secs(5);
+
 /// After SIGTERM, /health/ready says no for this long before the listeners close, so that whoever asks it stops sending.
 const NOT_READY_FIRST: Duration = Duration::from_secs(5);
 
@@ -92,6 +95,8 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
     let node = start::who_am_i(&topology, options.node.as_deref())?;
     let data_dir = base.join(&topology.cluster.data_dir);
     let lock = start::claim(&data_dir)?;
+    // The agent holds every listening socket, too, and a connection for each probe.
+    crate::dataplane::process::raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -261,6 +266,7 @@ impl Loop {
         // An agent that was held up does not make good for what it missed.
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut resolve = tokio::time::interval(RESOLVE_EVERY);
+        let mut log_check = tokio::time::interval(LOG_CHECK);
         tracing::info!(node = self.node, file = %self.options.file.display(), "running");
         loop {
             let now = self.now().instant;
@@ -296,6 +302,7 @@ impl Loop {
                     self.confirm_routes();
                 }
                 _ = resolve.tick() => self.resolve(),
+                _ = log_check.tick() => self.rotate_log(),
                 _ = signals.hangup.recv() => {
                     // The answer is in the journal and in the log.
                     self.reload().ok();
@@ -399,6 +406,17 @@ impl Loop {
                 }
             }
         }
+    }
+
+    /// Keeps the proxies' log small, away from the loop: a disk may be slow.
+    fn rotate_log(&self) {
+        let log = crate::dataplane::link::log(&self.data_dir);
+        // Ends with the disk's answer.
+        drop(tokio::task::spawn_blocking(move || {
+            if let Err(error) = log.rotate() {
+                tracing::warn!(%error, "rotate proxy.log");
+            }
+        }));
     }
 
     fn record_all(&mut self, facts: Vec<Fact>) {

@@ -54,6 +54,9 @@ impl Loop {
             &certificates,
         );
         outlast_proxy::check(&trial)?;
+        if let Some(reason) = start::overlap(&topology, &self.plane.sockets) {
+            return Err(reason);
+        }
         let opened =
             start::open_missing(&topology, &self.plane.sockets).map_err(|e| format!("{e:#}"))?;
         let face = topology.cluster.face;

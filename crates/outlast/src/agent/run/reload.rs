@@ -74,6 +74,9 @@ impl Loop {
             && let Err(error) = self.face.listen(face)
         {
             self.core = before;
+            if let Err(error) = state::save(&self.data_dir, &self.core.pairs()) {
+                tracing::error!(error = format!("{error:#}"), "write down who serves as before");
+            }
             return Err(format!("{error:#}"));
         }
         self.plane.sockets.extend(opened);

@@ -43,7 +43,7 @@ pub enum Leftovers {
 /// Runs `argv` until it exits or `timeout` is over. If this future is dropped, the group is killed.
 pub async fn run(argv: &[String], timeout: Duration, leftovers: Leftovers) -> Ended {
     match Running::start(argv, &[], None) {
-        Ok(running) => running.to_end(timeout, leftovers).await,
+        Ok(running) => running.see_end(timeout, leftovers).await,
         Err(error) => Ended::NotRun(error),
     }
 }
@@ -58,7 +58,7 @@ pub async fn run_logged(
     leftovers: Leftovers,
 ) -> Ended {
     match Running::start(argv, environment, Some(output)) {
-        Ok(running) => running.to_end(timeout, leftovers).await,
+        Ok(running) => running.see_end(timeout, leftovers).await,
         Err(error) => Ended::NotRun(error),
     }
 }
@@ -111,7 +111,7 @@ impl Running {
         }
     }
 
-    async fn to_end(mut self, timeout: Duration, leftovers: Leftovers) -> Ended {
+    async fn see_end(mut self, timeout: Duration, leftovers: Leftovers) -> Ended {
         let mut tail = Tail::default();
         let exited = async {
             let mut chunk = [0; TAIL_MAX];

@@ -329,6 +329,37 @@ fn an_upgrade_replaces_the_proxy_and_keeps_the_agent() {
     load.finish();
 }
 
+#[test]
+fn a_new_binary_is_tried_while_everything_goes_on() {
+    let (one, two) = (Backend::start("b1"), Backend::start("b2"));
+    let (stage, port) = (Stage::new("trial"), free_port());
+    let (program, go) = (stage.dir.join("outlast"), stage.dir.join("go"));
+    std::fs::copy(env!("CARGO_BIN_EXE_outlast"), &program).unwrap();
+    stage.write(&web(port, &[&one, &two]));
+    let mut agent = stage.spawn_as(&program);
+    stage.wait_for_agent(&mut agent);
+    // One that takes as long as we like.
+    let script = format!("#!/bin/sh\nuntil [ -e {} ]; do sleep 0.05; done\nexit 3\n", go.display());
+    replace(&program, |bytes| *bytes = script.into_bytes());
+    std::thread::scope(|scope| {
+        let upgrade = scope.spawn(|| stage.verb(&["upgrade"]));
+        wait_until("it is tried", || {
+            let tried = |pid: &i32| {
+                let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                String::from_utf8_lossy(&words).contains("\u{0}check\u{0}")
+            };
+            stage.processes().iter().any(tried)
+        });
+        let (obeyed, said) = stage.verb(&["upgrade"]);
+        assert!(!obeyed && said.contains("under way already"), "{said}");
+        assert!(stage.verb(&["drain", "web", &one.url()]).0);
+        assert!(!upgrade.is_finished(), "what is asked meanwhile is not held up");
+        std::fs::write(&go, "").unwrap();
+        let (obeyed, said) = upgrade.join().unwrap();
+        assert!(!obeyed && said.contains("cannot run this topology file"), "{said}");
+    });
+}
+
 /// Waits until this backend, and no other, is the one that answers: the journal is written before the proxy is told.
 fn only(port: u16, name: &str) {
     wait_until(name, || servers(port, 3) == [name.to_owned()].into());
@@ -446,7 +477,7 @@ fn another_number_of_threads_replaces_the_proxy_and_nobody_notices() {
     let replaced = stage.event(after, "proxy_replaced", |e| e["old"] == proxy);
     let new = replaced["new"].as_i64().unwrap();
     let words = std::fs::read_to_string(format!("/proc/{new}/cmdline")).unwrap();
-    assert!(words.contains("--threads\03"), "{words:?}");
+    assert!(words.contains("--threads\u{0}3"), "{words:?}");
     wait_until("the old proxy has ended", || !exists(proxy));
     load.finish();
 }

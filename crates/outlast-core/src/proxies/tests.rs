@@ -1,7 +1,6 @@
 //! Transcripts: what happens to the proxies of a node, second by second, and what is done about it.
 
 use super::*;
-use std::string::ToString;
 
 /// A node with proxy 1 serving since second 0.
 struct Node {
@@ -143,7 +142,7 @@ fn a_lost_connection_is_no_death() {
     node.tell(Input::Regained { pid: 1 });
     assert_eq!(node.said(), "60: proxy_adopted found running, pid 1");
     node.tell(Input::Lost { pid: 1 });
-    node.tell(Input::Unreachable { pid: 1, reason: "no socket".to_string() });
+    node.tell(Input::Unreachable { pid: 1, reason: "no socket".to_owned() });
     node.tell(Input::Started { pid: 2 });
     node.tell(Input::InForce { pid: 2 });
     node.pass(60.0);
@@ -164,11 +163,11 @@ fn a_dead_proxy_is_started_again_after_a_pause() {
     let mut node = Node::new();
     for pid in [2, 3] {
         let gone = node.proxies.serving().unwrap();
-        node.tell(Input::Gone { pid: gone, reason: "it closed".to_string() });
+        node.tell(Input::Gone { pid: gone, reason: "it closed".to_owned() });
         node.pass(0.5);
         node.tell(Input::Started { pid });
     }
-    node.tell(Input::Gone { pid: 3, reason: "it closed".to_string() });
+    node.tell(Input::Gone { pid: 3, reason: "it closed".to_owned() });
     node.pass(0.25);
     node.tell(Input::NotStarted);
     node.pass(5.0);

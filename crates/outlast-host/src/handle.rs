@@ -94,6 +94,7 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(10);
 
     #[test]
+    #[expect(clippy::zombie_processes, reason = "collecting it is what is tested")]
     fn a_held_process_is_alive_until_it_is_killed_and_is_collected_once() {
         let child = Command::new("sleep").arg("60").spawn().unwrap();
         let handle = Handle::hold(child.id()).unwrap();

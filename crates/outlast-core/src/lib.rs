@@ -13,6 +13,7 @@ pub mod container;
 pub mod event;
 pub mod health;
 pub mod pair;
+pub mod proxies;
 #[cfg(test)]
 mod sim;
 pub mod time;

@@ -68,7 +68,7 @@ pub fn run(data_dir: &Path, threads: usize) -> anyhow::Result<()> {
 }
 
 /// As many connections as the system allows this process: the default of 1024 is for programs that use select(2).
-fn raise_descriptor_limit() {
+pub(crate) fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };

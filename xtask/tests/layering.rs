@@ -1,10 +1,12 @@
 //! Who may use whom: the workspace as cargo resolves it, held against the table in ARCHITECTURE.md.
 
+mod metadata;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use serde_json::Value;
+
+use metadata::{dependencies, member_ids, metadata, package_names, read, root};
 
 /// Crates whose whole dependency tree stays inside the workspace.
 const PURE: [&str; 2] = ["outlast-core", "outlast-model"];
@@ -17,7 +19,7 @@ type Edges = BTreeMap<String, BTreeSet<String>>;
 #[test]
 fn every_crate_uses_only_what_architecture_md_allows() {
     let allowed = table(&read("ARCHITECTURE.md"));
-    let metadata = metadata();
+    let metadata = metadata(&[]);
     let faults =
         [layer_faults(&allowed, &workspace_edges(&metadata)), purity_faults(&metadata)].concat();
     assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
@@ -170,25 +172,6 @@ fn purity_faults(metadata: &Value) -> Vec<String> {
     faults
 }
 
-fn package_names(metadata: &Value) -> BTreeMap<&str, &str> {
-    list(&metadata["packages"]).map(|p| (text(&p["id"]), text(&p["name"]))).collect()
-}
-
-fn member_ids(metadata: &Value) -> BTreeSet<&str> {
-    list(&metadata["workspace_members"]).map(text).collect()
-}
-
-/// Package id to the ids that it needs to be built or run; what only its tests need is left out.
-fn dependencies(metadata: &Value) -> BTreeMap<&str, BTreeSet<&str>> {
-    let counts = |dep: &&Value| list(&dep["dep_kinds"]).any(|kind| kind["kind"] != "dev");
-    list(&metadata["resolve"]["nodes"])
-        .map(|node| {
-            let uses = list(&node["deps"]).filter(counts).map(|dep| text(&dep["pkg"])).collect();
-            (text(&node["id"]), uses)
-        })
-        .collect()
-}
-
 fn no_std_fault(source: &str) -> Option<String> {
     let lines: Vec<_> = source.lines().map(str::trim).collect();
     if !lines.contains(&"#![no_std]") {
@@ -198,31 +181,4 @@ fn no_std_fault(source: &str) -> Option<String> {
         **line == "extern crate std;" && (*at == 0 || lines[at - 1] != "#[cfg(test)]")
     });
     bare.map(|(at, _)| format!("line {}: `extern crate std` belongs under `#[cfg(test)]`", at + 1))
-}
-
-fn metadata() -> Value {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
-        .args(["metadata", "--format-version", "1", "--locked"])
-        .current_dir(root())
-        .output()
-        .expect("cargo runs this test, so it is there");
-    assert!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).expect("cargo metadata prints JSON")
-}
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace").to_owned()
-}
-
-fn read(path: &str) -> String {
-    std::fs::read_to_string(root().join(path)).unwrap_or_else(|e| panic!("read {path}: {e}"))
-}
-
-fn list(value: &Value) -> impl Iterator<Item = &Value> {
-    value.as_array().expect("a list in cargo metadata").iter()
-}
-
-fn text(value: &Value) -> &str {
-    value.as_str().expect("a text in cargo metadata")
 }

@@ -72,7 +72,8 @@ pub enum Input {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     Record(Fact),
-    /// Write who serves each pair to disk: before anybody acts on it.
+    /// Write who serves each pair to disk: before anybody acts on it. If [`Agent::awaits_save`] after the last action, say
+    /// how it went with [`Agent::saved`] or [`Agent::not_saved`], and do what they say.
     SavePairs,
     /// Give readers a new view.
     Publish,
@@ -90,6 +91,10 @@ pub enum Action {
 
 /// A notice that a backend has returned may be lost; it counts as given this long after the ejection's time.
 pub const EJECT_GRACE: Duration = Duration::from_secs(5);
+
+/// Pairs that could not be written to disk decide nothing for this long, and twice as long each time, up to the second.
+pub const SAVE_BACKOFF: Duration = Duration::from_secs(1);
+pub const SAVE_BACKOFF_MAX: Duration = Duration::from_secs(30);
 
 /// Now, on both clocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -116,8 +121,25 @@ struct Watch {
     failing_since: Option<Instant>,
 }
 
+/// A decision that is not on disk yet: nobody has heard of it.
+#[derive(Clone, Debug)]
+struct Unsaved {
+    /// The pair as it was before.
+    before: Pair,
+    wants: Vec<pair::Action>,
+}
+
+/// The disk refuses to take what is decided.
+#[derive(Clone, Debug)]
+struct SaveTrouble {
+    reason: String,
+    backoff: Duration,
+    /// No pair decides anything before this.
+    until: Instant,
+}
+
 /// The state of one node's decisions.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Agent {
     topology: Topology,
     generation: u64,
@@ -130,6 +152,9 @@ pub struct Agent {
     draining: BTreeSet<(String, String)>,
     processes: BTreeMap<String, ProcessView>,
     states: BTreeMap<String, (ServiceState, Timestamp)>,
+    unsaved: BTreeMap<String, Unsaved>,
+    awaits_save: bool,
+    save_trouble: Option<SaveTrouble>,
 }
 
 impl Agent {
@@ -144,6 +169,9 @@ impl Agent {
             draining: BTreeSet::new(),
             processes: BTreeMap::new(),
             states: BTreeMap::new(),
+            unsaved: BTreeMap::new(),
+            awaits_save: false,
+            save_trouble: None,
         };
         // Nothing can be under way yet that would have to be reported.
         agent.take(topology, resume, now, &mut Vec::new());
@@ -298,9 +326,49 @@ impl Agent {
         self.settle(now, out);
     }
 
+    /// Whether the outcome of [`Action::SavePairs`] is to be told before anything else.
+    pub fn awaits_save(&self) -> bool {
+        self.awaits_save
+    }
+
+    /// What was decided is on disk: now it is said and done.
+    pub fn saved(&mut self, now: Now, out: &mut Vec<Action>) {
+        self.awaits_save = false;
+        if self.save_trouble.take().is_some() {
+            out.push(Action::Record(Fact::PairsSaved));
+        }
+        for (service, unsaved) in core::mem::take(&mut self.unsaved) {
+            self.told(now, &service, unsaved.wants, out);
+        }
+        self.judge_all(now, out);
+    }
+
+    /// What was decided is not on disk: it was not decided. It will be, if there is still reason to, after a pause.
+    pub fn not_saved(&mut self, now: Now, reason: String, out: &mut Vec<Action>) {
+        self.awaits_save = false;
+        for (service, unsaved) in core::mem::take(&mut self.unsaved) {
+            #[cfg(test)]
+            if instead(Bug::ActsUnsaved, false, true) {
+                self.told(now, &service, unsaved.wants, out);
+                continue;
+            }
+            self.pairs.insert(service, unsaved.before);
+        }
+        let before = self.save_trouble.as_ref().map(|trouble| trouble.backoff);
+        if before.is_none() {
+            out.push(Action::Record(Fact::PairsNotSaved { reason: reason.clone() }));
+        }
+        let backoff = before.map_or(SAVE_BACKOFF, |b| (b * 2).min(SAVE_BACKOFF_MAX));
+        let until = now.instant + backoff;
+        self.save_trouble = Some(SaveTrouble { reason, backoff, until });
+        self.judge_all(now, out);
+    }
+
     /// When `step` wants to be called again even if nothing happens.
     pub fn deadline(&self, now: Instant) -> Option<Instant> {
-        let pairs = self.pairs.values().filter_map(|pair| pair.deadline(now));
+        let held = self.save_trouble.as_ref().map(|trouble| trouble.until.max(now));
+        let pairs = self.pairs.values().filter(|_| held.is_none());
+        let pairs = pairs.filter_map(|pair| pair.deadline(now)).chain(held);
         pairs.chain(self.ejected.values().map(|&until| until.max(now))).min()
     }
 
@@ -359,6 +427,16 @@ impl Agent {
                 self.step_pair(now, &name, pair::Input::Look(seen), out);
             }
         }
+        let retry = self.save_trouble.as_ref().is_some_and(|trouble| trouble.until <= now.instant);
+        if retry || !self.unsaved.is_empty() {
+            self.awaits_save = true;
+            out.push(Action::SavePairs);
+        } else {
+            self.judge_all(now, out);
+        }
+    }
+
+    fn judge_all(&mut self, now: Now, out: &mut Vec<Action>) {
         for name in self.topology.services.keys() {
             let (to, reason) = self.judge(name);
             let from = self.states.get(name).map_or(ServiceState::Unknown, |(state, _)| *state);
@@ -394,17 +472,33 @@ impl Agent {
     }
 
     fn step_pair(&mut self, now: Now, service: &str, input: pair::Input, out: &mut Vec<Action>) {
+        let held = self.save_trouble.as_ref().is_some_and(|trouble| now.instant < trouble.until);
         let Some(pair) = self.pairs.get_mut(service) else { return };
-        let before = (pair.active(), pair.epoch());
-        let mut wants = Vec::new();
-        pair.step(now.instant, input, &mut wants);
-        // Written down before anybody hears of it.
-        let changed = (pair.active(), pair.epoch()) != before;
+        let (mut heard, mut wants) = (Vec::new(), Vec::new());
+        pair.hear(now.instant, input, &mut heard);
+        let before = pair.clone();
+        if !held {
+            pair.decide_on(now.instant, &mut wants);
+        }
+        let changed = (pair.active(), pair.epoch()) != (before.active(), before.epoch());
         #[cfg(test)]
         let changed = instead(Bug::SavedLate, changed, false);
-        if changed {
-            out.push(Action::SavePairs);
+        match self.unsaved.get_mut(service) {
+            // Part of a decision that waits for the disk already.
+            Some(unsaved) => unsaved.wants.extend(heard.into_iter().chain(wants)),
+            None if changed => {
+                self.unsaved.insert(service.to_owned(), Unsaved { before, wants });
+                self.told(now, service, heard, out);
+            }
+            None => {
+                heard.extend(wants);
+                self.told(now, service, heard, out);
+            }
         }
+    }
+
+    /// Says and does what a pair wants.
+    fn told(&mut self, now: Now, service: &str, wants: Vec<pair::Action>, out: &mut Vec<Action>) {
         let stopped = wants.iter().any(|want| matches!(want, pair::Action::Stop { .. }));
         say(service, wants, out);
         if stopped {
@@ -611,6 +705,7 @@ impl Agent {
             services: services.collect(),
             externals: externals.collect(),
             processes: self.processes.clone(),
+            not_saved: self.save_trouble.as_ref().map(|trouble| trouble.reason.clone()),
         }
     }
 

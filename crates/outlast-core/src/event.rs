@@ -71,6 +71,11 @@ pub enum Fact {
     ProxyAdopted { pid: u32 },
     ProxyReplaced { old: u32, new: u32 },
     ProxyLost { pid: u32, reason: String },
+    ProxySilent { pid: u32, reason: String },
+    ProxyKilled { pid: u32, reason: String },
+    PairsNotSaved { reason: String },
+    PairsSaved,
+    OrderRefused { service: String, epoch: Epoch, obeyed: Epoch },
     PartUnreachable { part: PartRef, reason: String },
 }
 
@@ -114,6 +119,11 @@ impl Fact {
             Fact::ProxyAdopted { .. } => "proxy_adopted",
             Fact::ProxyReplaced { .. } => "proxy_replaced",
             Fact::ProxyLost { .. } => "proxy_lost",
+            Fact::ProxySilent { .. } => "proxy_silent",
+            Fact::ProxyKilled { .. } => "proxy_killed",
+            Fact::PairsNotSaved { .. } => "pairs_not_saved",
+            Fact::PairsSaved => "pairs_saved",
+            Fact::OrderRefused { .. } => "order_refused",
             Fact::PartUnreachable { .. } => "part_unreachable",
         }
     }
@@ -121,7 +131,10 @@ impl Fact {
     /// The part of the topology that the event is about: `service.web`, `process.api`, `agent`.
     pub fn subject(&self) -> String {
         match self {
-            Fact::AgentStarted { .. } | Fact::AgentStopping { .. } => "agent".to_owned(),
+            Fact::AgentStarted { .. }
+            | Fact::AgentStopping { .. }
+            | Fact::PairsNotSaved { .. }
+            | Fact::PairsSaved => "agent".to_owned(),
             Fact::TopologyApplied { .. } | Fact::TopologyRefused { .. } => "topology".to_owned(),
             Fact::HealthChanged { target, .. } => match target {
                 Target::Backend { service, .. } => alloc::format!("service.{service}"),
@@ -138,7 +151,8 @@ impl Fact {
             | Fact::FailoverFailed { service, .. }
             | Fact::FailbackFinished { service, .. }
             | Fact::BothDown { service }
-            | Fact::BothDownEnded { service } => alloc::format!("service.{service}"),
+            | Fact::BothDownEnded { service }
+            | Fact::OrderRefused { service, .. } => alloc::format!("service.{service}"),
             Fact::ProcessStarted { process, .. }
             | Fact::ProcessExited { process, .. }
             | Fact::ProcessKilled { process, .. }
@@ -147,7 +161,9 @@ impl Fact {
             Fact::ProxyStarted { .. }
             | Fact::ProxyAdopted { .. }
             | Fact::ProxyReplaced { .. }
-            | Fact::ProxyLost { .. } => "proxy".to_owned(),
+            | Fact::ProxyLost { .. }
+            | Fact::ProxySilent { .. }
+            | Fact::ProxyKilled { .. } => "proxy".to_owned(),
             Fact::PartUnreachable { part, .. } => part.to_string(),
         }
     }
@@ -160,7 +176,9 @@ impl Fact {
             Fact::AgentStarted { version, resumed } => {
                 alloc::vec![("version", text(version)), ("resumed", Flag(*resumed))]
             }
-            Fact::AgentStopping { reason } | Fact::TopologyRefused { reason } => {
+            Fact::AgentStopping { reason }
+            | Fact::TopologyRefused { reason }
+            | Fact::PairsNotSaved { reason } => {
                 alloc::vec![("reason", text(reason))]
             }
             Fact::TopologyApplied { changes } => alloc::vec![("changes", text(changes))],
@@ -212,14 +230,20 @@ impl Fact {
             | Fact::FailbackFinished { epoch, reason, .. } => {
                 alloc::vec![("epoch", Number(epoch.0)), ("reason", text(reason))]
             }
-            Fact::BothDown { .. } | Fact::BothDownEnded { .. } => Vec::new(),
+            Fact::BothDown { .. } | Fact::BothDownEnded { .. } | Fact::PairsSaved => Vec::new(),
+            Fact::OrderRefused { epoch, obeyed, .. } => {
+                alloc::vec![("epoch", Number(epoch.0)), ("obeyed", Number(obeyed.0))]
+            }
             Fact::ProcessStarted { pid, adopted, .. } => {
                 alloc::vec![("pid", Number(u64::from(*pid))), ("adopted", Flag(*adopted))]
             }
             Fact::ProcessExited { pid, status, .. } => {
                 alloc::vec![("pid", Number(u64::from(*pid))), ("status", text(status))]
             }
-            Fact::ProcessKilled { pid, reason, .. } | Fact::ProxyLost { pid, reason } => {
+            Fact::ProcessKilled { pid, reason, .. }
+            | Fact::ProxyLost { pid, reason }
+            | Fact::ProxySilent { pid, reason }
+            | Fact::ProxyKilled { pid, reason } => {
                 alloc::vec![("pid", Number(u64::from(*pid))), ("reason", text(reason))]
             }
             Fact::ProcessWaiting { back_off, .. } => alloc::vec![("back_off", Seconds(*back_off))],
@@ -239,9 +263,12 @@ impl Fact {
     /// How loud the event is: an error means that someone must look.
     pub fn severity(&self) -> Severity {
         match self {
-            Fact::BothDown { .. } | Fact::FailoverFailed { .. } | Fact::ProxyLost { .. } => {
-                Severity::Error
-            }
+            Fact::BothDown { .. }
+            | Fact::FailoverFailed { .. }
+            | Fact::ProxyLost { .. }
+            | Fact::ProxySilent { .. }
+            | Fact::PairsNotSaved { .. }
+            | Fact::OrderRefused { .. } => Severity::Error,
             Fact::HealthChanged { to: Health::Down, .. }
             | Fact::ServiceChanged { to: ServiceState::Down, .. }
             | Fact::Ejected { .. }
@@ -250,6 +277,7 @@ impl Fact {
             | Fact::ProcessExited { .. }
             | Fact::ProcessKilled { .. }
             | Fact::ProcessWaiting { .. }
+            | Fact::ProxyKilled { .. }
             | Fact::PartUnreachable { .. } => Severity::Warn,
             Fact::AgentStarted { .. }
             | Fact::AgentStopping { .. }
@@ -267,7 +295,8 @@ impl Fact {
             | Fact::ProcessReadiness { .. }
             | Fact::ProxyStarted { .. }
             | Fact::ProxyAdopted { .. }
-            | Fact::ProxyReplaced { .. } => Severity::Info,
+            | Fact::ProxyReplaced { .. }
+            | Fact::PairsSaved => Severity::Info,
         }
     }
 }
@@ -348,9 +377,24 @@ impl fmt::Display for Fact {
             Fact::ProxyStarted { pid } => write!(f, "started, pid {pid}"),
             Fact::ProxyAdopted { pid } => write!(f, "found running, pid {pid}"),
             Fact::ProxyReplaced { old, new } => {
-                write!(f, "pid {new} took over from pid {old}, which drains")
+                write!(f, "pid {new} took over from pid {old}, which ends")
             }
             Fact::ProxyLost { pid, reason } => write!(f, "pid {pid} is gone: {reason}"),
+            Fact::ProxySilent { pid, reason } => {
+                write!(f, "pid {pid} lives and does not answer, it is replaced: {reason}")
+            }
+            Fact::ProxyKilled { pid, reason } => write!(f, "killed pid {pid}: {reason}"),
+            Fact::PairsNotSaved { reason } => {
+                write!(f, "no pair changes sides until it can be written down: {reason}")
+            }
+            Fact::PairsSaved => f.write_str("who serves each pair can be written down again"),
+            Fact::OrderRefused { epoch, obeyed, .. } => {
+                write!(
+                    f,
+                    "an order of epoch {} was refused: one of epoch {} was obeyed before",
+                    epoch.0, obeyed.0
+                )
+            }
             Fact::PartUnreachable { reason, .. } => write!(f, "unreachable: {reason}"),
         }
     }

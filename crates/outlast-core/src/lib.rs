@@ -16,6 +16,7 @@ pub mod event;
 pub mod health;
 pub mod linear;
 pub mod pair;
+pub mod proxies;
 #[cfg(test)]
 mod sim;
 pub mod time;

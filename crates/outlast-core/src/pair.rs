@@ -33,6 +33,25 @@ impl Epoch {
     }
 }
 
+/// An order that comes too late: a newer one was obeyed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stale {
+    pub epoch: Epoch,
+    pub obeyed: Epoch,
+}
+
+impl fmt::Display for Stale {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Stale { epoch, obeyed } = self;
+        write!(f, "epoch {} is older than {}, which was obeyed before", epoch.0, obeyed.0)
+    }
+}
+
+/// Whether whoever has obeyed an order of epoch `obeyed` may obey this one. It writes down what it admits before it obeys.
+pub fn admit(obeyed: Epoch, epoch: Epoch) -> Result<(), Stale> {
+    if epoch < obeyed { Err(Stale { epoch, obeyed }) } else { Ok(()) }
+}
+
 /// The two sides of a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Side {
@@ -354,6 +373,12 @@ impl Pair {
 
     /// Feeds one input; pushes what must be done, in the order of doing.
     pub fn step(&mut self, now: Instant, input: Input, out: &mut Vec<Action>) {
+        self.hear(now, input, out);
+        self.decide_on(now, out);
+    }
+
+    /// Takes an input in and decides nothing on it: who serves and the epoch stay as they are.
+    pub(crate) fn hear(&mut self, now: Instant, input: Input, out: &mut Vec<Action>) {
         self.unanswered = self.unanswered.filter(|&(_, lost)| now < lost);
         match input {
             Input::Look(seen) => self.look(now, seen),
@@ -364,6 +389,10 @@ impl Pair {
         if self.switching.is_some_and(|s| s.since + SWITCH_LIMIT <= now) {
             self.finish_switching(out);
         }
+    }
+
+    /// Decides on all that was heard.
+    pub(crate) fn decide_on(&mut self, now: Instant, out: &mut Vec<Action>) {
         self.advance(now, out);
         self.report_both_down(out);
     }

@@ -30,6 +30,8 @@ pub(crate) enum Bug {
     TwoCommands,
     /// What was decided is written down after it was acted on.
     SavedLate,
+    /// A decision that the disk refused is acted on all the same.
+    ActsUnsaved,
     /// A pair that comes back begins its epochs anew.
     EpochForgotten,
     /// A pair that was given other servers keeps its side.

@@ -12,6 +12,9 @@ use core::time::Duration;
 
 use crate::health::Thresholds;
 
+/// Services that listen on one node: their sockets are handed from proxy to proxy in one message.
+pub const LISTENERS_MAX: usize = 512;
+
 /// The whole file.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Topology {

@@ -17,6 +17,8 @@ pub struct View {
     pub services: BTreeMap<String, ServiceView>,
     pub externals: BTreeMap<String, PartView>,
     pub processes: BTreeMap<String, ProcessView>,
+    /// Why no pair can change sides: what is decided cannot be written to disk.
+    pub not_saved: Option<String>,
 }
 
 /// One service as its clients find it.

@@ -1,5 +1,7 @@
-//! Runs a short command to its end: no shell, a group of its own, killed with the whole group when its time is over.
+//! Runs a short command to its end: no shell, a group of its own, killed with the whole group, and with what left the group
+//! but bears the command's mark, when its time is over.
 
+use std::fs::File;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ExitStatus, Stdio};
@@ -10,6 +12,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::Receiver;
 
 use crate::leader::Leader;
+use crate::process::{MARK, Mark, token};
 use crate::text::quote;
 
 /// Bytes of the output's end that are kept to find its last line.
@@ -39,64 +42,101 @@ pub enum Leftovers {
 
 /// Runs `argv` until it exits or `timeout` is over. If this future is dropped, the group is killed.
 pub async fn run(argv: &[String], timeout: Duration, leftovers: Leftovers) -> Ended {
-    let mut running = match Running::start(argv) {
-        Ok(running) => running,
-        Err(error) => return Ended::NotRun(error),
-    };
-    let mut tail = Tail::default();
-    let exited = async {
-        let mut chunk = [0; TAIL_MAX];
-        let mut open = true;
-        loop {
-            tokio::select! {
-                exit = running.leader.exited() => break exit,
-                read = running.output.read(&mut chunk), if open => match read {
-                    Ok(0) | Err(_) => open = false,
-                    Ok(len) => tail.push(&chunk[..len]),
-                },
-            }
-        }
-    };
-    match tokio::time::timeout(timeout, exited).await {
-        Err(_elapsed) => Ended::TimedOut { last_line: tail.last_line() },
-        Ok(Err(error)) => Ended::NotRun(error),
-        Ok(Ok(())) => {
-            tail.drain(&running.output);
-            match running.reap(leftovers) {
-                Ok(status) => Ended::Exited { status, last_line: tail.last_line() },
-                Err(error) => Ended::NotRun(error),
-            }
-        }
+    match Running::start(argv, &[], None) {
+        Ok(running) => running.see_end(timeout, leftovers).await,
+        Err(error) => Ended::NotRun(error),
     }
 }
 
-/// A command under way. Dropped before it was reaped, it is killed with its group.
+/// The same with variables in its environment, and with its output in a file: what the command leaves running may keep
+/// that, and neither waits for us to read nor ends when we go. The last line is for the caller to find in the file.
+pub async fn run_logged(
+    argv: &[String],
+    environment: &[(&str, String)],
+    output: File,
+    timeout: Duration,
+    leftovers: Leftovers,
+) -> Ended {
+    match Running::start(argv, environment, Some(output)) {
+        Ok(running) => running.see_end(timeout, leftovers).await,
+        Err(error) => Ended::NotRun(error),
+    }
+}
+
+/// A command under way. Dropped before it was reaped, it is killed with its group and all that bears its mark.
 #[derive(Debug)]
 struct Running {
     leader: Leader,
-    output: Receiver,
+    /// Nothing if it writes to a file.
+    output: Option<Receiver>,
+    token: String,
     child: Option<Child>,
 }
 
 impl Running {
-    fn start(argv: &[String]) -> io::Result<Running> {
+    fn start(
+        argv: &[String],
+        environment: &[(&str, String)],
+        file: Option<File>,
+    ) -> io::Result<Running> {
         let (program, arguments) =
             argv.split_first().ok_or_else(|| io::Error::other("the command is empty"))?;
-        let (reader, writer) = io::pipe()?;
-        let output = Receiver::from_owned_fd(reader.into())?;
-        let mut child = std::process::Command::new(program)
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(writer.try_clone()?)
-            .stderr(writer)
-            .process_group(0)
-            .spawn()?;
+        let token = token()?;
+        let mut command = std::process::Command::new(program);
+        command.args(arguments).stdin(Stdio::null()).process_group(0).env(MARK, &token);
+        for (name, value) in environment {
+            command.env(name, value);
+        }
+        let output = match file {
+            Some(file) => {
+                command.stdout(file.try_clone()?).stderr(file);
+                None
+            }
+            None => {
+                let (reader, writer) = io::pipe()?;
+                command.stdout(writer.try_clone()?).stderr(writer);
+                Some(Receiver::from_owned_fd(reader.into())?)
+            }
+        };
+        let mut child = command.spawn()?;
+        // It holds the other end of the pipe: without it, the pipe ends with the command.
+        drop(command);
         match Leader::hold(child.id()) {
-            Ok(leader) => Ok(Running { leader, output, child: Some(child) }),
+            Ok(leader) => Ok(Running { leader, output, token, child: Some(child) }),
             Err(error) => {
                 drop(child.kill());
                 reap_elsewhere(child);
                 Err(error)
+            }
+        }
+    }
+
+    async fn see_end(mut self, timeout: Duration, leftovers: Leftovers) -> Ended {
+        let mut tail = Tail::default();
+        let exited = async {
+            let mut chunk = [0; TAIL_MAX];
+            loop {
+                let Some(output) = &mut self.output else { break self.leader.exited().await };
+                tokio::select! {
+                    exit = self.leader.exited() => break exit,
+                    read = output.read(&mut chunk) => match read {
+                        Ok(0) | Err(_) => self.output = None,
+                        Ok(len) => tail.push(&chunk[..len]),
+                    },
+                }
+            }
+        };
+        match tokio::time::timeout(timeout, exited).await {
+            Err(_elapsed) => Ended::TimedOut { last_line: tail.last_line() },
+            Ok(Err(error)) => Ended::NotRun(error),
+            Ok(Ok(())) => {
+                if let Some(output) = &self.output {
+                    tail.drain(output);
+                }
+                match self.reap(leftovers) {
+                    Ok(status) => Ended::Exited { status, last_line: tail.last_line() },
+                    Err(error) => Ended::NotRun(error),
+                }
             }
         }
     }
@@ -116,9 +156,15 @@ impl Drop for Running {
             if let Err(error) = self.leader.signal_group(Signal::KILL) {
                 tracing::warn!(pid = child.id(), %error, "cannot kill the group of a command");
             }
+            kill_marked(std::mem::take(&mut self.token));
             reap_elsewhere(child);
         }
     }
+}
+
+/// Kills what has left the group, on a thread of its own: a look through /proc may take a while.
+fn kill_marked(token: String) {
+    std::thread::spawn(move || Mark { token: &token, since_ticks: None }.kill());
 }
 
 /// Waits for a killed child on a thread of its own: one that hangs in the kernel must not hold us up.
@@ -213,6 +259,23 @@ mod tests {
         assert!(begun.elapsed() < TIMEOUT);
         let Ended::TimedOut { last_line } = ended else { panic!("{ended:?}") };
         gone(&last_line).await;
+    }
+
+    #[tokio::test]
+    async fn what_left_the_group_is_killed_too_when_the_time_is_over() {
+        let scratch = crate::scratch::Scratch::new();
+        let log = File::options().create(true).append(true).open(scratch.path("log")).unwrap();
+        let script = "setsid sleep 60 & echo $!; echo $WHO >&2; wait";
+        let environment = [("WHO", "billing".to_owned())];
+        // Its number is in the file before the time is over, or there is nothing to look for.
+        let limit = Duration::from_secs(1);
+        let argv = shell(script);
+        let ended = run_logged(&argv, &environment, log, limit, Leftovers::Keep).await;
+        assert!(matches!(ended, Ended::TimedOut { .. }), "{ended:?}");
+        let said = std::fs::read_to_string(scratch.path("log")).unwrap();
+        let lines: Vec<&str> = said.lines().collect();
+        let [pid, "billing"] = lines[..] else { panic!("{said}") };
+        gone(pid).await;
     }
 
     #[tokio::test]

@@ -7,13 +7,10 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
 use rustix::io::Errno;
-use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open, waitid,
-};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -45,14 +42,7 @@ impl Leader {
 
     /// The exit status of a leader that has exited, if it was a child of ours and nobody has collected it.
     pub(crate) fn collect(&self) -> Option<ExitStatus> {
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-        let ended = waitid(WaitId::PidFd(self.fd.get_ref().as_fd()), options).ok()??;
-        // As wait(2) packs it.
-        let raw = match (ended.exit_status(), ended.terminating_signal()) {
-            (Some(code), _) => (code & 0xff) << 8,
-            (None, signal) => signal?,
-        };
-        Some(ExitStatus::from_raw(raw))
+        crate::handle::collect(self.fd.get_ref().as_fd())
     }
 
     /// Sends a signal to every process of the group; to none is no error.

@@ -4,6 +4,7 @@
 
 pub mod clock;
 pub mod command;
+pub mod handle;
 pub mod journal;
 mod leader;
 pub mod probe;

@@ -8,7 +8,11 @@ use crate::stats::ErrorKind;
 pub(crate) fn status_of(kind: ErrorKind) -> u16 {
     match kind {
         ErrorKind::Timeout => 504,
-        ErrorKind::Connect | ErrorKind::Reset | ErrorKind::BadAnswer | ErrorKind::Status5xx => 502,
+        ErrorKind::Connect
+        | ErrorKind::Reset
+        | ErrorKind::BadAnswer
+        | ErrorKind::Status5xx
+        | ErrorKind::CutOff => 502,
         ErrorKind::NoBackend | ErrorKind::Limit => 503,
         ErrorKind::BadRequest | ErrorKind::ClientGone => 400,
     }
@@ -26,6 +30,7 @@ pub(crate) fn reason_of(kind: ErrorKind) -> &'static str {
         ErrorKind::Limit => "too many requests at once",
         ErrorKind::BadRequest => "the request could not be understood",
         ErrorKind::ClientGone => "the client went away",
+        ErrorKind::CutOff => "the request was cut off: its backend is to leave, or the proxy ends",
     }
 }
 

@@ -3,6 +3,7 @@
 //! Framing, flow control and HPACK are hyper's. Retries, limits and ejection live in one place only, `http1`.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -14,9 +15,12 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response, Uri, Version, header};
 use http_body::Frame;
 use hyper::body::Incoming;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::for_hyper::{HyperIo, Tasks, Timer};
 use crate::http1::{self, Door};
 use crate::io::{Io, Rest};
+use crate::seats::Seat;
 use crate::{answers, worker};
 
 /// Bytes that wait between a stream and its translation, each way.
@@ -49,13 +53,27 @@ pub(crate) async fn serve(io: Io, rest: Rest, door: Door) {
         let (door, stream) = (stream_door.clone(), Stream::open(&streams));
         async move { Ok::<_, Infallible>(translate(request, door, stream).await) }
     });
-    let mut conn = pin!(builder.serve_connection(Wire { io, rest }, answer));
+    let mut conn = pin!(builder.serve_connection(HyperIo::new(Wire { io, rest }), answer));
     let mut look = tokio::time::interval(Duration::from_millis(500));
-    let mut leaving = false;
+    let mut leaving: Option<Instant> = None;
+    // Wakes this task when draining begins, and when the time for it is over.
+    let _seat = Seat::take().await;
+    let over = || service.state.over.load(Relaxed);
     loop {
+        let told = poll_fn(|_cx| match (worker::draining() && leaving.is_none()) || over() {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        });
         tokio::select! {
             // A client's broken connection is its own affair.
             _ended = conn.as_mut() => return,
+            () = told => {
+                if over() {
+                    return;
+                }
+                leaving = Some(Instant::now());
+                conn.as_mut().graceful_shutdown();
+            }
             _tick = look.tick() => {
                 let quiet = activity.quiet(begun);
                 // No stream ever, or none for long: a client that only answers pings holds a place for nothing.
@@ -63,9 +81,13 @@ pub(crate) async fn serve(io: Io, rest: Rest, door: Door) {
                 if quiet.is_some_and(|quiet| limit + GOODBYE <= quiet) {
                     return;
                 }
-                let leave = worker::draining() || quiet.is_some_and(|quiet| limit <= quiet);
-                if leave && !leaving {
-                    leaving = true;
+                // Quiet and told to go, it stays all the same. What it was sent last may still be on its way for a while.
+                let stays = |at: Instant| LEAVE_MAX <= at.elapsed();
+                if leaving.is_some_and(stays) && quiet.is_some_and(|quiet| LEAVE_MAX <= quiet) {
+                    return;
+                }
+                if quiet.is_some_and(|quiet| limit <= quiet) && leaving.is_none() {
+                    leaving = Some(Instant::now());
                     conn.as_mut().graceful_shutdown();
                 }
             }
@@ -75,6 +97,9 @@ pub(crate) async fn serve(io: Io, rest: Rest, door: Door) {
 
 /// How long a client that is told to go may take.
 const GOODBYE: Duration = Duration::from_secs(2);
+
+/// How long a client that does not answer may stay when the process is to end.
+const LEAVE_MAX: Duration = Duration::from_secs(5);
 
 /// What happens on a connection.
 #[derive(Debug, Default)]
@@ -121,8 +146,7 @@ async fn translate(request: Request<Incoming>, door: Door, stream: Stream) -> Re
     drop(tokio::task::spawn(async move {
         drop(http1::serve_http1(Io::Memory(far), Rest::default(), door).await);
     }));
-    let handshake = hyper::client::conn::http1::Builder::new()
-        .handshake(Wire { io: Io::Memory(near), rest: Rest::default() });
+    let handshake = hyper::client::conn::http1::Builder::new().handshake(HyperIo::new(near));
     let Ok((mut sender, conn)) = handshake.await else { return refusal(502) };
     // Ends with the response body that it drives.
     drop(tokio::task::spawn(conn));
@@ -132,7 +156,8 @@ async fn translate(request: Request<Incoming>, door: Door, stream: Stream) -> Re
             let (mut parts, body) = response.into_parts();
             parts.version = Version::HTTP_2;
             strip(&mut parts.headers);
-            Response::from_parts(parts, Body::Streamed { body, _sender: sender, _stream: stream })
+            let body = Body::Streamed { body, _sender: sender, _stream: stream };
+            Response::from_parts(parts, body)
         }
         Err(_broken) => refusal(502),
     }
@@ -219,66 +244,23 @@ impl http_body::Body for Body {
     }
 }
 
-/// Starts hyper's tasks on this thread.
-#[derive(Clone, Copy, Debug)]
-struct Tasks;
-
-impl<F> hyper::rt::Executor<F> for Tasks
-where
-    F: Future + Send + 'static,
-    F::Output: Send + 'static,
-{
-    fn execute(&self, task: F) {
-        // Hyper's tasks end with their connection, which is counted.
-        drop(tokio::task::spawn(task));
-    }
-}
-
-/// Tokio's timer for hyper.
-#[derive(Clone, Copy, Debug)]
-struct Timer;
-
-#[derive(Debug)]
-struct Sleep(Pin<Box<tokio::time::Sleep>>);
-
-impl Future for Sleep {
-    type Output = ();
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        self.0.as_mut().poll(cx)
-    }
-}
-
-impl hyper::rt::Sleep for Sleep {}
-
-impl hyper::rt::Timer for Timer {
-    fn sleep(&self, duration: Duration) -> Pin<Box<dyn hyper::rt::Sleep>> {
-        Box::pin(Sleep(Box::pin(tokio::time::sleep(duration))))
-    }
-
-    fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn hyper::rt::Sleep>> {
-        Box::pin(Sleep(Box::pin(tokio::time::sleep_until(deadline.into()))))
-    }
-}
-
-/// A connection as hyper wants it, with what was read of it before.
+/// A connection with what was read of it before.
 #[derive(Debug)]
 struct Wire {
     io: Io,
     rest: Rest,
 }
 
-impl hyper::rt::Read for Wire {
+impl AsyncRead for Wire {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        mut buf: hyper::rt::ReadBufCursor<'_>,
+        buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.rest.is_empty() {
-            let mut chunk = [0; 8192];
-            let space = buf.remaining().min(chunk.len());
-            let count = ready!(this.io.poll_read(cx, &mut chunk[..space]))?;
-            buf.put_slice(&chunk[..count]);
+            let count = ready!(this.io.poll_read(cx, buf.initialize_unfilled()))?;
+            buf.advance(count);
         } else {
             let bytes = this.rest.as_slice();
             let count = bytes.len().min(buf.remaining());
@@ -289,7 +271,7 @@ impl hyper::rt::Read for Wire {
     }
 }
 
-impl hyper::rt::Write for Wire {
+impl AsyncWrite for Wire {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

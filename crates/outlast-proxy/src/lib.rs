@@ -9,13 +9,17 @@ pub mod balance;
 pub mod body;
 pub mod budget;
 pub mod eject;
+mod fence;
+pub mod for_hyper;
 pub mod head;
 mod http1;
 mod http2;
 mod io;
 mod live;
 pub mod proxy_protocol;
+mod seats;
 mod server;
+mod settle;
 pub mod stats;
 pub mod table;
 mod tcp;
@@ -24,6 +28,7 @@ mod worker;
 
 pub use live::Notice;
 pub use server::{Proxy, Refused};
+pub use settle::{Applying, Unsettled};
 
 /// Whether a table could be put in force: its certificates and keys work.
 pub fn check(table: &table::Table) -> Result<(), String> {

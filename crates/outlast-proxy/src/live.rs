@@ -14,6 +14,8 @@ use tokio::sync::Notify;
 use crate::balance;
 use crate::budget::Budget;
 use crate::eject::{Change, Ejection, Outcome};
+use crate::fence::Fence;
+use crate::settle::Ledger;
 use crate::stats::{BackendStats, Counters, ServiceStats, Stats};
 use crate::table::{Backend, BackendState, Balance, Service, Table};
 
@@ -42,6 +44,8 @@ pub enum Notice {
 pub(crate) struct Live {
     pub(crate) table: Table,
     pub(crate) services: BTreeMap<String, Arc<LiveService>>,
+    /// How often fences had been changed when this table was made.
+    pub(crate) fences: u64,
 }
 
 /// One service in force.
@@ -73,6 +77,8 @@ pub(crate) struct ServiceState {
     pub(crate) queued: AtomicU32,
     /// Told whenever a request has ended while others wait.
     pub(crate) freed: Notify,
+    /// Draining has taken all the time that the service has for it: what is still open ends.
+    pub(crate) over: AtomicBool,
 }
 
 /// What a backend keeps over tables.
@@ -88,11 +94,15 @@ pub(crate) struct BackendRun {
     pub(crate) ejection: Mutex<Ejection>,
     /// When it last became up, in milliseconds of the process clock; for slow start.
     pub(crate) up_since_ms: AtomicI64,
-    /// Cuts every tunnel to this backend.
-    pub(crate) cut: Notify,
-    /// It must not serve: the passive side, or no longer in the table. Set before `cut` is told, looked at after
-    /// `cut` is listened to, so that no tunnel slips in between.
-    pub(crate) fenced: AtomicBool,
+    /// Closed for the passive side of a pair, so that no request is answered by a side that has lost its role.
+    pub(crate) requests: Fence,
+    /// Closed for a backend that is no longer in the table, too, and cut when it goes down: tunnels do not end by themselves.
+    pub(crate) tunnels: Fence,
+    ledger: Arc<Ledger>,
+    /// Since when it drains, in milliseconds of the process clock; never: `i64::MAX`.
+    draining_since_ms: AtomicI64,
+    /// It has drained for as long as its service allows: what is still open there ends.
+    pub(crate) over: AtomicBool,
     pub(crate) last_suspect_ms: AtomicI64,
 }
 
@@ -106,19 +116,24 @@ pub(crate) struct World {
     pub(crate) connections: Arc<AtomicU64>,
     /// Tasks that accept connections.
     pub(crate) doors: Arc<AtomicU64>,
+    /// How often any fence was closed or cut.
+    pub(crate) fences: AtomicU64,
+    pub(crate) ledger: Arc<Ledger>,
 }
 
 /// A backend that failed is reported at most this often.
 const SUSPECT_EVERY_MS: i64 = 200;
 
 impl World {
-    pub(crate) fn new(notices: tokio::sync::mpsc::Sender<Notice>) -> World {
+    pub(crate) fn new(notices: tokio::sync::mpsc::Sender<Notice>, workers: usize) -> World {
         World {
             start: Instant::now(),
             notices,
             ids: AtomicU64::new(1),
             connections: Arc::default(),
             doors: Arc::default(),
+            fences: AtomicU64::new(0),
+            ledger: Arc::new(Ledger::new(workers)),
         }
     }
 
@@ -156,6 +171,12 @@ impl World {
                 });
                 let state =
                     kept.map_or_else(|| Arc::new(self.backend_run(now_ms)), |k| k.state.clone());
+                if backend.state == BackendState::Draining {
+                    state.draining_since_ms.fetch_min(now_ms, Relaxed);
+                } else {
+                    state.draining_since_ms.store(i64::MAX, Relaxed);
+                    state.over.store(false, Relaxed);
+                }
                 let was_up = kept.is_some_and(|k| k.spec.state == BackendState::Up);
                 if backend.state == BackendState::Up && !was_up {
                     state.up_since_ms.store(now_ms, Relaxed);
@@ -183,9 +204,8 @@ impl World {
             };
             services.insert(spec.name.clone(), Arc::new(live));
         }
-        let live = Live { table, services };
-        self.cut_tunnels(before, &live);
-        Ok(live)
+        let fences = self.set_fences(before, &services);
+        Ok(Live { table, services, fences })
     }
 
     fn backend_run(&self, now_ms: i64) -> BackendRun {
@@ -197,8 +217,11 @@ impl World {
             ejected: AtomicBool::new(false),
             ejection: Mutex::new(Ejection::new(Instant::now())),
             up_since_ms: AtomicI64::new(now_ms),
-            cut: Notify::new(),
-            fenced: AtomicBool::new(false),
+            requests: Fence::default(),
+            tunnels: Fence::default(),
+            ledger: self.ledger.clone(),
+            draining_since_ms: AtomicI64::new(i64::MAX),
+            over: AtomicBool::new(false),
             last_suspect_ms: AtomicI64::new(i64::MIN / 2),
         }
     }
@@ -214,30 +237,54 @@ impl World {
             in_flight: AtomicU32::new(0),
             queued: AtomicU32::new(0),
             freed: Notify::new(),
+            over: AtomicBool::new(false),
         }
     }
 
-    /// A backend that is gone, down or no longer the serving side loses its tunnels before the new table is seen.
-    fn cut_tunnels(&self, before: &Live, after: &Live) {
+    /// Closes and opens fences before the new table is seen; returns how often that has been done.
+    ///
+    /// A worker acts on a fence once it has the table, and then wakes everybody: who was cut off must find the other side.
+    fn set_fences(&self, before: &Live, after: &BTreeMap<String, Arc<LiveService>>) -> u64 {
+        let mut changed = false;
         for (name, old) in &before.services {
             for backend in &old.backends {
                 let now = after
-                    .services
                     .get(name)
                     .and_then(|s| s.backends.iter().find(|b| b.state.id == backend.state.id));
-                let (keeps, fenced) = match now.map(|b| b.spec.state) {
-                    Some(BackendState::Up | BackendState::Draining | BackendState::Unknown) => {
-                        (true, false)
+                match now.map(|b| b.spec.state) {
+                    // Its requests may finish: nobody else has taken its role.
+                    None => changed |= backend.state.tunnels.close(),
+                    Some(BackendState::Down) if backend.spec.state != BackendState::Down => {
+                        backend.state.tunnels.cut();
+                        changed = true;
                     }
-                    Some(BackendState::Down) => (false, false),
-                    Some(BackendState::Passive) | None => (false, true),
-                };
-                backend.state.fenced.store(fenced, SeqCst);
-                if !keeps {
-                    backend.state.cut.notify_waiters();
+                    Some(
+                        BackendState::Down
+                        | BackendState::Up
+                        | BackendState::Unknown
+                        | BackendState::Draining
+                        | BackendState::Passive,
+                    ) => {}
                 }
             }
         }
+        for backend in after.values().flat_map(|service| &service.backends) {
+            let run = &backend.state;
+            match backend.spec.state {
+                BackendState::Passive => changed |= run.tunnels.close() | run.requests.close(),
+                BackendState::Up
+                | BackendState::Down
+                | BackendState::Draining
+                | BackendState::Unknown => {
+                    run.tunnels.open();
+                    run.requests.open();
+                }
+            }
+        }
+        if changed {
+            self.fences.fetch_add(1, SeqCst);
+        }
+        self.fences.load(SeqCst)
     }
 }
 
@@ -410,6 +457,21 @@ impl LiveService {
         }
     }
 
+    /// Ends what is still open at backends that have drained for long enough. True: somebody has to look.
+    pub(crate) fn end_drained(&self, world: &World) -> bool {
+        let allowed = i64::try_from(self.spec.timeouts.drain.as_millis()).unwrap_or(i64::MAX);
+        let latest = world.now_ms().saturating_sub(allowed);
+        let mut open = false;
+        for backend in &self.backends {
+            let run = &backend.state;
+            if run.draining_since_ms.load(Relaxed) <= latest && run.in_flight.load(Relaxed) > 0 {
+                run.over.store(true, Relaxed);
+                open = true;
+            }
+        }
+        open
+    }
+
     fn announce(&self, world: &World, backend: &LiveBackend, change: Change) {
         let (service, backend) = (self.spec.name.clone(), backend.spec.name.clone());
         match change {
@@ -446,9 +508,7 @@ impl Flight {
         if take(&state.in_flight, limit) {
             return Some(Flight { service: state.clone(), backend: None });
         }
-        if !take(&state.queued, service.spec.limits.queue) {
-            return None;
-        }
+        let _queued = Queued::join(state, service.spec.limits.queue)?;
         let waited = tokio::time::timeout(service.spec.timeouts.queue, async {
             loop {
                 let freed = state.freed.notified();
@@ -459,7 +519,6 @@ impl Flight {
             }
         })
         .await;
-        state.queued.fetch_sub(1, Relaxed);
         waited.ok().map(|()| Flight { service: state.clone(), backend: None })
     }
 
@@ -471,7 +530,10 @@ impl Flight {
 
     pub(crate) fn leaves_backend(&mut self) {
         if let Some(backend) = self.backend.take() {
-            backend.in_flight.fetch_sub(1, Relaxed);
+            backend.in_flight.fetch_sub(1, SeqCst);
+            if backend.requests.closed() {
+                backend.ledger.tell();
+            }
         }
     }
 }
@@ -483,6 +545,21 @@ impl Drop for Flight {
         if self.service.queued.load(Relaxed) > 0 {
             self.service.freed.notify_one();
         }
+    }
+}
+
+/// A place in the queue of a service, given back even by a request whose client has gone.
+struct Queued<'a>(&'a AtomicU32);
+
+impl Queued<'_> {
+    fn join(state: &ServiceState, limit: u32) -> Option<Queued<'_>> {
+        take(&state.queued, limit).then(|| Queued(&state.queued))
+    }
+}
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
     }
 }
 

@@ -10,6 +10,9 @@ const V1_MAX: usize = 107;
 /// A version 2 header beyond this is refused; the addresses need 36 bytes, the rest is TLVs.
 const V2_MAX: usize = 16 + 2048;
 
+/// No header of either version is longer.
+pub(crate) const HEADER_MAX: usize = V2_MAX;
+
 const V2_SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 
 /// What a header said.

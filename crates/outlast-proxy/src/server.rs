@@ -4,19 +4,26 @@
 //! takes a lock to serve a request.
 
 use std::collections::BTreeMap;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
 
+use tokio::io::ReadBuf;
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 
-use crate::http1::{self, Door};
-use crate::io::{Io, Rest};
+use crate::http1::{self, Door, QUIET};
+use crate::io::{Io, Rest, with_scratch};
 use crate::live::{Counted, Live, Notice, World};
-use crate::proxy_protocol;
+use crate::proxy_protocol::{self, HEADER_MAX};
+use crate::seats::{self, Seat};
+use crate::settle::Applying;
 use crate::stats::Stats;
-use crate::table::{Protocol, Table};
+use crate::table::{BackendState, Protocol, Table};
 use crate::worker::{self, Worker};
 use crate::{http2, tcp};
 
@@ -29,6 +36,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// What every worker follows.
 #[derive(Clone, Debug)]
 struct Orders {
+    /// Counts up with each change.
+    number: u64,
     live: Arc<Live>,
     sockets: BTreeMap<SocketAddr, Arc<std::net::TcpListener>>,
     draining: bool,
@@ -58,11 +67,13 @@ impl Proxy {
         roots: rustls::RootCertStore,
     ) -> io::Result<(Proxy, mpsc::Receiver<Notice>)> {
         let (notices, inbox) = mpsc::channel(NOTICES_MAX);
-        let world = Arc::new(World::new(notices));
-        let orders = Orders { live: Arc::default(), sockets: BTreeMap::new(), draining: false };
+        let count = threads.max(1);
+        let world = Arc::new(World::new(notices, count));
+        let orders =
+            Orders { number: 0, live: Arc::default(), sockets: BTreeMap::new(), draining: false };
         let (orders, _) = watch::channel(orders);
         let tls = crate::tls::client_config(roots);
-        let threads = (0..threads.max(1))
+        let threads = (0..count)
             .map(|n| {
                 let (world, orders, tls) = (world.clone(), orders.subscribe(), tls.clone());
                 std::thread::Builder::new()
@@ -73,12 +84,13 @@ impl Proxy {
         Ok((Proxy { world, orders, threads }, inbox))
     }
 
-    /// Puts a table in force. `sockets` are listening sockets that it needs beyond those already held.
+    /// Puts a table in force; the answer can be waited for until every worker uses it and fenced work has ended. `sockets`
+    /// are listening sockets that it needs beyond those already held.
     pub fn apply(
         &self,
         table: Table,
         sockets: BTreeMap<SocketAddr, std::net::TcpListener>,
-    ) -> Result<(), Refused> {
+    ) -> Result<Applying, Refused> {
         let before = self.orders.borrow().clone();
         let mut held = before.sockets;
         for (address, socket) in sockets {
@@ -94,12 +106,20 @@ impl Proxy {
         let live = self.world.compile(table, &before.live).map_err(Refused::Tls)?;
         let wanted = live.listeners();
         held.retain(|address, _| wanted.contains_key(address));
+        let backends = live.services.values().flat_map(|service| &service.backends);
+        let fenced = backends
+            .filter(|b| b.spec.state == BackendState::Passive)
+            .map(|b| b.state.clone())
+            .collect();
         let live = Arc::new(live);
+        let mut number = 0;
         self.orders.send_modify(|orders| {
+            orders.number += 1;
             orders.live = live;
             orders.sockets = held;
+            number = orders.number;
         });
-        Ok(())
+        Ok(Applying { ledger: self.world.ledger.clone(), orders: number, fenced })
     }
 
     /// The table in force.
@@ -116,9 +136,11 @@ impl Proxy {
         self.orders.borrow().live.stats(&self.world)
     }
 
-    /// Stops accepting; every answer from now on closes its connection.
+    /// Stops accepting, closes what is idle; every answer from now on closes its connection. What a service still has open
+    /// after its own time for draining is cut off.
     pub fn drain(&self) {
         self.orders.send_modify(|orders| {
+            orders.number += 1;
             orders.draining = true;
             orders.sockets = BTreeMap::new();
         });
@@ -155,21 +177,29 @@ fn work(
     Worker::install(world, crate::balance::mix(seed), tls);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     match runtime {
-        Ok(runtime) => runtime.block_on(follow(orders)),
+        Ok(runtime) => runtime.block_on(follow(n, orders)),
         Err(error) => tracing::error!(%error, "start a worker's runtime"),
     }
 }
 
 /// Follows the orders until the sender is gone.
-async fn follow(mut orders: watch::Receiver<Orders>) {
+async fn follow(n: usize, mut orders: watch::Receiver<Orders>) {
     let mut doors: BTreeMap<SocketAddr, OpenDoor> = BTreeMap::new();
     let mut tidy = tokio::time::interval(Duration::from_secs(1));
     loop {
         let now = orders.borrow_and_update().clone();
-        worker::with(|w| {
+        let (fenced, draining) = worker::with(|w| {
+            let fenced = w.live.fences != now.live.fences;
+            let draining = now.draining && w.draining_since.is_none();
             w.live = now.live.clone();
-            w.draining = now.draining;
+            if draining {
+                w.draining_since = Some(Instant::now());
+            }
+            (fenced, draining)
         });
+        if fenced || draining {
+            seats::wake_all();
+        }
         let listeners = now.live.listeners();
         doors.retain(|address, door| {
             let keep = now.sockets.get(address).is_some_and(|s| Arc::ptr_eq(s, &door.socket))
@@ -190,15 +220,33 @@ async fn follow(mut orders: watch::Receiver<Orders>) {
                 }
             }
         }
+        worker::with(|w| w.world.ledger.clone()).saw(n, now.number);
         loop {
+            let over = worker::with(|w| w.next_over());
             tokio::select! {
                 changed = orders.changed() => match changed {
                     Ok(()) => break,
                     Err(_sender_gone) => return,
                 },
-                _tick = tidy.tick() => worker::with(|w| w.tidy(Instant::now())),
+                _tick = tidy.tick() => {
+                    if worker::with(|w| w.tidy(Instant::now())) {
+                        seats::wake_all();
+                    }
+                }
+                () = at(over) => {
+                    worker::with(|w| w.end_services(Instant::now()));
+                    seats::wake_all();
+                }
             }
         }
+    }
+}
+
+/// Waits for a moment that may never come.
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -237,12 +285,7 @@ fn open(socket: &std::net::TcpListener, service: &str) -> io::Result<tokio::task
 }
 
 /// Learns who the client is and what it speaks, and serves it.
-async fn greet(
-    stream: tokio::net::TcpStream,
-    client: SocketAddr,
-    name: String,
-    _accepted: Counted,
-) {
+async fn greet(stream: TcpStream, client: SocketAddr, name: String, _accepted: Counted) {
     let Some(service) = worker::service(&name) else { return };
     // Whatever it will speak, it counts from now on.
     let Some(_guest) = worker::Guest::admit(service.clone()) else {
@@ -253,6 +296,10 @@ async fn greet(
     let mut door = Door { service: name, client, local, tls: service.tls.is_some() };
     let spec = &service.spec;
     let hello = async {
+        let first_words = spec.accept_proxy || service.tls.is_some();
+        if first_words && !speaks(&stream).await {
+            return None;
+        }
         if spec.accept_proxy && spec.trusts(client.ip()) {
             let header = read_proxy_header(&stream).await?;
             if let Some((client, local)) = header {
@@ -275,24 +322,50 @@ async fn greet(
     }
 }
 
-/// How long an incomplete PROXY header waits before it is looked at again.
-const HEADER_PAUSE: Duration = Duration::from_millis(5);
+/// Whether a client says anything at all; one that does not is not waited for once the process is to end.
+async fn speaks(stream: &TcpStream) -> bool {
+    let _seat = Seat::take().await;
+    // Not `readable`, which is true of every new connection until somebody has looked.
+    let speaking = async { stream.peek(&mut [0]).await.is_ok_and(|count| count > 0) };
+    let mut speaking = pin!(speaking);
+    let told = poll_fn(|_cx| if worker::draining() { Poll::Ready(()) } else { Poll::Pending });
+    tokio::select! {
+        biased;
+        speaks = speaking.as_mut() => speaks,
+        () = told => tokio::time::timeout(QUIET, speaking).await.unwrap_or(false),
+    }
+}
 
 /// Reads a PROXY header and not a byte that comes after it: TLS may begin there.
-async fn read_proxy_header(
-    stream: &tokio::net::TcpStream,
-) -> Option<Option<(SocketAddr, SocketAddr)>> {
-    let mut bytes = [0; 4096];
-    loop {
-        let count = stream.peek(&mut bytes).await.ok()?;
-        match proxy_protocol::read(&bytes[..count]) {
-            Ok(Some(header)) => {
-                stream.readable().await.ok()?;
-                let taken = stream.try_read(&mut bytes[..header.length]).ok()?;
-                return (taken == header.length).then_some(header.addresses);
+async fn read_proxy_header(stream: &TcpStream) -> Option<Option<(SocketAddr, SocketAddr)>> {
+    // An incomplete header is taken out of the socket, so that the next wait is for what is still missing.
+    let mut begun = Vec::new();
+    poll_fn(|cx| {
+        loop {
+            let read = with_scratch(|scratch| {
+                scratch[..begun.len()].copy_from_slice(&begun);
+                let mut fresh = ReadBuf::new(&mut scratch[begun.len()..HEADER_MAX]);
+                let Ok(count) = ready!(stream.poll_peek(cx, &mut fresh)) else {
+                    return Poll::Ready(None);
+                };
+                let seen = begun.len() + count;
+                let header = match proxy_protocol::read(&scratch[..seen]) {
+                    Ok(header) if count > 0 => header,
+                    Ok(_) | Err(_) => return Poll::Ready(None),
+                };
+                // All that there is of an incomplete header belongs to it.
+                let taken = header.map_or(seen, |header| header.length) - begun.len();
+                begun.extend_from_slice(&scratch[begun.len()..][..taken]);
+                let got = stream.try_read(&mut scratch[..taken]);
+                let whole = got.is_ok_and(|count| count == taken);
+                Poll::Ready(whole.then(|| header.map(|header| header.addresses)))
+            });
+            match ready!(read) {
+                None => return Poll::Ready(None),
+                Some(Some(addresses)) => return Poll::Ready(Some(addresses)),
+                Some(None) => {}
             }
-            Ok(None) if count > 0 => tokio::time::sleep(HEADER_PAUSE).await,
-            Ok(None) | Err(_) => return None,
         }
-    }
+    })
+    .await
 }

@@ -28,10 +28,12 @@ pub enum ErrorKind {
     BadRequest,
     /// The client went away.
     ClientGone,
+    /// Cut off: by a change of roles, or when the time for draining was over.
+    CutOff,
 }
 
 impl ErrorKind {
-    pub const ALL: [ErrorKind; 9] = [
+    pub const ALL: [ErrorKind; 10] = [
         ErrorKind::Connect,
         ErrorKind::Reset,
         ErrorKind::Timeout,
@@ -41,6 +43,7 @@ impl ErrorKind {
         ErrorKind::Limit,
         ErrorKind::BadRequest,
         ErrorKind::ClientGone,
+        ErrorKind::CutOff,
     ];
 
     /// The word in metrics.
@@ -55,6 +58,7 @@ impl ErrorKind {
             ErrorKind::Limit => "limit",
             ErrorKind::BadRequest => "bad_request",
             ErrorKind::ClientGone => "client_gone",
+            ErrorKind::CutOff => "cut_off",
         }
     }
 }

@@ -23,6 +23,7 @@ pub struct Service {
     pub listen: SocketAddr,
     pub protocol: Protocol,
     /// Certificates by SNI, the first is the default; empty: plain.
+    #[serde(default)]
     pub certificates: Vec<Certificate>,
     pub backends: Vec<Backend>,
     pub balance: Balance,
@@ -31,12 +32,17 @@ pub struct Service {
     pub timeouts: Timeouts,
     pub limits: Limits,
     /// At this share of usable backends or below, health is ignored; `None` never ignores it.
+    #[serde(default)]
     pub panic: Option<f64>,
+    #[serde(default)]
     pub slow_start: Duration,
     pub forwarded: Forwarded,
     /// Networks (address, prefix length) whose forwarding headers are believed.
+    #[serde(default)]
     pub trusted: Vec<(IpAddr, u8)>,
+    #[serde(default)]
     pub accept_proxy: bool,
+    #[serde(default)]
     pub send_proxy: Option<ProxyVersion>,
 }
 
@@ -46,6 +52,7 @@ pub struct Certificate {
     pub chain: String,
     pub key: String,
     /// PEM of the CA that client certificates must be signed by.
+    #[serde(default)]
     pub client_ca: Option<String>,
 }
 
@@ -67,6 +74,7 @@ pub struct Backend {
     pub name: String,
     pub address: SocketAddr,
     /// The name to verify and to send as SNI, if the backend speaks TLS.
+    #[serde(default)]
     pub tls_name: Option<String>,
     pub state: BackendState,
 }
@@ -112,6 +120,7 @@ pub struct Retry {
 pub struct Eject {
     /// Failures in a row; 0 is off.
     pub failures: u32,
+    #[serde(default)]
     pub rate_5xx: Option<f64>,
     pub rate_min: u32,
     pub time: Duration,

@@ -6,20 +6,23 @@
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rustix::pipe::{PipeFlags, SpliceFlags};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::sync::futures::Notified;
 
 use crate::eject::Outcome;
+use crate::fence::Pass;
 use crate::http1::{Door, is_our_own_lack};
 use crate::io::{Deadline, Io, Rest, SCRATCH, with_scratch};
-use crate::live::{BackendRun, Flight};
-use crate::stats::{Counters, ErrorKind};
+use crate::live::{BackendRun, Flight, LiveBackend, ServiceState};
+use crate::seats::Seat;
+use crate::stats::ErrorKind;
 use crate::worker;
 
 /// Bytes that a pipe may hold; fewer if the system allows no more.
@@ -62,86 +65,100 @@ impl Pipe {
 
 /// Serves one client of a TCP service.
 pub(crate) async fn serve(io: Io, rest: Rest, door: Door) {
-    let Some(service) = worker::service(&door.service) else { return };
+    let Some(mut service) = worker::service(&door.service) else { return };
     let world = worker::with(|w| w.world.clone());
+    let _seat = Seat::take().await;
     let Some(mut flight) = Flight::board(&service).await else {
         service.state.own.failed(ErrorKind::Limit);
         return;
     };
     let key = crate::balance::hash(door.client.ip().to_string().as_bytes());
     let mut tried = Vec::new();
-    while tried.len() < usize::from(service.spec.retry.attempts) {
+    for _ in 0..service.spec.retry.attempts {
+        // The queue and every try take time: who may serve is asked anew.
+        let Some(now) = worker::service(&door.service) else { break };
+        if !Arc::ptr_eq(&now, &service) {
+            (service, tried) = (now, Vec::new());
+        }
         let Some(i) = service.pick(&world, &tried, worker::random(), key) else { break };
         tried.push(i);
         let backend = &service.backends[i];
         flight.goes_to(&backend.state);
-        // Registered before the connection is made, so that a fence in between is not missed.
-        let cut = Cut::of(&backend.state);
-        let up = match worker::connect(&service, backend, door.client, door.local).await {
-            Ok(up) => up,
-            Err(error) if is_our_own_lack(&error) => {
+        // Taken before the connection is made, so that a fence in between is not missed.
+        let cut = Cut::of(backend, &service.state, backend.state.tunnels.pass());
+        let connected = {
+            // Gone before bytes are moved: one place in memory serves both.
+            let connecting = pin!(worker::connect(&service, backend, door.client, door.local));
+            cut.unless(connecting).await
+        };
+        let up = match connected {
+            Some(Ok(up)) => up,
+            // Nothing was sent: the new side may have it.
+            None => continue,
+            Some(Err(error)) if is_our_own_lack(&error) => {
                 service.state.own.failed(ErrorKind::Limit);
                 return;
             }
-            Err(_refused) => {
+            Some(Err(_refused)) => {
                 backend.state.counters.failed(ErrorKind::Connect);
                 service.observe(&world, i, Outcome::Failure);
                 continue;
             }
         };
         service.observe(&world, i, Outcome::Good);
-        let counters = &backend.state.counters;
-        counters.tunnels.fetch_add(1, Relaxed);
-        run(io, rest, up, Rest::default(), service.spec.timeouts.tunnel, cut, counters).await;
+        backend.state.counters.tunnels.fetch_add(1, Relaxed);
+        run(io, rest, up, Rest::default(), service.spec.timeouts.tunnel, cut).await;
         return;
     }
     service.state.own.failed(ErrorKind::NoBackend);
 }
 
-/// Moves bytes both ways until both sides have ended, one breaks, nothing moves for `idle`, or the backend is cut off.
-pub(crate) async fn tunnel(
-    client: Io,
-    client_rest: Rest,
-    up: Io,
-    up_rest: Rest,
-    idle: Duration,
-    backend: &BackendRun,
-) {
-    run(client, client_rest, up, up_rest, idle, Cut::of(backend), &backend.counters).await;
-}
-
-/// Ends when tunnels to a backend have to: told from the moment that it is made.
-struct Cut<'a> {
-    told: Notified<'a>,
+/// When tunnels to a backend have to end. Their task has a seat, so that they look when something changes.
+#[derive(Clone, Copy)]
+pub(crate) struct Cut<'a> {
     backend: &'a BackendRun,
+    service: &'a ServiceState,
+    pass: Pass,
 }
 
-impl Cut<'_> {
-    fn of(backend: &BackendRun) -> Cut<'_> {
-        Cut { told: backend.cut.notified(), backend }
+impl<'a> Cut<'a> {
+    pub(crate) fn of(backend: &'a LiveBackend, service: &'a ServiceState, pass: Pass) -> Cut<'a> {
+        Cut { backend: &backend.state, service, pass }
     }
 
-    async fn wait(self) {
-        // A table fences the backend first and tells after: one of the two is seen here.
-        if !self.backend.fenced.load(SeqCst) {
-            self.told.await;
-        }
+    /// The backend must not serve any more, or its or our time for draining is over.
+    fn now(&self) -> bool {
+        worker::stops(&self.backend.tunnels, self.pass)
+            || self.backend.over.load(Relaxed)
+            || self.service.over.load(Relaxed)
+    }
+
+    /// Waits for something unless the tunnel is to end first.
+    async fn unless<F: Future>(&self, mut work: Pin<&mut F>) -> Option<F::Output> {
+        poll_fn(|cx| {
+            if self.now() {
+                return Poll::Ready(None);
+            }
+            work.as_mut().poll(cx).map(Some)
+        })
+        .await
     }
 }
 
-async fn run(
+/// Moves bytes both ways until both sides have ended, one breaks, nothing moves for `idle`, or the tunnel is cut.
+pub(crate) async fn run(
     mut client: Io,
     client_rest: Rest,
     mut up: Io,
     up_rest: Rest,
     idle: Duration,
     cut: Cut<'_>,
-    counters: &Counters,
 ) {
+    let counters = &cut.backend.counters;
     let mut there = Direction::new(client_rest, &counters.bytes_in);
     let mut back = Direction::new(up_rest, &counters.bytes_out);
     let mut deadline = Deadline::new(idle);
-    let moving = poll_fn(|cx| {
+    let moving = pin!(poll_fn(|cx| {
         let a = there.poll(cx, &mut client, &mut up);
         let b = back.poll(cx, &mut up, &mut client);
         match (a, b) {
@@ -156,14 +173,9 @@ async fn run(
             deadline.set_after(idle);
         }
         Poll::Pending
-    });
-    let fenced = tokio::select! {
-        // Both sides see the end of the connection; there is nobody else to tell.
-        biased;
-        () = cut.wait() => true,
-        _ended = moving => false,
-    };
-    if fenced {
+    }));
+    // Both sides see the end of the connection; there is nobody else to tell.
+    if cut.unless(moving).await.is_none() {
         client.reset();
         up.reset();
     }

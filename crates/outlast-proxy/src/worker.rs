@@ -4,12 +4,13 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 
+use crate::fence::{Fence, Pass};
 use crate::io::{Io, with_scratch};
 use crate::live::{Live, LiveBackend, LiveService, World};
 use crate::table::ProxyVersion;
@@ -27,8 +28,10 @@ pub(crate) struct Worker {
     pub(crate) live: Arc<Live>,
     idle: BTreeMap<u64, Vec<Idle>>,
     random: u64,
-    /// The process is to end: every answer closes its connection.
-    pub(crate) draining: bool,
+    /// Since when the process is to end: every answer closes its connection.
+    pub(crate) draining_since: Option<Instant>,
+    /// Services whose time for draining was up by then have been ended.
+    ended_until: Option<Instant>,
     tls_client: Arc<rustls::ClientConfig>,
 }
 
@@ -44,16 +47,19 @@ impl Worker {
             live: Arc::default(),
             idle: BTreeMap::new(),
             random: seed | 1,
-            draining: false,
+            draining_since: None,
+            ended_until: None,
             tls_client,
         };
         WORKER.set(Some(worker));
     }
 
-    /// Ends ejections that nobody tries, closes what has been idle too long, and what belongs to backends that are gone.
-    pub(crate) fn tidy(&mut self, now: Instant) {
+    /// Ends ejections that nobody tries and what backends that drain still have after their time, closes what has been idle too long, and what belongs to backends that are gone.
+    /// True: connections have to look whether they are meant.
+    pub(crate) fn tidy(&mut self, now: Instant) -> bool {
         let services = &self.live.services;
         services.values().for_each(|service| service.lapse(&self.world, now));
+        let over = services.values().filter(|s| s.end_drained(&self.world)).count() > 0;
         self.idle.retain(|id, idle| {
             let keep = services
                 .values()
@@ -62,6 +68,26 @@ impl Worker {
             idle.retain(|i| now.duration_since(i.since) < keep);
             !idle.is_empty()
         });
+        over
+    }
+
+    /// When the next service will have used up its time for draining.
+    pub(crate) fn next_over(&self) -> Option<Instant> {
+        let since = self.draining_since?;
+        let ends =
+            self.live.services.values().filter_map(|s| since.checked_add(s.spec.timeouts.drain));
+        ends.filter(|&end| self.ended_until.is_none_or(|until| until < end)).min()
+    }
+
+    /// Ends the services that have used up their time for draining.
+    pub(crate) fn end_services(&mut self, now: Instant) {
+        let Some(since) = self.draining_since else { return };
+        self.ended_until = Some(now);
+        for service in self.live.services.values() {
+            if since.checked_add(service.spec.timeouts.drain).is_some_and(|end| end <= now) {
+                service.state.over.store(true, Relaxed);
+            }
+        }
     }
 
     fn random(&mut self) -> u64 {
@@ -82,7 +108,12 @@ pub(crate) fn random() -> u64 {
 }
 
 pub(crate) fn draining() -> bool {
-    with(|w| w.draining)
+    with(|w| w.draining_since.is_some())
+}
+
+/// Whether work at a backend has to end, and this worker already knows who serves instead.
+pub(crate) fn stops(fence: &Fence, pass: Pass) -> bool {
+    fence.stops(pass) && with(|w| w.live.fences == w.world.fences.load(SeqCst))
 }
 
 /// The service of this name in the table in force.
@@ -124,7 +155,7 @@ fn is_silent(stream: &TcpStream) -> bool {
 /// Keeps a connection for the next request.
 pub(crate) fn put_idle(backend_id: u64, io: Io) {
     with(|w| {
-        if !w.draining {
+        if w.draining_since.is_none() {
             let idle = w.idle.entry(backend_id).or_default();
             if idle.len() < IDLE_PER_BACKEND {
                 idle.push(Idle { io, since: Instant::now() });

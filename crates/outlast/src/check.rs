@@ -108,13 +108,30 @@ fn expected(topology: &Topology, name: &str, format: Format) -> String {
                 .collect();
             let options = report::TableOptions { colour: output::output_may_have_colour() };
             let report = report::render_table(&outlast_model::analyse(topology), options);
-            format!("{name}: no mistakes ({})\n\n{report}", parts.join(", "))
+            let warnings: String =
+                warnings(topology).iter().map(|said| format!("warning: {said}\n")).collect();
+            let gap = if warnings.is_empty() { "" } else { "\n" };
+            format!("{name}: no mistakes ({})\n{gap}{warnings}\n{report}", parts.join(", "))
         }
         Format::Json => {
             let report = report::render_json(&outlast_model::analyse(topology));
-            format!("{:#}\n", json!({ "file": name, "mistakes": [], "report": report }))
+            let warnings = warnings(topology);
+            let all =
+                json!({ "file": name, "mistakes": [], "warnings": warnings, "report": report });
+            format!("{all:#}\n")
         }
     }
+}
+
+/// What makes sense and is seldom meant.
+fn warnings(topology: &Topology) -> Vec<String> {
+    let face = topology.cluster.face.filter(|address| !address.ip().is_loopback());
+    let face = face.map(|address| {
+        format!(
+            "`face` at {address} shows the names and addresses of all parts to whoever reaches it, without a password; keep it on 127.0.0.1, or on a network of your own"
+        )
+    });
+    face.into_iter().collect()
 }
 
 /// The table of nines: what an availability means in downtime.

@@ -51,8 +51,9 @@ pub(crate) enum Verb {
     Failback(ServiceArgs),
     /// Makes the running agent become the binary that is on disk now; clients notice nothing.
     Upgrade(AtArgs),
-    /// Stops the running agent: not ready first, then drained, then ended.
-    Stop(AtArgs),
+    /// Stops the running agent: not ready first, then drained, then ended. Waits until it has ended.
+    #[command(after_help = AFTER_HELP_OF_STOP)]
+    Stop(StopArgs),
     /// The data plane's process; started by the agent.
     #[command(hide = true)]
     Proxy(ProxyArgs),
@@ -95,7 +96,8 @@ Examples:
   outlast run shop.toml --log-format json
 
 Signals:
-  SIGTERM, SIGINT  not ready, drain, end; open work has 30 seconds
+  SIGTERM, SIGINT  not ready, drain, end; open work has `timeouts.drain`,
+                   30 seconds at most
   SIGHUP           take the changed file (`outlast reload`)
   SIGUSR2          become the new binary (`outlast upgrade`)
 
@@ -158,6 +160,24 @@ pub(crate) struct AtArgs {
     /// The agent's data directory, instead of the file.
     #[arg(long, value_name = "DIR")]
     pub(crate) data_dir: Option<PathBuf>,
+}
+
+const AFTER_HELP_OF_STOP: &str = "\
+Examples:
+  outlast stop                          returns when nothing of it runs any more
+  outlast stop --no-wait                returns when the agent has heard it
+
+Exit status:
+  0  the agent has ended, or with --no-wait has heard it
+  2  no agent answers, or it has not ended within two minutes";
+
+#[derive(Debug, Args)]
+pub(crate) struct StopArgs {
+    #[command(flatten)]
+    pub(crate) at: AtArgs,
+    /// Do not wait until the agent has ended.
+    #[arg(long)]
+    pub(crate) no_wait: bool,
 }
 
 #[derive(Debug, Args)]

@@ -41,7 +41,7 @@ fn main() -> ExitCode {
         }
         Verb::Failback(args) => verbs::order(&args.at, "/v1/failback", Some(args.service), None),
         Verb::Upgrade(at) => verbs::order(&at, "/v1/upgrade", None, None),
-        Verb::Stop(at) => verbs::order(&at, "/v1/stop", None, None),
+        Verb::Stop(args) => verbs::stop(&args),
         Verb::Proxy(args) => verbs::proxy(&args),
     };
     let outcome = outcome.unwrap_or_else(|error| {

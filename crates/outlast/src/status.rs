@@ -83,9 +83,13 @@ fn table(status: &Status, ink: Ink) -> String {
 
 fn head(status: &Status, ink: Ink) -> String {
     let up = show_seconds(status.uptime_seconds);
-    let proxy = match status.proxy.pid {
-        Some(pid) => format!("proxy pid {pid}"),
-        None => ink.on(Paint::Red, "no proxy"),
+    let proxy = match (status.proxy.pid, status.proxy.silent_seconds) {
+        (Some(pid), None) => format!("proxy pid {pid}"),
+        (Some(pid), Some(silent)) => ink.on(
+            Paint::Red,
+            &format!("proxy pid {pid} has not answered for {}", show_seconds(silent)),
+        ),
+        (None, _) => ink.on(Paint::Red, "no proxy"),
     };
     let cluster = ink.on(Paint::Bold, &plain(&status.cluster));
     let mut text = format!(
@@ -97,6 +101,12 @@ fn head(status: &Status, ink: Ink) -> String {
     let note = |note: String| format!("{}\n", ink.on(Paint::Yellow, &note));
     if status.stopping {
         text += &note("the agent is stopping: it finishes what is open".to_owned());
+    }
+    if let Some(reason) = &status.pairs_not_saved {
+        text += &note(format!(
+            "no pair changes sides until who serves can be written to disk: {}",
+            plain(reason)
+        ));
     }
     if let Some(refused) = &status.proxy.refused {
         text += &note(format!(
@@ -334,13 +344,23 @@ mod tests {
         let mut status = Status { node: "a".to_owned(), stopping: true, ..Status::default() };
         status.proxy.refused = Some("two services at 0.0.0.0:8080".to_owned());
         status.proxy.stats_age_seconds = 61.2;
+        status.pairs_not_saved = Some("write pairs.json: no space left".to_owned());
         expect![[r#"
               node a  outlast   up 0s  no proxy
             the agent is stopping: it finishes what is open
+            no pair changes sides until who serves can be written to disk: write pairs.json: no space left
             the proxy goes on with its old table, the new one was refused: two services at 0.0.0.0:8080; change the file and `outlast reload`
             counters are 61s old
             no services: the file has no [service.NAME]
         "#]].assert_eq(&table(&status, PLAIN));
+    }
+
+    #[test]
+    fn a_silent_proxy_stands_on_top() {
+        let mut status = status();
+        status.proxy.silent_seconds = Some(7);
+        let text = table(&status, PLAIN);
+        assert!(text.lines().next().unwrap().contains("proxy pid 4242 has not answered for 7s"));
     }
 
     #[test]

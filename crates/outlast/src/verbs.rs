@@ -2,13 +2,14 @@
 
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use outlast::agent::admin::{self, Order};
 use outlast::agent::{self, Options};
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::{AtArgs, LogFormat, ProxyArgs, RunArgs};
+use crate::cli::{AtArgs, LogFormat, ProxyArgs, RunArgs, StopArgs};
 use crate::{Outcome, output};
 
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
@@ -69,6 +70,37 @@ pub(crate) fn order(
         output::complain(&format!("{}\n", said.trim_end()));
         Ok(Outcome::Mistakes)
     }
+}
+
+/// An agent may take this long to stop: it is not ready first, then proxies drain, then programs end.
+const STOP_MAX: Duration = Duration::from_secs(120);
+
+/// How often `outlast stop` says that it still waits.
+const STILL_WAITING: Duration = Duration::from_secs(5);
+
+/// Stops the running agent, and returns when it has ended.
+pub(crate) fn stop(args: &StopArgs) -> anyhow::Result<Outcome> {
+    let dir = data_dir(&args.at)?;
+    // Held before it is told: its number may be another's soon after.
+    let agent = admin::process(&dir)?;
+    let outcome = order(&args.at, "/v1/stop", None, None)?;
+    if args.no_wait || outcome != Outcome::Fine {
+        return Ok(outcome);
+    }
+    let (pid, begun) = (agent.pid(), Instant::now());
+    while !agent.exits_within(STILL_WAITING) {
+        let waited = begun.elapsed();
+        anyhow::ensure!(
+            waited < STOP_MAX,
+            "the agent, pid {pid}, has not ended within {STOP_MAX:?}; `outlast status` shows what it waits for, its log says why"
+        );
+        output::complain(&format!(
+            "waiting for pid {pid} for {} s: it finishes what is open, then stops its programs\n",
+            waited.as_secs()
+        ));
+    }
+    output::print("stopped\n")?;
+    Ok(Outcome::Fine)
 }
 
 pub(crate) fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {

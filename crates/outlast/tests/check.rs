@@ -34,6 +34,25 @@ fn a_file_that_makes_sense_ends_in_0() {
 }
 
 #[test]
+fn a_face_that_others_can_reach_is_warned_of_and_no_mistake() {
+    let check = |face: &str, arguments: &[&str]| {
+        let file = format!("[cluster]\nname = \"shop\"\nface = \"{face}\"\n");
+        let output = outlast(&[&["check", "-"], arguments].concat(), &file);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        text(&output.stdout).to_owned()
+    };
+    let said = "`face` at 0.0.0.0:9400 shows the names and addresses of all parts";
+    assert!(check("0.0.0.0:9400", &[]).contains(&format!("warning: {said}")));
+    for harmless in ["127.0.0.1:9400", "[::1]:9400", "off"] {
+        assert!(!check(harmless, &[]).contains("warning"), "{harmless}");
+    }
+    let printed: Value =
+        serde_json::from_str(&check("0.0.0.0:9400", &["--format", "json"])).expect("it is JSON");
+    assert!(printed["warnings"][0].as_str().is_some_and(|w| w.starts_with(said)), "{printed}");
+    assert_eq!(printed["mistakes"], json!([]));
+}
+
+#[test]
 fn mistakes_end_in_1_and_go_to_standard_error() {
     let output = outlast(&["check", "-"], BROKEN);
     assert_eq!(output.status.code(), Some(1));

@@ -69,7 +69,7 @@ fn sigint_and_stop_end_without_an_error() {
     assert_eq!(ended(&stage, agent), Some(0));
     assert!(begun.elapsed() < Duration::from_secs(4), "the pause before the drain was not skipped");
     let agent = stage.start();
-    let (obeyed, said) = stage.verb(&["stop"]);
+    let (obeyed, said) = stage.verb(&["stop", "--no-wait"]);
     assert!(obeyed, "{said}");
     // A second signal cuts the pause.
     stage.event(0, "agent_stopping", |e| e["reason"] == "asked to");
@@ -77,6 +77,75 @@ fn sigint_and_stop_end_without_an_error() {
     assert_eq!(ended(&stage, agent), Some(0));
     let (obeyed, said) = stage.verb(&["stop"]);
     assert!(!obeyed && said.contains("no agent answers"), "{said}");
+}
+
+#[test]
+fn stop_returns_when_the_agent_and_all_it_started_have_ended() {
+    let backend = Backend::start("b1");
+    let (stage, mut agent, _) = serving("stop-waits", &[&backend]);
+    let (obeyed, said) = stage.verb(&["stop"]);
+    assert!(obeyed && said.contains("waiting for pid") && said.contains("stopped\n"), "{said}");
+    assert_eq!(stage.processes(), [0; 0]);
+    let status = agent.child.try_wait().unwrap().expect("it has ended before `outlast stop`");
+    assert_eq!(status.code(), Some(0));
+}
+
+#[test]
+fn the_log_of_the_proxies_is_rotated_when_it_is_large() {
+    let backend = Backend::start("b1");
+    let (stage, _agent, _) = serving("log", &[&backend]);
+    let log = stage.data().join("proxy.log");
+    let mut file = std::fs::File::options().append(true).open(&log).unwrap();
+    std::io::Write::write_all(&mut file, &vec![b'x'; 17 << 20]).unwrap();
+    let full = |path: &Path| std::fs::metadata(path).map_or(0, |m| m.len()) > 16 << 20;
+    wait_until("the log is small again", || full(&stage.data().join("proxy.log.1")) && !full(&log));
+}
+
+#[test]
+fn a_reload_to_an_overlapping_address_is_refused_and_says_what_to_do() {
+    let backend = Backend::start("b1");
+    let (stage, _agent, port) = serving("overlap", &[&backend]);
+    let load = Load::start(port);
+    let text = std::fs::read_to_string(&stage.file).unwrap();
+    let narrow = format!("listen = \"127.0.0.1:{port}\"");
+    let wide = text.replace(&narrow, &format!("listen = \"0.0.0.0:{port}\""));
+    std::fs::write(&stage.file, &wide).unwrap();
+    let (obeyed, said) = stage.verb(&["reload"]);
+    assert!(!obeyed && said.contains("reload with another port first"), "{said}");
+    load.finish();
+    // As it says.
+    let other = text.replace(&narrow, &format!("listen = \"127.0.0.1:{}\"", free_port()));
+    for next in [&other, &wide] {
+        std::fs::write(&stage.file, next).unwrap();
+        wait_until("it is obeyed", || stage.verb(&["reload"]).0);
+    }
+    assert_eq!(served(port), "b1");
+}
+
+#[test]
+fn a_service_beyond_the_first_128_is_served_by_each_proxy_in_turn() {
+    const COUNT: u16 = 140;
+    let backend = Backend::start("b1");
+    let (stage, mut ports, mut text) = (Stage::new("many"), Vec::new(), String::new());
+    for number in 0..COUNT {
+        let port = free_port();
+        ports.push(port);
+        text += &web(port, &[&backend]).replace(".web]", &format!(".web{number}]"));
+    }
+    // One probe each is enough work for this machine.
+    stage.write(&text.replace("100ms", "1s"));
+    let agent = stage.start();
+    let proxy = stage.proxy();
+    ports.iter().for_each(|&port| assert_eq!(served(port), "b1"));
+    // A proxy that dies gets them from the agent, an agent that dies from the proxy.
+    kill(proxy, Signal::KILL);
+    wait_until("another proxy serves", || stage.proxy() != proxy);
+    ports.iter().for_each(|&port| assert_eq!(served(port), "b1"));
+    agent.kill();
+    let after = stage.journal().len();
+    let _agent = stage.start();
+    stage.event(after, "proxy_adopted", |_any| true);
+    ports.iter().for_each(|&port| assert_eq!(served(port), "b1"));
 }
 
 #[test]
@@ -260,6 +329,37 @@ fn an_upgrade_replaces_the_proxy_and_keeps_the_agent() {
     load.finish();
 }
 
+#[test]
+fn a_new_binary_is_tried_while_everything_goes_on() {
+    let (one, two) = (Backend::start("b1"), Backend::start("b2"));
+    let (stage, port) = (Stage::new("trial"), free_port());
+    let (program, go) = (stage.dir.join("outlast"), stage.dir.join("go"));
+    std::fs::copy(env!("CARGO_BIN_EXE_outlast"), &program).unwrap();
+    stage.write(&web(port, &[&one, &two]));
+    let mut agent = stage.spawn_as(&program);
+    stage.wait_for_agent(&mut agent);
+    // One that takes as long as we like.
+    let script = format!("#!/bin/sh\nuntil [ -e {} ]; do sleep 0.05; done\nexit 3\n", go.display());
+    replace(&program, |bytes| *bytes = script.into_bytes());
+    std::thread::scope(|scope| {
+        let upgrade = scope.spawn(|| stage.verb(&["upgrade"]));
+        wait_until("it is tried", || {
+            let tried = |pid: &i32| {
+                let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                String::from_utf8_lossy(&words).contains("\u{0}check\u{0}")
+            };
+            stage.processes().iter().any(tried)
+        });
+        let (obeyed, said) = stage.verb(&["upgrade"]);
+        assert!(!obeyed && said.contains("under way already"), "{said}");
+        assert!(stage.verb(&["drain", "web", &one.url()]).0);
+        assert!(!upgrade.is_finished(), "what is asked meanwhile is not held up");
+        std::fs::write(&go, "").unwrap();
+        let (obeyed, said) = upgrade.join().unwrap();
+        assert!(!obeyed && said.contains("cannot run this topology file"), "{said}");
+    });
+}
+
 /// Waits until this backend, and no other, is the one that answers: the journal is written before the proxy is told.
 fn only(port: u16, name: &str) {
     wait_until(name, || servers(port, 3) == [name.to_owned()].into());
@@ -289,6 +389,97 @@ fn a_proxy_that_dies_is_started_again_and_nobody_is_refused() {
         stage.event(after, "proxy_started", |e| e["pid"] != proxy);
         wait_until("it is collected", || !exists(proxy));
     }
+}
+
+#[test]
+fn a_proxy_that_stops_answering_is_replaced_and_killed() {
+    let backend = Backend::start("b1");
+    let (stage, _agent, port) = serving("wedged", &[&backend]);
+    let (proxy, after) = (stage.proxy(), stage.journal().len());
+    kill(proxy, Signal::STOP);
+    wait_until("status says that nobody knows", || {
+        let status = stage.status().unwrap_or_default();
+        let unknown = status.contains("\"state\": \"unknown\"");
+        unknown && status.contains("the proxy has not answered for ")
+    });
+    let (_, shown) = stage.verb(&["status"]);
+    assert!(shown.contains(&format!("proxy pid {proxy} has not answered for ")), "{shown}");
+    // Who comes meanwhile waits in the queue, and is served by the successor.
+    assert_eq!(served(port), "b1");
+    let silent = stage.event(after, "proxy_silent", |e| e["pid"] == proxy);
+    assert!(silent["reason"].as_str().unwrap().contains("unanswered"), "{silent}");
+    stage.event(after, "proxy_replaced", |e| e["old"] == proxy);
+    stage.event(after, "proxy_killed", |e| e["pid"] == proxy);
+    wait_until("the old proxy has ended", || !exists(proxy));
+    assert_eq!(stage.proxies(), [stage.proxy()]);
+    assert_eq!(servers(port, 10).len(), 1);
+    wait_until("status says up", || {
+        stage.status().unwrap_or_default().contains("\"state\": \"up\"")
+    });
+}
+
+#[test]
+fn a_broken_link_to_a_living_proxy_is_connected_again() {
+    let (one, two) = (Backend::start("b1"), Backend::start("b2"));
+    let (stage, _agent, port) = serving("link-broken", &[&one, &two]);
+    let load = Load::start(port);
+    let (proxy, after) = (stage.proxy(), stage.journal().len());
+    for _ in 0..3 {
+        let after = stage.journal().len();
+        stage.break_link(proxy);
+        stage.event(after, "proxy_adopted", |e| e["pid"] == proxy);
+    }
+    assert_eq!(stage.proxies(), [proxy], "there is one proxy, the same as before");
+    // It obeys.
+    assert!(stage.verb(&["drain", "web", &one.url()]).0);
+    wait_until("only the other serves", || servers(port, 6).len() == 1);
+    assert!(stage.journal()[after..].iter().all(|e| e["event"] != "proxy_started"));
+    load.finish();
+}
+
+#[test]
+fn a_living_proxy_that_cannot_be_reached_is_replaced_and_ended() {
+    let backend = Backend::start("b1");
+    let (stage, _agent, port) = serving("unreachable", &[&backend]);
+    let (proxy, after) = (stage.proxy(), stage.journal().len());
+    std::fs::remove_file(stage.data().join(format!("proxy-{proxy}.sock"))).unwrap();
+    stage.break_link(proxy);
+    stage.event(after, "proxy_silent", |e| e["pid"] == proxy);
+    stage.event(after, "proxy_replaced", |e| e["old"] == proxy);
+    wait_until("the old proxy has ended", || !exists(proxy));
+    assert_eq!(stage.proxies(), [stage.proxy()]);
+    assert_eq!(servers(port, 10).len(), 1);
+}
+
+#[test]
+fn a_proxy_that_does_not_greet_its_new_agent_is_ended_and_another_one_serves() {
+    let backend = Backend::start("b1");
+    let (stage, agent, port) = serving("mute", &[&backend]);
+    let proxy = stage.proxy();
+    agent.kill();
+    kill(proxy, Signal::STOP);
+    let _agent = stage.start();
+    assert_eq!(served(port), "b1");
+    wait_until("the old proxy has ended", || !exists(proxy));
+    assert_eq!(stage.proxies(), [stage.proxy()]);
+}
+
+#[test]
+fn another_number_of_threads_replaces_the_proxy_and_nobody_notices() {
+    let backend = Backend::start("b1");
+    let (stage, _agent, port) = serving("threads", &[&backend]);
+    let load = Load::start(port);
+    let (proxy, after) = (stage.proxy(), stage.journal().len());
+    let text = std::fs::read_to_string(&stage.file).unwrap();
+    std::fs::write(&stage.file, text.replace("proxy_threads = 2", "proxy_threads = 3")).unwrap();
+    let (obeyed, said) = stage.verb(&["reload"]);
+    assert!(obeyed, "{said}");
+    let replaced = stage.event(after, "proxy_replaced", |e| e["old"] == proxy);
+    let new = replaced["new"].as_i64().unwrap();
+    let words = std::fs::read_to_string(format!("/proc/{new}/cmdline")).unwrap();
+    assert!(words.contains("--threads\u{0}3"), "{words:?}");
+    wait_until("the old proxy has ended", || !exists(proxy));
+    load.finish();
 }
 
 #[test]
@@ -383,6 +574,42 @@ fn a_hot_backup_takes_over_and_hands_back_after_its_time() {
 }
 
 #[test]
+fn a_failover_that_cannot_be_written_down_is_not_acted_on_until_it_can() {
+    let (mut primary, backup) = (Backend::start("primary"), Backend::start("backup"));
+    let (stage, port) = (Stage::new("unsaved"), free_port());
+    stage.write(&pair(port, &primary.url(), &backup.url(), ""));
+    let _agent = stage.start();
+    assert_eq!(served(port), "primary");
+    stage.health(0, &backup.url(), "up");
+    // A directory in place of the file that is written first: root may write anywhere else.
+    let blocked = stage.data().join("pairs.json.new");
+    std::fs::create_dir(&blocked).unwrap();
+    let after = stage.journal().len();
+    primary.stop();
+    let event = stage.event(after, "pairs_not_saved", |_any| true);
+    assert!(event["reason"].as_str().unwrap().contains("pairs.json"), "{event}");
+    stage.event(after, "service_changed", |e| e["to"] == "down");
+    let (_, shown) = stage.verb(&["status"]);
+    assert!(shown.contains("no pair changes sides until who serves can be written"), "{shown}");
+    assert!(shown.contains("active: primary, epoch 0"), "{shown}");
+    assert_ne!(get(port, "/").unwrap().0, 200, "the old route stays in force");
+    assert!(!stage.data().join("pairs.json").exists());
+    assert!(stage.journal()[after..].iter().all(|e| e["event"] != "failover_started"));
+    std::fs::remove_dir(&blocked).unwrap();
+    stage.event(after, "pairs_saved", |_any| true);
+    stage.event(after, "failover_finished", |e| e["to"] == "backup" && e["epoch"] == 1);
+    assert_eq!(served(port), "backup");
+    // A reload that would give the pair other servers is refused as a whole.
+    std::fs::create_dir(&blocked).unwrap();
+    stage.write(&pair(port, &backup.url(), &primary.url(), ""));
+    let (obeyed, said) = stage.verb(&["reload"]);
+    assert!(!obeyed && said.contains("must be written down first"), "{said}");
+    assert_eq!(served(port), "backup");
+    std::fs::remove_dir(&blocked).unwrap();
+    assert!(stage.verb(&["reload"]).0);
+}
+
+#[test]
 fn a_manual_failback_waits_for_a_person() {
     let (mut primary, backup) = (Backend::start("primary"), Backend::start("backup"));
     let (stage, port) = (Stage::new("manual"), free_port());
@@ -435,7 +662,11 @@ fn a_cold_backup_is_started_when_it_is_needed_and_stopped_when_it_is_not() {
         .filter(|e| e["event"] == "failover_stage" && e["took"].as_f64().is_some())
         .filter_map(|e| e["stage"].as_str())
         .collect();
-    assert_eq!(stages[..3], ["detect", "start", "ready"]);
+    assert_eq!(stages, ["detect", "start", "ready", "switch"]);
+    let finished = events.iter().find(|e| e["event"] == "failover_finished").unwrap();
+    assert_eq!((&finished["to"], &finished["epoch"]), (&"backup".into(), &1.into()));
+    let obeyed = std::fs::read_to_string(stage.data().join("obeyed.json")).unwrap();
+    assert!(obeyed.contains("\"pair\": 1"), "{obeyed}");
     assert_eq!(served(port), "cold");
     let daemon: i32 = std::fs::read_to_string(&pid).unwrap().trim().parse().unwrap();
     assert!(exists(daemon));

@@ -32,9 +32,14 @@ fn topology() -> Topology {
     }
 }
 
+/// The disk takes whatever it is given.
 fn step(agent: &mut Agent, now: Now, input: Input) -> Vec<Action> {
     let mut out = Vec::new();
     agent.step(now, input, &mut out);
+    if agent.awaits_save() {
+        assert_eq!(out.last(), Some(&Action::SavePairs));
+        agent.saved(now, &mut out);
+    }
     out
 }
 
@@ -213,6 +218,9 @@ fn worker(ready: bool) -> ProcessView {
 fn reload(agent: &mut Agent, topology: Topology, now: Now) -> Vec<Action> {
     let mut out = Vec::new();
     agent.reload(topology, now, &mut out);
+    if agent.awaits_save() {
+        agent.saved(now, &mut out);
+    }
     out
 }
 
@@ -386,6 +394,80 @@ fn a_standby_that_is_being_stopped_is_unknown_until_its_probe_speaks_again() {
     let actions = probed(&mut agent, at(3), backend("db", "q"), false);
     let start = Action::StandbyCommand { service: "db".to_owned(), epoch: Epoch(6) };
     assert!(actions.contains(&start), "{actions:?}");
+}
+
+/// A step whose decision the disk refuses.
+fn refused(agent: &mut Agent, now: Now, input: Input) -> Vec<Action> {
+    let mut out = Vec::new();
+    agent.step(now, input, &mut out);
+    assert!(agent.awaits_save(), "{out:?}");
+    assert_eq!(out.pop(), Some(Action::SavePairs));
+    agent.not_saved(now, "no space left".to_owned(), &mut out);
+    out
+}
+
+#[test]
+fn what_the_disk_refuses_is_not_decided_and_is_tried_again() {
+    let mut agent = lead(topology(), "a+ b+ c+ p+ q+");
+    let down =
+        Input::Probed { target: backend("db", "p"), ok: false, reason: "refused".to_owned() };
+    let actions = refused(&mut agent, at(9), down);
+    assert_eq!(
+        facts(actions),
+        [
+            "service.db p up -> down: refused",
+            "agent no pair changes sides until it can be written down: no space left",
+            "service.db up -> down: the primary is down",
+        ]
+        .map(str::to_owned)
+    );
+    let view = agent.view(at(9).instant);
+    assert_eq!(view.services["db"].active, Some((Side::Primary, Epoch(0))));
+    assert_eq!(view.not_saved.as_deref(), Some("no space left"));
+    assert_eq!(agent.pairs()["db"], (Side::Primary, Epoch(0)));
+    // What concerns no pair goes on meanwhile; a person's wish is not forgotten.
+    let after = |ms| {
+        let wall = Timestamp(9_000 + i64::try_from(ms).unwrap());
+        Now { instant: at(9).instant + Duration::from_millis(ms), wall }
+    };
+    let words = facts(probed(&mut agent, after(100), backend("web", "a"), false));
+    assert_eq!(
+        words,
+        ["service.web a up -> down: it said so", "service.web up -> degraded: 2 of 3 backends up",]
+            .map(str::to_owned)
+    );
+    assert_eq!(step(&mut agent, after(200), Input::Tick), [Action::Publish]);
+    // Again after a second, then after two.
+    assert_eq!(agent.deadline(after(200).instant), Some(at(10).instant));
+    let again = refused(&mut agent, at(10), Input::Tick);
+    assert_eq!(again, [Action::Publish], "it is said once");
+    assert_eq!(agent.deadline(at(10).instant), Some(at(12).instant));
+    let words = facts(step(&mut agent, at(12), Input::Tick));
+    assert_eq!(
+        words,
+        [
+            "agent who serves each pair can be written down again",
+            "service.db failover primary -> backup, epoch 1: the primary is down",
+            "service.db failover stage `detect` took 0s",
+            "service.db down -> degraded: the backup serves",
+        ]
+        .map(str::to_owned)
+    );
+    let view = agent.view(at(12).instant);
+    assert_eq!(view.services["db"].active, Some((Side::Backup, Epoch(1))));
+    assert_eq!(view.not_saved, None);
+}
+
+#[test]
+fn a_disk_that_takes_it_again_is_noticed_although_nothing_is_to_be_decided() {
+    let mut agent = lead(topology(), "p+ q+");
+    let probe =
+        |ok| Input::Probed { target: backend("db", "p"), ok, reason: "it said so".to_owned() };
+    refused(&mut agent, at(9), probe(false));
+    step(&mut agent, at(9), probe(true));
+    let words = facts(step(&mut agent, at(10), Input::Tick));
+    assert_eq!(words, ["agent who serves each pair can be written down again".to_owned()]);
+    assert_eq!(agent.deadline(at(10).instant), None);
 }
 
 #[test]

@@ -127,6 +127,11 @@ fn the_simulator_finds_an_order_that_was_not_written_down_first() {
 }
 
 #[test]
+fn the_simulator_finds_a_route_that_the_disk_refused() {
+    check_found(Bug::ActsUnsaved, "before it was saved");
+}
+
+#[test]
 fn the_simulator_finds_an_epoch_that_a_reload_forgot() {
     check_found(Bug::EpochForgotten, "after Some(Epoch");
 }

@@ -41,10 +41,13 @@ struct Weather {
     /// A restarted agent takes over the beliefs of the published view.
     inherits: bool,
     commands_fail: u64,
+    /// Of a thousand writes of who serves.
+    saves_fail: u64,
 }
 
 impl Weather {
-    fn new(rng: &mut Rng) -> Weather {
+    /// The disk's part is not drawn: half of the seeds have a good one.
+    fn new(seed: u64, rng: &mut Rng) -> Weather {
         let often = |rng: &mut Rng| rng.pick(&[0, 0, 50, 200]);
         Weather {
             fault_every: rng.pick(&[3_000, 10_000, 30_000, 90_000]),
@@ -57,6 +60,7 @@ impl Weather {
             confirms: rng.per_mille(700),
             inherits: rng.per_mille(700),
             commands_fail: rng.pick(&[0, 300, 700]),
+            saves_fail: [0, 300, 0, 900][usize::try_from(seed % 4).unwrap()],
         }
     }
 }
@@ -150,7 +154,7 @@ pub(crate) fn run(seed: u64, bug: Option<Bug>, with_log: bool) -> Result<Outcome
 impl World {
     fn new(seed: u64, with_log: bool) -> World {
         let mut rng = Rng::new(seed);
-        let weather = Weather::new(&mut rng);
+        let weather = Weather::new(seed, &mut rng);
         let variant = Variant::new(&mut rng);
         World {
             rng,
@@ -449,6 +453,10 @@ impl World {
         let topology = self.variant.topology();
         let mut actions = Vec::new();
         agent.reload(topology.clone(), now, &mut actions);
+        // Whoever reloads sees to it that the disk takes it, or refuses the file.
+        if agent.awaits_save() {
+            agent.saved(now, &mut actions);
+        }
         self.check.reloads(&topology, now.instant);
         self.follow();
         self.perform(actions)?;
@@ -496,6 +504,16 @@ impl World {
         self.steps += 1;
         let mut actions = Vec::new();
         agent.step(now, input, &mut actions);
+        if agent.awaits_save() {
+            let may_fail = self.weather.saves_fail > 0 && self.now < FAULTS_END;
+            let fails = may_fail && self.rng.per_mille(self.weather.saves_fail);
+            if fails {
+                law!(actions.pop() == Some(Action::SavePairs), "awaits what it did not ask for");
+                agent.not_saved(now, "no space left".to_owned(), &mut actions);
+            } else {
+                agent.saved(now, &mut actions);
+            }
+        }
         if std::mem::take(&mut self.newborn) {
             self.check.look(now.instant);
         }

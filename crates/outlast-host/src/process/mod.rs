@@ -28,15 +28,16 @@ use outlast_core::topology::Process;
 use rustix::process::Signal;
 
 pub use cgroup::Cgroups;
-pub use output::{OUTPUT_KEPT, OUTPUT_MAX};
+pub use output::{OUTPUT_KEPT, OUTPUT_MAX, Output};
 pub use supervisor::{News, Report, Setting, Supervisor};
 
 use crate::leader::Leader;
 use crate::text::{show_io, show_status};
 use cgroup::{Cgroup, Limits};
-use output::Output;
+pub(crate) use record::token;
 use record::{Recipe, Record};
-use tree::{MARK, Stat};
+use tree::Stat;
+pub(crate) use tree::{MARK, Mark};
 use user::User;
 
 /// Variables that are between systemd and the agent.

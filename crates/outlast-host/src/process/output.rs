@@ -22,22 +22,22 @@ const BLOCK: u64 = 64 << 10;
 
 /// The output file of one program.
 #[derive(Clone, Debug)]
-pub(super) struct Output {
+pub struct Output {
     path: PathBuf,
 }
 
 impl Output {
-    pub(super) fn at(path: PathBuf) -> Output {
+    pub fn at(path: PathBuf) -> Output {
         Output { path }
     }
 
     /// A handle for the program to write to; appending, so that a cut does not leave a hole.
-    pub(super) fn open(&self) -> io::Result<File> {
+    pub fn open(&self) -> io::Result<File> {
         OpenOptions::new().create(true).append(true).mode(0o640).open(&self.path)
     }
 
-    /// Rotates if the file is full.
-    pub(super) fn rotate(&self) -> io::Result<()> {
+    /// Rotates if the file is full: more than [`OUTPUT_MAX`]. [`OUTPUT_KEPT`] full ones are kept.
+    pub fn rotate(&self) -> io::Result<()> {
         self.rotate_at(OUTPUT_MAX)
     }
 

@@ -60,7 +60,7 @@ impl Record {
         Ok(Record {
             v: VERSION,
             boot: boot()?,
-            token: read_line("/proc/sys/kernel/random/uuid")?,
+            token: token()?,
             pid: None,
             began_ticks: None,
             recipe: Recipe::of(process),
@@ -98,6 +98,11 @@ impl Record {
         file.write_all(b"\n")?;
         fs::rename(&next, path)
     }
+}
+
+/// A mark that nothing else bears.
+pub(crate) fn token() -> io::Result<String> {
+    read_line("/proc/sys/kernel/random/uuid")
 }
 
 fn boot() -> io::Result<String> {

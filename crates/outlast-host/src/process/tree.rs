@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 /// The environment variable that marks an instance and all it starts.
-pub(super) const MARK: &str = "OUTLAST_INSTANCE";
+pub(crate) const MARK: &str = "OUTLAST_INSTANCE";
 /// Rounds of killing: a marked process may fork while its siblings are killed.
 const ROUNDS_MAX: usize = 5;
 /// How often, and how far apart, a process without an environment is looked at again.
@@ -51,10 +51,10 @@ impl Stat {
 
 /// What tells an instance, and all it starts, from the rest of the machine.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Mark<'a> {
-    pub(super) token: &'a str,
+pub(crate) struct Mark<'a> {
+    pub(crate) token: &'a str,
     /// When the instance itself began, if that is known: what is older is not looked at.
-    pub(super) since_ticks: Option<u64>,
+    pub(crate) since_ticks: Option<u64>,
 }
 
 impl Mark<'_> {
@@ -71,7 +71,7 @@ impl Mark<'_> {
     }
 
     /// Kills whatever bears it.
-    pub(super) fn kill(self) {
+    pub(crate) fn kill(self) {
         for _ in 0..ROUNDS_MAX {
             let pids = self.found();
             if pids.is_empty() {

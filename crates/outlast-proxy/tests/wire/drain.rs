@@ -1,13 +1,16 @@
 //! Changes under load: a new table, other listeners, the end of the process. Nobody may notice.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind::ConnectionReset;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
 
 use outlast_proxy::table::{BackendState, Protocol, Service, Table};
 
-use crate::harness::{Backend, Gate, Wire, get, listen, ok, until, with_body};
+use crate::h2::{known, known_to_end, nothing, request, run, text};
+use crate::harness::{Backend, Gate, Silent, Wire, get, listen, ok, until, with_body};
 
 /// Clients that ask without pause until told to stop; any answer but 200, and any broken connection, is a fault.
 struct Load {
@@ -187,30 +190,180 @@ fn drain_ends_a_connection_only_with_an_answer_that_says_so() {
         }
     });
     let gate = Gate::http(&[backend.address], |_| {});
-    let mut idle = Wire::connect(gate.address);
-    assert_eq!(idle.ask(get("/")).header("connection"), None);
+    let mut begun = Wire::connect(gate.address);
+    assert_eq!(begun.ask(get("/")).header("connection"), None);
+    let request = get("/");
+    let (early, late) = request.split_at(10);
+    begun.send(early);
     let mut busy = Wire::connect(gate.address);
     busy.send(get("/late"));
     until("it is under way", || backend.count() == 2);
-    let mut pipelining = Wire::connect(gate.address);
-    pipelining.ask(get("/"));
+    let mut uploading = Wire::connect(gate.address);
+    let upload = with_body("POST", "/", b"xyz");
+    uploading.send(&upload[..upload.len() - 1]);
+    until("it is under way", || backend.connections() == 2);
     gate.proxy.drain();
     until("the listener is closed", || TcpStream::connect(gate.address).is_err());
-    // Whoever was connected is still served, and then told to come again elsewhere.
-    for _ in 0..2 {
-        assert_eq!(gate.proxy.connections(), 3);
-    }
-    let answer = idle.ask(get("/"));
-    assert_eq!((answer.status(), answer.header("connection")), (200, Some("close")));
-    assert_eq!(idle.rest().unwrap(), b"");
+    // Whoever has begun is served, and then told to come again elsewhere.
+    begun.send(late);
+    uploading.send(&upload[upload.len() - 1..]);
     go.store(true, SeqCst);
-    let answer = busy.answer();
-    assert_eq!((answer.status(), answer.header("connection")), (200, Some("close")));
-    assert_eq!(busy.rest().unwrap(), b"");
-    pipelining.send(with_body("POST", "/", b"x"));
-    let answer = pipelining.answer();
-    assert_eq!((answer.status(), answer.header("connection")), (200, Some("close")));
-    until("all have gone", || gate.proxy.connections() == 0);
+    for client in [&mut begun, &mut busy, &mut uploading] {
+        let answer = client.answer();
+        assert_eq!((answer.status(), answer.header("connection")), (200, Some("close")));
+        assert_eq!(client.rest().unwrap(), b"");
+    }
+    until("all have gone", || gate.proxy.is_drained());
+}
+
+#[test]
+fn a_stop_with_idle_clients_only_does_not_wait_for_them() {
+    let backend = Backend::named("b");
+    let gate = Gate::start(Protocol::Http, 2, &[backend.address], |_| {});
+    let mut clients: Vec<Wire> = (0..20).map(|_| Wire::connect(gate.address)).collect();
+    // Half of them have never asked for anything.
+    for client in clients.iter_mut().step_by(2) {
+        assert_eq!(client.ask(get("/")).text(), "b");
+    }
+    run(async {
+        let (sender, ended) = known_to_end(gate.address).await;
+        let mut asking = sender.clone();
+        let asked = request("GET", "/").body(nothing()).unwrap();
+        assert_eq!(text(asking.send_request(asked).await.unwrap()).await, "b");
+        let begun = Instant::now();
+        gate.proxy.drain();
+        // Said in a frame, not by breaking off.
+        assert!(ended.await.unwrap().is_ok());
+        while !gate.proxy.is_drained() {
+            tokio::task::yield_now().await;
+        }
+        let took = begun.elapsed();
+        assert!(took < Duration::from_secs(2), "{took:?}");
+        drop(sender);
+    });
+    for client in &mut clients {
+        assert_eq!(client.rest().expect("an end, not a reset"), b"");
+    }
+}
+
+#[test]
+fn clients_that_ask_on_and_on_are_told_to_go_and_lose_no_request() {
+    let backend = Backend::named("b");
+    let gate = Gate::start(Protocol::Http, 2, &[backend.address], |_| {});
+    let asked = Arc::new(AtomicUsize::new(0));
+    let clients = (0..8).map(|_| {
+        let (mut wire, asked) = (Wire::connect(gate.address), asked.clone());
+        std::thread::spawn(move || {
+            loop {
+                let answer = wire.ask(get("/"));
+                assert_eq!(answer.text(), "b");
+                asked.fetch_add(1, SeqCst);
+                if answer.header("connection") == Some("close") {
+                    return;
+                }
+            }
+        })
+    });
+    let clients: Vec<_> = clients.collect();
+    until("all are busy", || asked.load(SeqCst) > 400);
+    gate.proxy.drain();
+    clients.into_iter().for_each(|client| client.join().expect("no request failed"));
+    until("all have gone", || gate.proxy.is_drained());
+}
+
+#[test]
+fn a_service_cuts_off_what_is_still_open_after_its_own_time_for_draining() {
+    let silent = Silent::saying("");
+    let gate = Gate::start(Protocol::Http, 2, &[silent.backend.address], |service| {
+        service.timeouts.drain = Duration::from_millis(200);
+        service.retry.try_timeout = Duration::from_secs(300);
+        service.timeouts.head = Duration::from_secs(300);
+    });
+    let mut waiting = Wire::connect(gate.address);
+    waiting.send(get("/"));
+    let mut beginning = Wire::connect(gate.address);
+    beginning.send("GET / HT");
+    run(async {
+        let mut sender = known(gate.address).await;
+        let answering = sender.send_request(request("GET", "/").body(nothing()).unwrap());
+        let answering = tokio::spawn(answering);
+        while silent.backend.count() < 2 {
+            tokio::task::yield_now().await;
+        }
+        gate.proxy.drain();
+        while !gate.proxy.is_drained() {
+            tokio::task::yield_now().await;
+        }
+        let answer = answering.await.unwrap();
+        assert!(answer.is_err() || answer.is_ok_and(|a| a.status().as_u16() == 502));
+    });
+    let answer = waiting.answer();
+    assert_eq!((answer.status(), answer.header("connection")), (502, Some("close")));
+    assert_eq!(beginning.rest().unwrap_or_default(), b"");
+    assert_eq!(silent.backend.count(), 2, "nothing is tried again");
+}
+
+#[test]
+fn tunnels_end_with_their_service_s_time_for_draining() {
+    let backend = Backend::start(|mut stage| {
+        stage.next();
+        stage.say("HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n");
+        stage.wire.rest().ok();
+    });
+    let upgrade = "GET / HTTP/1.1\r\nHost: shop\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n";
+    for protocol in [Protocol::Http, Protocol::Tcp] {
+        let gate = Gate::start(protocol, 1, &[backend.address], |service| {
+            service.timeouts.drain = Duration::from_millis(200);
+        });
+        let mut client = Wire::connect(gate.address);
+        client.send(upgrade);
+        assert_eq!(client.head().unwrap().unwrap().status(), 101);
+        gate.proxy.drain();
+        let end = client.rest();
+        assert!(end.as_ref().is_err_and(|e| e.kind() == ConnectionReset), "{end:?}");
+        until("it has gone", || gate.proxy.is_drained());
+    }
+}
+
+#[test]
+fn a_backend_that_drains_keeps_its_open_work_only_for_the_service_s_time() {
+    let silent = Silent::saying("");
+    let talking = Backend::start(|mut stage| {
+        stage.say("hello");
+        stage.wire.rest().ok();
+    });
+    let other = Backend::named("other");
+    let soon = |service: &mut Service| {
+        service.timeouts.drain = Duration::from_millis(200);
+        service.retry.try_timeout = Duration::from_secs(300);
+    };
+    let gate = Gate::start(Protocol::Http, 2, &[silent.backend.address, other.address], |s| {
+        soon(s);
+        s.backends[1].state = BackendState::Down;
+    });
+    let mut client = Wire::connect(gate.address);
+    client.send(get("/"));
+    until("it is under way", || silent.backend.count() == 1);
+    gate.change(|service| {
+        service.backends[0].state = BackendState::Draining;
+        service.backends[1].state = BackendState::Up;
+    });
+    assert_eq!(client.answer().text(), "other");
+    until("its connection is closed", || silent.ended.load(SeqCst) == 1);
+    assert!(gate.notices().is_empty(), "nobody is to blame");
+    let gate = Gate::start(Protocol::Tcp, 2, &[talking.address], soon);
+    let mut client = Wire::connect(gate.address);
+    assert_eq!(client.exactly(5).unwrap(), b"hello");
+    gate.set(0, BackendState::Draining);
+    let end = client.rest();
+    assert!(end.as_ref().is_err_and(|e| e.kind() == ConnectionReset), "{end:?}");
+    // Back in traffic, it keeps what it has.
+    gate.set(0, BackendState::Up);
+    let mut client = Wire::connect(gate.address);
+    assert_eq!(client.exactly(5).unwrap(), b"hello");
+    gate.set(0, BackendState::Draining);
+    gate.set(0, BackendState::Up);
+    assert_eq!(gate.stats().backends[0].in_flight, 1);
 }
 
 #[test]

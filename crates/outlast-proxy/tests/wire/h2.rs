@@ -1,12 +1,11 @@
 //! HTTP/2 clients: what they see, and what the backends see of them.
 
 use std::convert::Infallible;
-use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,59 +14,15 @@ use http_body::Frame;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use outlast_proxy::for_hyper::{HyperIo, Tasks};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
 use crate::harness::{Backend, Gate, LIMIT, Wire, get, nobody, ok, until};
 use crate::tls::{Authority, client, trusting};
 
-/// A tokio connection as hyper wants it.
-struct Io<T>(T);
-
-impl<T: AsyncRead + Unpin> hyper::rt::Read for Io<T> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        mut buf: hyper::rt::ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
-        let mut chunk = [0; 16 << 10];
-        let space = buf.remaining().min(chunk.len());
-        let mut read = ReadBuf::new(&mut chunk[..space]);
-        ready!(Pin::new(&mut self.0).poll_read(cx, &mut read))?;
-        buf.put_slice(read.filled());
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<T: AsyncWrite + Unpin> hyper::rt::Write for Io<T> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
-}
-
-#[derive(Clone)]
-struct Tasks;
-
-impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Tasks {
-    fn execute(&self, task: F) {
-        tokio::spawn(task);
-    }
-}
-
 /// A request body that is said piece by piece, while the answer comes.
-struct Script(mpsc::Receiver<Frame<Bytes>>);
+pub(crate) struct Script(mpsc::Receiver<Frame<Bytes>>);
 
 impl http_body::Body for Script {
     type Data = Bytes;
@@ -85,32 +40,44 @@ impl http_body::Body for Script {
     }
 }
 
-type Sender = SendRequest<Script>;
+pub(crate) type Sender = SendRequest<Script>;
 
 /// Runs an HTTP/2 client, within the limit.
-fn run<T>(body: impl Future<Output = T>) -> T {
+pub(crate) fn run<T>(body: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async { tokio::time::timeout(LIMIT, body).await.expect("in time") })
 }
 
 async fn over<T: AsyncRead + AsyncWrite + Send + Unpin + 'static>(io: T) -> Sender {
-    let (sender, conn) = hyper::client::conn::http2::handshake(Tasks, Io(io)).await.unwrap();
+    let (sender, conn) =
+        hyper::client::conn::http2::handshake(Tasks, HyperIo::new(io)).await.unwrap();
     tokio::spawn(async move { conn.await.ok() });
     sender
 }
 
+/// Opens with HTTP/2 and no TLS; tells how the connection ended.
+pub(crate) async fn known_to_end(
+    to: SocketAddr,
+) -> (Sender, tokio::task::JoinHandle<hyper::Result<()>>) {
+    let stream = tokio::net::TcpStream::connect(to).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    let (sender, conn) =
+        hyper::client::conn::http2::handshake(Tasks, HyperIo::new(stream)).await.unwrap();
+    (sender, tokio::spawn(conn))
+}
+
 /// Opens with HTTP/2 and no TLS.
-async fn known(to: SocketAddr) -> Sender {
+pub(crate) async fn known(to: SocketAddr) -> Sender {
     let stream = tokio::net::TcpStream::connect(to).await.unwrap();
     stream.set_nodelay(true).unwrap();
     over(stream).await
 }
 
-fn request(method: &str, path: &str) -> http::request::Builder {
+pub(crate) fn request(method: &str, path: &str) -> http::request::Builder {
     Request::builder().method(method).uri(format!("http://shop{path}"))
 }
 
-fn nothing() -> Script {
+pub(crate) fn nothing() -> Script {
     Script(mpsc::channel(1).1)
 }
 
@@ -119,7 +86,7 @@ fn pieces() -> (mpsc::Sender<Frame<Bytes>>, Script) {
     (tell, Script(hear))
 }
 
-async fn text(response: Response<Incoming>) -> String {
+pub(crate) async fn text(response: Response<Incoming>) -> String {
     String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
 }
 

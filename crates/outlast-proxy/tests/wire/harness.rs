@@ -66,6 +66,20 @@ pub(crate) fn nobody() -> SocketAddr {
     address
 }
 
+/// A listener that never accepts and whose queue is full: connections to it stay half made.
+pub(crate) fn unreachable() -> (rustix::fd::OwnedFd, SocketAddr, Vec<TcpStream>) {
+    use rustix::net::{AddressFamily, SocketType, bind, getsockname, listen, socket};
+    let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    bind(&socket, &"127.0.0.1:0".parse::<SocketAddr>().unwrap()).unwrap();
+    listen(&socket, 0).unwrap();
+    let address = SocketAddr::try_from(getsockname(&socket).unwrap()).unwrap();
+    let mut waiting = Vec::new();
+    while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(100)) {
+        waiting.push(stream);
+    }
+    (socket, address, waiting)
+}
+
 /// One message, request or answer, as it stood on the wire.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Message {
@@ -363,6 +377,26 @@ impl Backend {
     }
 }
 
+/// A backend that says nothing, or only the beginning of an answer, and counts the connections that ended.
+pub(crate) struct Silent {
+    pub(crate) backend: Backend,
+    pub(crate) ended: Arc<AtomicUsize>,
+}
+
+impl Silent {
+    pub(crate) fn saying(beginning: &'static str) -> Silent {
+        let ended = Arc::new(AtomicUsize::new(0));
+        let seen = ended.clone();
+        let backend = Backend::start(move |mut stage| {
+            stage.next();
+            stage.say(beginning);
+            stage.wire.rest().ok();
+            seen.fetch_add(1, SeqCst);
+        });
+        Silent { backend, ended }
+    }
+}
+
 /// A proxy with one service in force.
 #[derive(Debug)]
 pub(crate) struct Gate {
@@ -408,19 +442,14 @@ impl Gate {
         Gate { proxy, address, notices: Mutex::new(notices), service: Mutex::new(service) }
     }
 
-    /// Puts another table in force, and waits until the (only) worker has it.
+    /// Puts another table in force, and waits until every worker has it and what it fenced has ended.
+    #[track_caller]
     pub(crate) fn change(&self, edit: impl FnOnce(&mut Service)) {
         let mut service = self.service.lock().unwrap();
         edit(&mut service);
-        // A listener that only the new table has: who is answered there is answered by the new table.
-        let socket = listen();
-        let mark = socket.local_addr().unwrap();
-        let table = Table {
-            generation: 0,
-            services: vec![service.clone(), Service::plain("mark", mark, Protocol::Http, &[])],
-        };
-        self.proxy.apply(table, BTreeMap::from([(mark, socket)])).unwrap();
-        assert_eq!(Wire::connect(mark).ask(get("/")).status(), 503);
+        let table = Table { generation: 0, services: vec![service.clone()] };
+        let applying = self.proxy.apply(table, BTreeMap::new()).unwrap();
+        applying.wait(LIMIT).expect("the table is in force");
     }
 
     pub(crate) fn set(&self, backend: usize, state: BackendState) {

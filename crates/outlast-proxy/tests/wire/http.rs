@@ -601,6 +601,23 @@ fn several_forwarding_lines_of_a_trusted_peer_are_all_kept() {
 }
 
 #[test]
+fn headers_with_underscores_stay_behind_and_say_nothing_about_framing() {
+    let backend = Backend::answering(|r| ok(&r.head));
+    let gate = Gate::http(&[backend.address], plain);
+    let answer = ask(
+        &gate,
+        "POST / HTTP/1.1\r\nHost: shop\r\nX_Forwarded_For: 6.6.6.6\r\nX-Forwarded_Proto: https\r\nX_Mine: 1\r\n\
+         Content_Length: 3\r\nTransfer_Encoding: chunked\r\n_: 1\r\nX-Mine: a_b\r\nContent-Length: 2\r\n\r\nhi",
+    );
+    let head = answer.text();
+    let names = head.lines().filter_map(|l| l.split_once(": ").map(|(name, _)| name));
+    assert!(names.clone().all(|name| !name.contains('_')), "{head}");
+    assert_eq!(names.filter(|name| name.eq_ignore_ascii_case("x-forwarded-for")).count(), 1);
+    assert!(head.contains("X-Forwarded-For: 127.0.0.1\r\n") && head.contains("X-Mine: a_b\r\n"));
+    assert!(head.contains("X-Forwarded-Proto: http\r\n") && head.contains("Content-Length: 2\r\n"));
+}
+
+#[test]
 fn headers_of_one_hop_stay_there() {
     let backend = Backend::start(|mut stage| {
         while let Some(request) = stage.next() {

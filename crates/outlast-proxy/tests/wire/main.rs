@@ -6,9 +6,12 @@
 #![expect(clippy::cast_possible_truncation, reason = "patterns of bytes made from counters")]
 
 mod drain;
+mod fence;
+mod gone;
 mod h2;
 mod harness;
 mod http;
+mod lack;
 mod malformed;
 mod retry;
 mod tcp;

@@ -695,12 +695,12 @@ fn the_passive_side_gets_nothing_and_its_tunnels_are_reset() {
 }
 
 #[test]
-fn an_upgrade_that_is_answered_after_the_role_was_lost_is_reset() {
+fn an_upgrade_that_is_answered_after_the_backend_has_left_is_reset() {
     let go = Arc::new(AtomicUsize::new(0));
     let seen = go.clone();
     let old = Backend::start(move |mut stage| {
         stage.next();
-        until("the role is lost", || seen.load(SeqCst) > 0);
+        until("it has left", || seen.load(SeqCst) > 0);
         stage.say("HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n");
         stage.wire.rest().ok();
     });
@@ -711,7 +711,7 @@ fn an_upgrade_that_is_answered_after_the_role_was_lost_is_reset() {
     let mut client = Wire::connect(gate.address);
     client.send("GET / HTTP/1.1\r\nHost: shop\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n");
     until("it has the request", || old.count() == 1);
-    gate.set(0, BackendState::Passive);
+    gate.change(|service| service.backends.clear());
     go.store(1, SeqCst);
     let end = client.rest();
     assert!(matches!(&end, Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset), "{end:?}");

@@ -12,11 +12,13 @@ use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
+use outlast_host::handle::Handle;
+use outlast_proxy::for_hyper::HyperIo;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 
-use super::face::{self, HyperIo};
+use super::face;
 use super::run::{Request as Ask, Said};
 use super::shared::Shared;
 
@@ -145,6 +147,21 @@ fn text(status: StatusCode, text: String) -> Response<Full<Bytes>> {
     response
 }
 
+fn no_agent(socket: &Path) -> String {
+    format!(
+        "no agent answers at {}; is `outlast run` running with this file, and may you open its data directory?",
+        socket.display()
+    )
+}
+
+/// The process that is the agent of a data directory.
+pub fn process(data_dir: &Path) -> anyhow::Result<Handle> {
+    let socket = socket_path(data_dir);
+    let stream = std::os::unix::net::UnixStream::connect(&socket);
+    let stream = stream.with_context(|| no_agent(&socket))?;
+    Handle::of_peer(&stream).with_context(|| no_agent(&socket))
+}
+
 /// Asks the agent of a data directory; the status and the body of its answer.
 pub async fn ask(
     data_dir: &Path,
@@ -153,9 +170,8 @@ pub async fn ask(
     body: String,
 ) -> anyhow::Result<(StatusCode, String)> {
     let socket = socket_path(data_dir);
-    let stream = tokio::net::UnixStream::connect(&socket).await.with_context(|| {
-        format!("no agent answers at {}; is `outlast run` running with this file, and may you open its data directory?", socket.display())
-    })?;
+    let stream =
+        tokio::net::UnixStream::connect(&socket).await.with_context(|| no_agent(&socket))?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(HyperIo::new(stream)).await?;
     // Ends with the answer.

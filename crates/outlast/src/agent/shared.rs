@@ -55,6 +55,8 @@ pub struct ProxyView {
     pub draining: Vec<u32>,
     /// Why the last table was refused, if it was.
     pub refused: Option<String>,
+    /// For how long it has answered nothing, while the agent asked.
+    pub silent: Option<Duration>,
 }
 
 /// How full the machine is; `None` where it would not say.
@@ -104,8 +106,8 @@ impl StatsAt {
         StatsAt { stats: Stats::default(), at, before: VecDeque::new() }
     }
 
-    /// Takes a newer reading.
-    pub fn take(&mut self, stats: Stats, at: Instant) {
+    /// Takes a newer reading. `fresh`: the serving proxy has given it, not one that drains.
+    pub fn take(&mut self, stats: Stats, at: Instant, fresh: bool) {
         let requests = stats.services.iter().map(|s| (s.name.clone(), requests(s)));
         self.before.push_back((at, requests.collect()));
         // One reading that is at least a window old stays, to count from.
@@ -114,7 +116,9 @@ impl StatsAt {
             self.before.pop_front();
         }
         self.stats = stats;
-        self.at = at;
+        if fresh {
+            self.at = at;
+        }
     }
 
     /// Requests a second of each service; a service that was read only once has no rate.
@@ -167,15 +171,18 @@ mod tests {
         let start = Instant::now();
         let mut stats = StatsAt::new(start);
         assert_eq!(stats.rates(), BTreeMap::new());
-        stats.take(counted(100), start);
+        stats.take(counted(100), start, true);
         assert_eq!(stats.rates(), BTreeMap::new());
         for second in 1..=30 {
-            stats.take(counted(100 + second * 7), start + Duration::from_secs(second));
+            stats.take(counted(100 + second * 7), start + Duration::from_secs(second), true);
         }
         assert_eq!(stats.rates(), BTreeMap::from([("web".to_owned(), 7.0)]));
         assert_eq!(stats.before.len(), 11);
         // Another proxy, whose counters begin again.
-        stats.take(counted(0), start + Duration::from_secs(31));
+        stats.take(counted(0), start + Duration::from_secs(31), true);
         assert_eq!(stats.rates()["web"], 0.0);
+        // One that drains says nothing about the one that serves.
+        stats.take(counted(0), start + Duration::from_secs(40), false);
+        assert_eq!(stats.at, start + Duration::from_secs(31));
     }
 }

@@ -102,6 +102,29 @@ pub(super) fn listen(address: SocketAddr) -> std::io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// Why a topology's listeners cannot be opened beside those that are held: the kernel gives no two sockets the same port of
+/// overlapping addresses, and the old one may not be closed before the new one takes its clients.
+pub(super) fn overlap(
+    topology: &Topology,
+    held: &BTreeMap<SocketAddr, Arc<OwnedFd>>,
+) -> Option<String> {
+    topology.services.iter().find_map(|(name, service)| {
+        let new = service.listen.filter(|address| !held.contains_key(address))?;
+        let old = held.keys().find(|&&old| takes(new, old) || takes(old, new))?;
+        Some(format!(
+            "service.{name} cannot listen on {new} while {old} is open, which is in the same place; reload with another port first and with this one after that, or `outlast stop` and run it again"
+        ))
+    })
+}
+
+/// Whether a listener at `wide` would take what is sent to `narrow`.
+fn takes(wide: SocketAddr, narrow: SocketAddr) -> bool {
+    // Linux: [::] also takes IPv4, unless told otherwise, and we do not.
+    wide.port() == narrow.port()
+        && wide.ip().is_unspecified()
+        && (wide.is_ipv6() || narrow.is_ipv4())
+}
+
 /// Opens the sockets that a topology needs and `held` does not have yet; all or none.
 pub(super) fn open_missing(
     topology: &Topology,

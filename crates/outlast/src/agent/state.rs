@@ -57,6 +57,19 @@ pub(super) fn load(data_dir: &Path) -> anyhow::Result<BTreeMap<String, (Side, Ep
     Ok(pairs.collect())
 }
 
+/// The pairs with epochs that are at least those under which a standby's command was obeyed: `pairs.json` may have been
+/// moved away, and who obeyed an order refuses all older ones.
+pub(super) fn with_obeyed(
+    mut pairs: BTreeMap<String, (Side, Epoch)>,
+    obeyed: BTreeMap<String, Epoch>,
+) -> BTreeMap<String, (Side, Epoch)> {
+    for (service, obeyed) in obeyed {
+        let (_, epoch) = pairs.entry(service).or_insert((Side::Primary, obeyed));
+        *epoch = obeyed.max(*epoch);
+    }
+    pairs
+}
+
 /// Writes the pairs so that a crash leaves either the old file or the new one.
 pub(super) fn save(data_dir: &Path, pairs: &BTreeMap<String, (Side, Epoch)>) -> anyhow::Result<()> {
     let pairs = pairs.iter().map(|(name, (side, epoch))| {
@@ -67,10 +80,15 @@ pub(super) fn save(data_dir: &Path, pairs: &BTreeMap<String, (Side, Epoch)>) -> 
         (name.clone(), SavedPair { active, epoch: epoch.0 })
     });
     let text = serde_json::to_vec_pretty(&Saved { v: VERSION, pairs: pairs.collect() })?;
-    let (path, new) = (data_dir.join("pairs.json"), data_dir.join("pairs.json.new"));
+    write_whole(data_dir, "pairs.json", &text)
+}
+
+/// Writes a file of the data directory so that a crash leaves either the old one or the new one; returns once it is on disk.
+pub(super) fn write_whole(data_dir: &Path, name: &str, text: &[u8]) -> anyhow::Result<()> {
+    let (path, new) = (data_dir.join(name), data_dir.join(format!("{name}.new")));
     let write = || -> std::io::Result<()> {
         let mut file = std::fs::File::create(&new)?;
-        file.write_all(&text)?;
+        file.write_all(text)?;
         file.sync_all()?;
         std::fs::rename(&new, &path)?;
         std::fs::File::open(data_dir)?.sync_all()
@@ -90,6 +108,11 @@ mod tests {
         let pairs = BTreeMap::from([("billing".to_owned(), (Side::Backup, Epoch(7)))]);
         save(&dir, &pairs).unwrap();
         assert_eq!(load(&dir).unwrap(), pairs);
+        let obeyed = [("billing".to_owned(), Epoch(9)), ("web".to_owned(), Epoch(2))];
+        let raised = with_obeyed(pairs.clone(), obeyed.into());
+        assert_eq!(raised["billing"], (Side::Backup, Epoch(9)));
+        assert_eq!(raised["web"], (Side::Primary, Epoch(2)));
+        assert_eq!(with_obeyed(pairs.clone(), [("billing".to_owned(), Epoch(3))].into()), pairs);
         std::fs::write(dir.join("pairs.json"), "{\"v\":9,\"pairs\":{}}").unwrap();
         assert!(load(&dir).unwrap_err().to_string().contains("version 9"));
         std::fs::remove_dir_all(&dir).unwrap();

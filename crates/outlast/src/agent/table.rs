@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
+use outlast_core::event::Target;
 use outlast_core::health::Health;
 use outlast_core::pair::Side;
 use outlast_core::topology::{self, Pool, Topology};
@@ -12,6 +13,7 @@ use outlast_proxy::table::{
     Backend, BackendState, Balance, Certificate, Eject, Forwarded, Limits, Protocol, ProxyVersion,
     Retry, Service, Table, Timeouts,
 };
+use serde::Deserialize as _;
 
 /// Addresses of backend host names, as last resolved.
 pub type Resolved = BTreeMap<String, IpAddr>;
@@ -171,43 +173,167 @@ pub fn certificates(topology: &Topology, base: &Path) -> anyhow::Result<Certific
     Ok(certificates)
 }
 
-/// What a table says about health, for an agent that takes over from another.
-pub fn beliefs(table: &Table) -> BTreeMap<outlast_core::event::Target, Health> {
-    let of = |service: &Service, backend: &Backend| {
-        let health = match backend.state {
-            BackendState::Up => Health::Up,
-            BackendState::Down => Health::Down,
-            BackendState::Unknown | BackendState::Draining | BackendState::Passive => return None,
-        };
-        let target = outlast_core::event::Target::Backend {
-            service: service.name.clone(),
-            backend: backend.name.clone(),
-        };
-        Some((target, health))
-    };
-    table.services.iter().flat_map(|s| s.backends.iter().filter_map(move |b| of(s, b))).collect()
+/// What an agent that takes over reads from a proxy's table. The table may be of another build: whatever it does not have
+/// is left out, and whatever is not known here is passed over, so that no new field costs what was believed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inherited {
+    pub generation: u64,
+    services: Vec<InheritedService>,
 }
 
-/// The backends that a table holds out of traffic, for an agent that takes over from another.
-pub fn draining(table: &Table) -> BTreeSet<(String, String)> {
-    let of = |service: &Service| {
-        let name = service.name.clone();
-        let drained = service.backends.iter().filter(|b| b.state == BackendState::Draining);
-        drained.map(|b| (name.clone(), b.name.clone())).collect::<Vec<_>>()
-    };
-    table.services.iter().flat_map(of).collect()
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct InheritedService {
+    name: String,
+    backends: Vec<InheritedBackend>,
 }
 
-/// The addresses that a table has for the host names of a topology, for an agent that takes over from another: without
-/// them, it would take those backends out of traffic until it has resolved their names.
-pub fn resolved(topology: &Topology, table: &Table) -> Resolved {
-    let of = |service: &Service| {
-        let spec = topology.services.get(&service.name)?;
-        let hosts = spec.pool.backends().into_iter().filter_map(|backend| {
-            let known = service.backends.iter().find(|b| b.name == backend.url)?;
-            Some((backend.host.clone(), known.address.ip()))
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct InheritedBackend {
+    name: String,
+    address: Option<SocketAddr>,
+    state: Option<BackendState>,
+}
+
+impl Inherited {
+    /// Nothing, if it is no table at all.
+    pub fn read(table: &serde_json::Value) -> Option<Inherited> {
+        let generation = table["generation"].as_u64().unwrap_or_default();
+        let services = table["services"].as_array()?.iter().filter_map(|service| {
+            let backends = service["backends"].as_array().into_iter().flatten();
+            let backends = backends.filter_map(|backend| {
+                Some(InheritedBackend {
+                    name: backend["name"].as_str()?.to_owned(),
+                    address: backend["address"].as_str().and_then(|a| a.parse().ok()),
+                    state: BackendState::deserialize(&backend["state"]).ok(),
+                })
+            });
+            let name = service["name"].as_str()?.to_owned();
+            Some(InheritedService { name, backends: backends.collect() })
         });
-        Some(hosts.collect::<Vec<_>>())
-    };
-    table.services.iter().filter_map(of).flatten().collect()
+        Some(Inherited { generation, services: services.collect() })
+    }
+
+    /// Whether it serves anything.
+    pub fn serves(&self) -> bool {
+        !self.services.is_empty()
+    }
+
+    fn backends(&self) -> impl Iterator<Item = (&str, &InheritedBackend)> {
+        self.services.iter().flat_map(|s| s.backends.iter().map(|b| (s.name.as_str(), b)))
+    }
+
+    /// What was believed.
+    pub fn beliefs(&self) -> BTreeMap<Target, Health> {
+        let of = |(service, backend): (&str, &InheritedBackend)| {
+            let health = match backend.state? {
+                BackendState::Up => Health::Up,
+                BackendState::Down => Health::Down,
+                BackendState::Unknown | BackendState::Draining | BackendState::Passive => {
+                    return None;
+                }
+            };
+            let (service, backend) = (service.to_owned(), backend.name.clone());
+            Some((Target::Backend { service, backend }, health))
+        };
+        self.backends().filter_map(of).collect()
+    }
+
+    /// The backends that are held out of traffic.
+    pub fn draining(&self) -> BTreeSet<(String, String)> {
+        let drained = self.backends().filter(|(_, b)| b.state == Some(BackendState::Draining));
+        drained.map(|(service, b)| (service.to_owned(), b.name.clone())).collect()
+    }
+
+    /// The addresses of the host names of a topology: without them, the agent would take those backends out of traffic
+    /// until it has resolved their names.
+    pub fn resolved(&self, topology: &Topology) -> Resolved {
+        let of = |(service, known): (&str, &InheritedBackend)| {
+            let backends = topology.services.get(service)?.pool.backends();
+            let backend = backends.into_iter().find(|b| b.url == known.name)?;
+            Some((backend.host.clone(), known.address?.ip()))
+        };
+        self.backends().filter_map(of).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    /// A table as the first build wrote it. It is never written anew: proxies that run have it.
+    const FIRST: &str = include_str!("expected/table.json");
+
+    fn target(backend: &str) -> Target {
+        Target::Backend { service: "web".to_owned(), backend: backend.to_owned() }
+    }
+
+    fn check_inherited(table: &Value) {
+        let inherited = Inherited::read(table).unwrap();
+        assert!(inherited.serves());
+        assert_eq!(
+            inherited.beliefs(),
+            BTreeMap::from([
+                (target("http://10.0.0.1:3000"), Health::Up),
+                (target("http://db.test:3000"), Health::Down),
+            ])
+        );
+        let drained = ("web".to_owned(), "http://10.0.0.3:3000".to_owned());
+        assert_eq!(inherited.draining(), BTreeSet::from([drained]));
+        let text = r#"
+            [cluster]
+            name = "t"
+            [service.web]
+            listen = "127.0.0.1:8080"
+            backends = ["http://10.0.0.1:3000", "http://db.test:3000", "http://10.0.0.3:3000"]
+            probe = { http = "/" }
+        "#;
+        let topology = crate::file::parse("t", text).map_err(|c| c.to_string()).unwrap();
+        assert_eq!(inherited.resolved(&topology)["db.test"], IpAddr::from([10, 0, 0, 2]));
+    }
+
+    #[test]
+    fn a_table_of_the_first_build_stays_readable() {
+        let table: Table = serde_json::from_str(FIRST).unwrap();
+        assert_eq!((table.generation, table.services.len()), (7, 1));
+        check_inherited(&serde_json::from_str(FIRST).unwrap());
+    }
+
+    #[test]
+    fn a_table_without_what_has_a_default_is_readable() {
+        let mut table: Value = serde_json::from_str(FIRST).unwrap();
+        let service = table["services"][0].as_object_mut().unwrap();
+        for key in ["certificates", "panic", "slow_start", "trusted", "accept_proxy", "send_proxy"]
+        {
+            assert!(service.remove(key).is_some(), "{key}");
+        }
+        for part in ["eject", "backends"] {
+            assert!(service.contains_key(part), "{part}");
+        }
+        assert!(service["eject"].as_object_mut().unwrap().remove("rate_5xx").is_some());
+        service.insert("invented_later".to_owned(), json!({ "a": 1 }));
+        serde_json::from_value::<Table>(table).unwrap();
+    }
+
+    #[test]
+    fn what_was_believed_survives_fields_that_are_new_and_fields_that_are_gone() {
+        let mut table: Value = serde_json::from_str(FIRST).unwrap();
+        table["invented_later"] = json!([1]);
+        let service = table["services"][0].as_object_mut().unwrap();
+        service.retain(|key, _| ["name", "backends"].contains(&key.as_str()));
+        service.insert("invented_later".to_owned(), json!("x"));
+        for backend in service["backends"].as_array_mut().unwrap() {
+            let backend = backend.as_object_mut().unwrap();
+            backend.remove("tls_name");
+            backend.insert("weight".to_owned(), json!(3));
+        }
+        // States of another build, and a backend that is no backend.
+        let backends = service["backends"].as_array_mut().unwrap();
+        backends.push(json!({ "name": "http://10.0.0.4:3000", "state": "Quarantined" }));
+        backends.push(json!(17));
+        table["services"].as_array_mut().unwrap().push(json!({ "port": 1 }));
+        assert!(serde_json::from_value::<Table>(table.clone()).is_err(), "no Table any more");
+        check_inherited(&table);
+        assert_eq!(Inherited::read(&Value::Null), None);
+    }
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use outlast_proxy::{Notice, Proxy, Refused};
+use outlast_proxy::{Applying, Notice, Proxy, Refused};
 
 use super::wire::{self, FromProxy, Hello, ToProxy};
 
@@ -19,6 +19,9 @@ const DRAIN_LOOK: Duration = Duration::from_millis(100);
 
 /// An agent that does not read its notices for this long is dropped.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a table may take until every worker uses it and fenced work has ended.
+const SETTLE_MAX: Duration = Duration::from_secs(2);
 
 /// The name of a proxy's control socket.
 pub fn socket_path(data_dir: &Path, pid: u32) -> PathBuf {
@@ -65,7 +68,7 @@ pub fn run(data_dir: &Path, threads: usize) -> anyhow::Result<()> {
 }
 
 /// As many connections as the system allows this process: the default of 1024 is for programs that use select(2).
-fn raise_descriptor_limit() {
+pub(crate) fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
@@ -127,9 +130,16 @@ impl Room {
             }
             *agent = Some(stream.clone());
         }
+        // A table that took too long and may still come into force. The agent asks for counters again and again.
+        let mut late: Option<(u64, Applying)> = None;
         loop {
             match wire::receive::<ToProxy>(&stream) {
-                Ok(Some((message, fds))) => self.obey(&stream, message, fds),
+                Ok(Some((message, fds))) => {
+                    self.obey(&stream, message, fds, &mut late);
+                    if let Some((generation, _)) = late.take_if(|(_, table)| table.look().is_ok()) {
+                        self.answer(&stream, &FromProxy::Applied { generation }, &[]);
+                    }
+                }
                 Ok(None) => break,
                 Err(error) => {
                     tracing::warn!(%error, "read from the agent");
@@ -143,14 +153,29 @@ impl Room {
         }
     }
 
-    fn obey(&self, stream: &UnixStream, message: ToProxy, fds: Vec<OwnedFd>) {
+    fn obey(
+        &self,
+        stream: &UnixStream,
+        message: ToProxy,
+        fds: Vec<OwnedFd>,
+        late: &mut Option<(u64, Applying)>,
+    ) {
         let answer = match message {
             ToProxy::Apply { table, sockets } => {
+                *late = None;
                 let generation = table.generation;
                 let sockets: BTreeMap<SocketAddr, TcpListener> =
                     sockets.into_iter().zip(fds.into_iter().map(TcpListener::from)).collect();
                 match self.with_proxy(|proxy| proxy.apply(*table, sockets)) {
-                    Some(Ok(())) => FromProxy::Applied { generation },
+                    // Waited for without the lock: counters and the end of the process must not wait with us.
+                    Some(Ok(applying)) => match applying.wait(SETTLE_MAX) {
+                        Ok(()) => FromProxy::Applied { generation },
+                        Err(unsettled) => {
+                            let reason = format!("not in force after {SETTLE_MAX:?}: {unsettled}");
+                            *late = Some((generation, applying));
+                            FromProxy::NotApplied { generation, reason }
+                        }
+                    },
                     Some(Err(Refused::NoSocket(missing))) => FromProxy::NotApplied {
                         generation,
                         reason: format!("no socket for {missing:?}"),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use outlast_core::topology::PartRef;
+use outlast_core::topology::{LISTENERS_MAX, PartRef};
 
 use super::desk::{Desk, Span};
 
@@ -67,6 +67,7 @@ impl Notes {
     pub(super) fn check(mut self, desk: &Desk<'_>) {
         self.listeners.sort_by_key(|listener| listener.span.as_ref().map(|span| span.start));
         complain_of_listeners(desk, &self.listeners);
+        complain_of_too_many(desk, &self.listeners);
         complain_of_cycles(desk, &self.needs);
     }
 }
@@ -89,6 +90,20 @@ fn complain_of_listeners(desk: &Desk<'_>, listeners: &[Listener]) {
             None => earlier.entry(ip).or_default().push(listener),
         }
     }
+}
+
+/// Complains of the first service that a proxy could not be given a socket for.
+fn complain_of_too_many(desk: &Desk<'_>, listeners: &[Listener]) {
+    let mut services = listeners.iter().filter(|l| l.owner.starts_with("[service."));
+    let count = services.clone().count();
+    let Some(span) = services.nth(LISTENERS_MAX).and_then(|first| first.span.clone()) else {
+        return;
+    };
+    desk.complain(
+        span,
+        format!("{count} services listen, and one agent can run {LISTENERS_MAX} that do"),
+        "move some to a file of their own, with a `data_dir` and an agent of its own",
+    );
 }
 
 fn are_in_the_way(a: &Listener, b: &Listener) -> bool {

@@ -196,6 +196,41 @@ impl Stage {
         i32::try_from(told.expect("the journal names a proxy")).expect("the kernel's number fits")
     }
 
+    /// Breaks the connection between the agent and this proxy: both ends see its end.
+    pub(crate) fn break_link(&self, proxy: i32) {
+        use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+        let path = self.data().join(format!("proxy-{proxy}.sock")).display().to_string();
+        let sockets = std::fs::read_to_string("/proc/net/unix").expect("this is Linux");
+        // Of the sockets at that path, state 03 is connected.
+        let fields = sockets.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let linked = fields.filter(|f| f.last() == Some(&path.as_str()) && f.get(5) == Some(&"03"));
+        let names: BTreeSet<String> = linked.map(|f| format!("socket:[{}]", f[6])).collect();
+        let process = Pid::from_raw(proxy).expect("a proxy has a number");
+        let process = pidfd_open(process, PidfdFlags::empty()).expect("it runs");
+        let mut broken = 0;
+        for entry in std::fs::read_dir(format!("/proc/{proxy}/fd")).expect("it is ours").flatten() {
+            let target = std::fs::read_link(entry.path()).unwrap_or_default();
+            let fd = entry.file_name().to_str().and_then(|name| name.parse().ok());
+            if let (true, Some(fd)) = (names.contains(&*target.to_string_lossy()), fd) {
+                let fd = pidfd_getfd(&process, fd, PidfdGetfdFlags::empty());
+                let stream =
+                    std::os::unix::net::UnixStream::from(fd.expect("it is our child's child"));
+                stream.shutdown(std::net::Shutdown::Both).expect("it is connected");
+                broken += 1;
+            }
+        }
+        assert!(broken > 0, "no connection to break:\n{sockets}");
+    }
+
+    /// The proxies that run.
+    pub(crate) fn proxies(&self) -> Vec<i32> {
+        let is_proxy = |pid: &i32| {
+            let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            words.split(|&byte| byte == 0).nth(1) == Some(b"proxy")
+        };
+        self.processes().into_iter().filter(is_proxy).collect()
+    }
+
     /// Every process that has this directory on its command line, zombies left out: they have none.
     pub(crate) fn processes(&self) -> Vec<i32> {
         let dir = self.dir.display().to_string();

@@ -166,6 +166,11 @@ fn ready(scene: &Scene) -> (Verdict, Vec<Check>) {
 
 fn agent_check(scene: &Scene, stopping: Verdict) -> Check {
     let check = Check::new("agent:state", "component", Verdict::Pass).since(scene.started_at);
+    if let Some(reason) = scene.picture.view.not_saved.as_ref().filter(|_| !scene.stopping) {
+        return Check { verdict: Verdict::Warn, ..check }
+            .observing("running")
+            .saying(format!("no pair changes sides until it can be written to disk: {reason}"));
+    }
     if !scene.stopping {
         return check.observing("running");
     }
@@ -187,16 +192,13 @@ fn picture_check(scene: &Scene) -> Check {
     }
 }
 
-/// A proxy is asked every second; one that says nothing for this long serves nobody.
-const STATS_AGE_MAX: Duration = Duration::from_secs(5);
-
 fn proxy_check(scene: &Scene) -> Check {
     let proxy = &scene.picture.proxy;
     let check = Check::new("proxy:state", "component", Verdict::Pass);
-    if proxy.pid.is_some() && STATS_AGE_MAX < scene.stats_age {
+    if let Some(silent) = scene.silent() {
         return Check { verdict: Verdict::Fail, ..check }
             .observing("silent")
-            .saying(format!("the proxy has not answered for {} s", scene.stats_age.as_secs()));
+            .saying(format!("the proxy has not answered for {} s", silent.as_secs()));
     }
     match (proxy.pid, &proxy.refused) {
         (Some(_), None) => check.observing("serving"),

@@ -13,10 +13,7 @@ mod tests;
 
 use std::convert::Infallible;
 use std::hash::{BuildHasher as _, RandomState};
-use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -25,7 +22,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Body as _;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use outlast_proxy::for_hyper::{HyperIo, Timer};
 use tokio::net::TcpListener;
 
 use super::shared::Shared;
@@ -244,73 +241,4 @@ fn answer(status: StatusCode, kind: &'static str, body: String) -> Response<Full
 fn put(response: &mut Response<Full<Bytes>>, name: HeaderName, value: &str) {
     let value = HeaderValue::from_str(value).expect("ours, and plain ASCII");
     response.headers_mut().insert(name, value);
-}
-
-/// Tokio's timer for hyper.
-#[derive(Clone, Copy, Debug)]
-struct Timer;
-
-#[derive(Debug)]
-struct Sleep(Pin<Box<tokio::time::Sleep>>);
-
-impl Future for Sleep {
-    type Output = ();
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        self.0.as_mut().poll(cx)
-    }
-}
-
-impl hyper::rt::Sleep for Sleep {}
-
-impl hyper::rt::Timer for Timer {
-    fn sleep(&self, duration: Duration) -> Pin<Box<dyn hyper::rt::Sleep>> {
-        Box::pin(Sleep(Box::pin(tokio::time::sleep(duration))))
-    }
-
-    fn sleep_until(&self, deadline: std::time::Instant) -> Pin<Box<dyn hyper::rt::Sleep>> {
-        Box::pin(Sleep(Box::pin(tokio::time::sleep_until(deadline.into()))))
-    }
-}
-
-/// A tokio connection as hyper wants it.
-#[derive(Debug)]
-pub struct HyperIo<T>(T);
-
-impl<T> HyperIo<T> {
-    pub fn new(io: T) -> HyperIo<T> {
-        HyperIo(io)
-    }
-}
-
-impl<T: AsyncRead + Unpin> hyper::rt::Read for HyperIo<T> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        mut buf: hyper::rt::ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
-        let mut chunk = [0; 8192];
-        let space = buf.remaining().min(chunk.len());
-        let mut read = ReadBuf::new(&mut chunk[..space]);
-        std::task::ready!(Pin::new(&mut self.0).poll_read(cx, &mut read))?;
-        buf.put_slice(read.filled());
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<T: AsyncWrite + Unpin> hyper::rt::Write for HyperIo<T> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
 }

@@ -97,6 +97,14 @@ fn banner(html: &mut Html, status: &Status) {
     if status.stopping {
         html.raw("<p class=\"note\">The agent is stopping: it finishes what is open.</p>");
     }
+    if let Some(reason) = &status.pairs_not_saved {
+        html.raw("<p class=\"note\">No pair changes sides until it can be written to disk: ");
+        html.text(reason).raw("</p>");
+    }
+    if let Some(seconds) = status.proxy.silent_seconds {
+        html.raw("<p class=\"note\">The proxy has not answered for ");
+        html.text(&show_seconds(seconds)).raw(".</p>");
+    }
     match (&status.proxy.pid, &status.proxy.refused) {
         (_, Some(refused)) => {
             html.raw("<p class=\"note\">The proxy goes on with its old table: ").text(refused);

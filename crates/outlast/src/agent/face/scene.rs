@@ -10,6 +10,9 @@ use outlast_proxy::stats::{BackendStats, ServiceStats, Stats};
 
 use crate::agent::shared::{Picture, Shared, wall};
 
+/// A proxy is asked every second; one that says nothing for longer than this is not taken to serve.
+const SILENT_MAX: Duration = Duration::from_secs(5);
+
 /// An agent at a moment. The renderers turn it into text; same scene, same text.
 #[derive(Clone, Debug)]
 pub struct Scene {
@@ -46,6 +49,21 @@ impl Scene {
             stats_age,
             rates,
         }
+    }
+
+    /// For how long the proxy has answered nothing, if that is too long: whether clients are served is not known then.
+    pub fn silent(&self) -> Option<Duration> {
+        self.picture.proxy.silent.filter(|&silent| SILENT_MAX < silent)
+    }
+
+    /// Why nothing can be said of the service's clients, whatever is known of its backends.
+    pub fn unknown(&self, service: &str) -> Option<String> {
+        self.spec(service)?.listen?;
+        if let Some(silent) = self.silent() {
+            return Some(format!("the proxy has not answered for {} s", silent.as_secs()));
+        }
+        let gone = self.picture.proxy.pid.is_none() && !self.stopping;
+        gone.then(|| "no proxy runs; one is started".to_owned())
     }
 
     /// The service as the file has it.

@@ -1,6 +1,7 @@
 //! The whole picture as JSON: `/v1/status`, and what `outlast status` and the status page are drawn from.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use outlast_core::health::{Health, Thresholds};
 use outlast_core::pair::Side;
@@ -78,6 +79,8 @@ pub struct Status {
     pub stopping: bool,
     /// Counts the topologies that were put in force.
     pub generation: u64,
+    /// Why no pair can change sides: who serves cannot be written to disk.
+    pub pairs_not_saved: Option<String>,
     pub proxy: ProxyStatus,
     pub machine: MachineStatus,
     pub services: BTreeMap<String, ServiceStatus>,
@@ -95,6 +98,9 @@ pub struct ProxyStatus {
     pub draining: Vec<u32>,
     /// Why the last table was refused.
     pub refused: Option<String>,
+    /// Since when it has answered nothing, although it runs: nobody knows whether clients are served.
+    pub silent_since: Option<String>,
+    pub silent_seconds: Option<u64>,
     pub connections: u64,
     pub stats_age_seconds: f64,
 }
@@ -211,10 +217,13 @@ impl Status {
             uptime_seconds: scene.uptime.as_secs(),
             stopping: scene.stopping,
             generation: view.generation,
+            pairs_not_saved: view.not_saved.clone(),
             proxy: ProxyStatus {
                 pid: picture.proxy.pid,
                 draining: picture.proxy.draining.clone(),
                 refused: picture.proxy.refused.clone(),
+                silent_since: scene.silent().map(|silent| before(scene.now, silent).to_string()),
+                silent_seconds: scene.silent().map(|silent| silent.as_secs()),
                 connections: scene.stats.connections,
                 stats_age_seconds: scene.stats_age.as_millis() as f64 / 1000.0,
             },
@@ -250,11 +259,20 @@ fn service_status(scene: &Scene, name: &str, view: &ServiceView) -> ServiceStatu
         false => all.map(|counts| answers(counts, 5)).sum(),
         true => all.next_back().map_or(0, |own| error(own, ErrorKind::NoBackend)),
     });
+    let unknown = scene.unknown(name);
+    let since = if unknown.is_some() {
+        scene.silent().map_or_else(Timestamp::default, |silent| before(scene.now, silent))
+    } else {
+        view.since
+    };
     ServiceStatus {
-        state: view.state.into(),
-        since: moment(view.since),
-        for_seconds: seconds(scene, view.since),
-        why: view.why.clone(),
+        state: if unknown.is_some() { Mark::Unknown } else { view.state.into() },
+        since: moment(since),
+        for_seconds: seconds(scene, since),
+        why: match unknown {
+            Some(unknown) => format!("{unknown}; {}", view.why),
+            None => view.why.clone(),
+        },
         next: view.next.clone().or_else(|| what_next(view, spec?)),
         protocol: if tcp { "tcp" } else { "http" }.to_owned(),
         listen: spec.and_then(|s| s.listen).map(|address| address.to_string()),
@@ -380,6 +398,11 @@ fn answers(counts: &Snapshot, class: usize) -> u64 {
 fn error(counts: &Snapshot, kind: ErrorKind) -> u64 {
     let place = ErrorKind::ALL.iter().position(|&k| k == kind);
     place.and_then(|place| counts.errors.get(place)).copied().unwrap_or(0)
+}
+
+/// The moment `ago` before `now`.
+fn before(now: Timestamp, ago: Duration) -> Timestamp {
+    Timestamp(now.0.saturating_sub(i64::try_from(ago.as_millis()).unwrap_or(i64::MAX)))
 }
 
 fn moment(at: Timestamp) -> Option<String> {

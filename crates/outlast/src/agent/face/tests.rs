@@ -18,10 +18,11 @@ use outlast_host::vitals::Usage;
 use outlast_proxy::stats::{BackendStats, ServiceStats, Snapshot, Stats};
 use serde_json::Value;
 
-use super::health::{Detail, Question, health};
+use super::health::{Detail, Question, Verdict, health};
+use super::metrics::{Form, print};
 use super::page::page;
 use super::scene::Scene;
-use super::status_json::Status;
+use super::status_json::{Mark, Status};
 use crate::agent::shared::{Picture, ProxyView, Vitals};
 
 /// 2026-11-22T15:04:05Z
@@ -122,6 +123,7 @@ fn view() -> View {
         ]),
         externals: BTreeMap::from([("stripe".to_owned(), external)]),
         processes: BTreeMap::from([("api".to_owned(), process)]),
+        not_saved: None,
     }
 }
 
@@ -161,7 +163,7 @@ fn picture() -> Picture {
     Picture {
         view: view(),
         topology: Arc::new(crate::file::parse("shop.toml", FILE).unwrap()),
-        proxy: ProxyView { pid: Some(4242), draining: vec![4100], refused: None },
+        proxy: ProxyView { pid: Some(4242), draining: vec![4100], refused: None, silent: None },
         probes: BTreeMap::from([
             ((target("web", "http://10.0.0.1:3000"), Code::Ok), 700),
             ((target("web", "http://10.0.0.1:3000"), Code::Timeout), 1),
@@ -486,6 +488,33 @@ fn the_page_needs_nothing_from_elsewhere_and_no_script() {
     assert!(html.contains("<noscript><meta http-equiv=\"refresh\" content=\"2\"></noscript>"));
     assert!(html.contains("<script nonce=\"abc\">"));
     assert_eq!(html.matches("<script").count(), 1);
+}
+
+#[test]
+fn a_proxy_that_says_nothing_makes_its_services_unknown_and_never_up() {
+    let silent =
+        |seconds| but(|_, picture| picture.proxy.silent = Some(Duration::from_secs(seconds)));
+    let status = Status::of(&silent(3));
+    assert_eq!(status.services["billing"].state, Mark::Up, "one that is slow is not silent");
+    assert_eq!(status.proxy.silent_seconds, None);
+
+    let scene = silent(7);
+    let status = Status::of(&scene);
+    assert_eq!(status.proxy.silent_seconds, Some(7));
+    assert_eq!(status.proxy.silent_since, Some(ago(7).to_string()));
+    for service in status.services.values() {
+        assert_eq!((service.state, service.for_seconds), (Mark::Unknown, Some(7)));
+        assert!(service.why.starts_with("the proxy has not answered for 7 s; "), "{}", service.why);
+    }
+    assert!(page(&status, &events(), "abc").contains("The proxy has not answered for 7s."));
+    let metrics = print(&scene, Form::Text);
+    assert!(metrics.contains("outlast_service_state{service=\"web\",state=\"unknown\"} 1"));
+    assert_eq!(health(&scene, Question::Ready, Detail::Full).verdict, Verdict::Fail);
+
+    let gone = but(|_, picture| picture.proxy.pid = None);
+    let status = Status::of(&gone);
+    assert_eq!(status.services["billing"].state, Mark::Unknown);
+    assert_eq!(status.services["billing"].why, "no proxy runs; one is started; the primary serves");
 }
 
 #[test]

@@ -97,7 +97,7 @@ pub(crate) static CLUSTER: Shape = Shape {
         Key::new(
             "face",
             Kind::Any(&[Kind::Listen, OFF]),
-            "Where /health, /metrics and the status page are served.",
+            "Where /health, /metrics and the status page are served. Whoever reaches it sees the names and addresses of all parts: keep it on loopback or on a network of your own; nothing can be changed through it.",
         )
         .or("127.0.0.1:9400")
         .elsewhere(&["listen", "metrics", "health", "status", "admin"]),

@@ -67,7 +67,7 @@ pub(super) static SERVICE: Shape = Shape {
         )
         .or_number(0.0),
         Key::new("slow_start", DURATION_OR_ZERO, "A backend that comes up gets its full share after this long.").or("0s"),
-        Key::new("forwarded", Kind::Words(FORWARDED), "The headers that tell a backend about the client.")
+        Key::new("forwarded", Kind::Words(FORWARDED), "The headers that tell a backend about the client. Headers of a request with `_` in their names are dropped: a backend could take them for these.")
             .or("x-forwarded"),
         Key::new("trusted", Kind::List(&Kind::Network), "Peers whose forwarding and PROXY headers are believed.")
             .elsewhere(&["trusted_proxies"]),

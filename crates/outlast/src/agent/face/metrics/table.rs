@@ -196,7 +196,13 @@ pub const METRICS: &[Metric] = &[
         help: "1 for the state that a service is in, 0 for the others.",
         read: |scene| {
             let services = scene.picture.view.services.iter();
-            services.flat_map(|(name, s)| states([name], &SERVICE_STATES, s.state)).collect()
+            let state = |name: &str, state| match scene.unknown(name) {
+                Some(_why) => ServiceState::Unknown,
+                None => state,
+            };
+            services
+                .flat_map(|(name, s)| states([name], &SERVICE_STATES, state(name, s.state)))
+                .collect()
         },
     },
     Metric {

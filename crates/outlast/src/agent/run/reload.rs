@@ -1,0 +1,102 @@
+//! Takes a changed topology file, or refuses it and says why.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use outlast_core::agent::Action;
+use outlast_core::event::Fact;
+use outlast_core::topology::Topology;
+
+use super::Loop;
+use crate::agent::{start, state, table};
+
+/// Reads and parses the file; the error is what a person should see.
+pub(super) fn read_file(path: &Path) -> Result<(Topology, PathBuf), String> {
+    let text =
+        std::fs::read_to_string(path).map_err(|e| format!("read {}: {e}", path.display()))?;
+    let topology =
+        crate::file::parse(&path.display().to_string(), &text).map_err(|c| c.to_string())?;
+    let absolute = std::path::absolute(path).map_err(|e| e.to_string())?;
+    let base = absolute.parent().map(Path::to_path_buf).unwrap_or_default();
+    Ok((topology, base))
+}
+
+impl Loop {
+    /// Takes the changed file, or keeps the old topology and says why.
+    pub(super) fn reload(&mut self) -> Result<String, String> {
+        let result = self.try_reload();
+        if let Err(reason) = &result {
+            let first =
+                reason.lines().find(|l| !l.trim().is_empty()).unwrap_or_default().to_owned();
+            self.record(Fact::TopologyRefused { reason: first });
+        }
+        result
+    }
+
+    fn try_reload(&mut self) -> Result<String, String> {
+        let (topology, _) = read_file(&self.options.file)?;
+        if !topology.nodes.is_empty() && !topology.nodes.contains_key(&self.node) {
+            return Err(format!(
+                "the file no longer has this node, `{}`; to leave, stop the agent",
+                self.node
+            ));
+        }
+        if self.base.join(&topology.cluster.data_dir) != self.data_dir {
+            return Err("`data_dir` cannot change while the agent runs; restart it".to_owned());
+        }
+        let certificates =
+            table::certificates(&topology, &self.base).map_err(|e| format!("{e:#}"))?;
+        let trial = table::table(
+            0,
+            &topology,
+            &outlast_core::view::View::default(),
+            &self.names.known,
+            &certificates,
+        );
+        outlast_proxy::check(&trial)?;
+        if let Some(reason) = start::overlap(&topology, &self.plane.sockets) {
+            return Err(reason);
+        }
+        let opened =
+            start::open_missing(&topology, &self.plane.sockets).map_err(|e| format!("{e:#}"))?;
+        let face = topology.cluster.face;
+        let mut actions = Vec::new();
+        let (before, now) = (self.core.clone(), self.now());
+        self.core.reload(topology, now, &mut actions);
+        // Pairs may have got other servers: who serves is written down before anybody acts on it, or all stays as it was.
+        if actions.contains(&Action::SavePairs)
+            && let Err(error) = state::save(&self.data_dir, &self.core.pairs())
+        {
+            self.core = before;
+            return Err(format!("{error:#}; who serves each pair must be written down first"));
+        }
+        if face != self.topology.cluster.face
+            && let Err(error) = self.face.listen(face)
+        {
+            self.core = before;
+            if let Err(error) = state::save(&self.data_dir, &self.core.pairs()) {
+                tracing::error!(error = format!("{error:#}"), "write down who serves as before");
+            }
+            return Err(format!("{error:#}"));
+        }
+        self.plane.sockets.extend(opened);
+        self.certificates = certificates;
+        self.topology = Arc::new(self.core.topology().clone());
+        self.probes.follow(&self.topology);
+        self.processes.follow(&self.topology);
+        self.resolve();
+        let mut facts = Vec::new();
+        self.plane.set_threads(now.instant, super::proxy_threads(&self.topology), &mut facts);
+        self.record_all(facts);
+        let said = actions.iter().find_map(|a| match a {
+            Action::Record(fact @ Fact::TopologyApplied { .. }) => Some(fact.to_string()),
+            Action::Record(_)
+            | Action::SavePairs
+            | Action::Publish
+            | Action::StandbyCommand { .. }
+            | Action::StandbyStop { .. } => None,
+        });
+        self.act(actions);
+        Ok(said.unwrap_or_default())
+    }
+}

@@ -36,7 +36,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// What everybody may do with a connection.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    pub(crate) node: String,
+    pub(crate) node: Arc<str>,
     pub(crate) hello: PeerHello,
     pub(crate) since: Instant,
     pub(crate) chain: Option<Chain>,
@@ -55,16 +55,19 @@ pub(crate) struct Connection {
     ended: AtomicBool,
 }
 
+/// What comes of a request.
+pub(crate) type Answer = Result<Vec<u8>, RequestError>;
+
 /// Requests of ours that wait for their answers.
 #[derive(Debug, Default)]
 struct Waiting {
     next: u64,
-    requests: BTreeMap<u64, oneshot::Sender<Result<Vec<u8>, RequestError>>>,
+    requests: BTreeMap<u64, oneshot::Sender<Answer>>,
     over: bool,
 }
 
 impl Connection {
-    pub(crate) fn new(node: String, hello: PeerHello, chain: Option<Chain>) -> Connection {
+    pub(crate) fn new(node: Arc<str>, hello: PeerHello, chain: Option<Chain>) -> Connection {
         Connection {
             node,
             hello,
@@ -111,9 +114,7 @@ impl Connection {
     }
 
     /// Opens a place for the answer to a request.
-    pub(crate) fn expect_answer(
-        &self,
-    ) -> Result<(u64, oneshot::Receiver<Result<Vec<u8>, RequestError>>), NotTaken> {
+    pub(crate) fn expect_answer(&self) -> Result<(u64, oneshot::Receiver<Answer>), NotTaken> {
         let mut waiting = lock(&self.waiting);
         if waiting.over {
             return Err(NotTaken::Closed);
@@ -178,7 +179,7 @@ impl Connection {
         self.ended.load(Relaxed)
     }
 
-    fn answer(&self, id: u64, answer: Result<Vec<u8>, RequestError>) {
+    fn answer(&self, id: u64, answer: Answer) {
         // An answer that came too late finds nobody; that is fine.
         if let Some(sender) = lock(&self.waiting).requests.remove(&id) {
             drop(sender.send(answer));
@@ -264,11 +265,15 @@ impl Runner {
             Ok(()) => poll_fn(|cx| self.poll(cx)).await,
             Err(reason) => reason,
         };
-        self.connection.end(&reason);
-        self.peer.ended(&self.shared, &self.connection, &reason);
+        self.over(&reason);
         // Whoever does not listen any more is not waited for.
         drop(tokio::time::timeout(FAREWELL_MAX, self.part(&reason)).await);
         reason
+    }
+
+    fn over(&self, reason: &str) {
+        self.connection.end(reason);
+        self.peer.ended(&self.shared, &self.connection, reason);
     }
 
     /// Tells the other side why, if it still listens, and closes so that this arrives.
@@ -348,7 +353,7 @@ impl Runner {
         Ok(())
     }
 
-    fn got(&mut self, got: Got) -> Result<(), Reason> {
+    fn got(&self, got: Got) -> Result<(), Reason> {
         let connection = &self.connection;
         match got {
             Got::Part => {}
@@ -388,7 +393,8 @@ impl Runner {
                     reply.refuse("too many requests at once");
                 } else {
                     self.peer.waits(lane, body.len());
-                    let request = Request { from: self.connection.node.clone(), bytes: body, reply };
+                    let request =
+                        Request { from: self.connection.node.clone(), bytes: body, reply };
                     self.shared.deliver_request(request, &self.peer);
                 }
             }
@@ -400,6 +406,10 @@ impl Runner {
     }
 
     fn write(&mut self, cx: &mut Context<'_>) -> Result<bool, Reason> {
+        // What TLS still holds goes out before more is chosen: its order can no longer be changed.
+        if self.written == self.batch.len() && self.unflushed && !self.flush(cx)? {
+            return Ok(false);
+        }
         if self.written == self.batch.len() {
             self.batch.clear();
             self.written = 0;
@@ -427,12 +437,8 @@ impl Runner {
                 }
             }
         }
-        if self.unflushed {
-            match Pin::new(&mut self.stream).poll_flush(cx) {
-                Poll::Pending => return Ok(moved),
-                Poll::Ready(Err(error)) => return Err(describe_io(&error)),
-                Poll::Ready(Ok(())) => self.unflushed = false,
-            }
+        if self.unflushed && !self.flush(cx)? {
+            return Ok(moved);
         }
         let outbox = lock(&self.connection.outbox);
         if self.written == self.batch.len()
@@ -442,6 +448,16 @@ impl Runner {
             return Err(reason.to_owned());
         }
         Ok(moved)
+    }
+
+    /// True once everything is with the kernel.
+    fn flush(&mut self, cx: &mut Context<'_>) -> Result<bool, Reason> {
+        match Pin::new(&mut self.stream).poll_flush(cx) {
+            Poll::Pending => return Ok(false),
+            Poll::Ready(Err(error)) => return Err(describe_io(&error)),
+            Poll::Ready(Ok(())) => self.unflushed = false,
+        }
+        Ok(true)
     }
 
     /// Keeps watch: is the other side alive, is its certificate still good?
@@ -457,7 +473,9 @@ impl Runner {
             if connection.heard.load(Relaxed) > doubted {
                 connection.doubted.store(0, Relaxed);
             } else if connection.now() - doubted >= micros(timing.doubted_max) {
-                return Err("it did not answer when another connection of that node came".to_owned());
+                return Err(
+                    "it did not answer when another connection of that node came".to_owned()
+                );
             }
         }
         if self.verified.elapsed() >= timing.verify_every {
@@ -476,6 +494,15 @@ impl Runner {
     }
 }
 
+/// A task that is cut off, or has a mistake in it, leaves nobody waiting for a connection that is no more.
+impl Drop for Runner {
+    fn drop(&mut self) {
+        if !self.connection.is_over() {
+            self.over("its task was ended");
+        }
+    }
+}
+
 /// Judges a connection's certificate again; `None` if it is good.
 pub(crate) fn certificate_fault(
     chain: &Chain,
@@ -490,8 +517,8 @@ pub(crate) fn certificate_fault(
 }
 
 fn describe_io(error: &std::io::Error) -> Reason {
-    match error.kind() {
-        std::io::ErrorKind::UnexpectedEof => "the other side closed the connection".to_owned(),
-        _ => error.to_string(),
+    if error.kind() == std::io::ErrorKind::UnexpectedEof {
+        return "the other side closed the connection".to_owned();
     }
+    error.to_string()
 }

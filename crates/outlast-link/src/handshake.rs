@@ -164,7 +164,8 @@ pub(crate) async fn greet<T>(
     judge: impl FnOnce(&Hello) -> Result<u32, Refusal>,
     last_word: impl FnOnce(&Hello, u32, Option<&Chain>) -> Result<T, Refusal>,
 ) -> Result<(Greeted, T), Refusal> {
-    let who = expected.dialled.as_ref().map_or("the other side".to_owned(), |n| format!("node `{n}`"));
+    let who =
+        expected.dialled.as_ref().map_or("the other side".to_owned(), |n| format!("node `{n}`"));
     let mut out = PREAMBLE.to_vec();
     Greeting::Hello(expected.ours.clone()).write(&mut out);
     send(&mut stream, &out).await.map_err(|e| io_refusal(&e, &who))?;
@@ -183,7 +184,10 @@ pub(crate) async fn greet<T>(
         Ok(good) => good,
         Err(refusal) => {
             // Whoever refused us, or has gone, need not hear it.
-            if !matches!(refusal.kind, RefusalKind::ByPeer | RefusalKind::AlreadyConnected | RefusalKind::Broken) {
+            if !matches!(
+                refusal.kind,
+                RefusalKind::ByPeer | RefusalKind::AlreadyConnected | RefusalKind::Broken
+            ) {
                 refuse(&mut stream, &[], &refusal).await;
             }
             return Err(refusal);
@@ -252,11 +256,7 @@ async fn send(stream: &mut Stream, bytes: &[u8]) -> std::io::Result<()> {
     stream.flush().await
 }
 
-async fn read_preamble(
-    stream: &mut Stream,
-    read: &mut Vec<u8>,
-    who: &str,
-) -> Result<(), Refusal> {
+async fn read_preamble(stream: &mut Stream, read: &mut Vec<u8>, who: &str) -> Result<(), Refusal> {
     loop {
         let length = read.len().min(PREAMBLE.len());
         if read[..length] != PREAMBLE[..length] {
@@ -277,11 +277,7 @@ async fn read_preamble(
     }
 }
 
-async fn read_hello(
-    stream: &mut Stream,
-    read: &mut Vec<u8>,
-    who: &str,
-) -> Result<Hello, Refusal> {
+async fn read_hello(stream: &mut Stream, read: &mut Vec<u8>, who: &str) -> Result<Hello, Refusal> {
     match read_greeting(stream, read, who).await? {
         Greeting::Hello(hello) => Ok(hello),
         Greeting::Refused { again, reason } => Err(refused_by_peer(who, again, &reason)),
@@ -378,12 +374,15 @@ fn io_refusal(error: &std::io::Error, who: &str) -> Refusal {
 }
 
 /// What an error of TLS means for people.
+#[expect(clippy::wildcard_enum_match_arm, reason = "not our enum, and it grows")]
 pub(crate) fn tls_refusal(error: &std::io::Error, who: &str) -> Refusal {
     let Some(tls) = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) else {
         if error.kind() == std::io::ErrorKind::UnexpectedEof {
             return Refusal::new(
                 RefusalKind::Broken,
-                format!("{who} closed the connection before it was encrypted; perhaps it runs without `tls` in [cluster]"),
+                format!(
+                    "{who} closed the connection before it was encrypted; perhaps it runs without `tls` in [cluster]"
+                ),
             );
         }
         return broken(error, who);
@@ -428,4 +427,3 @@ pub(crate) fn tls_refusal(error: &std::io::Error, who: &str) -> Refusal {
         _ => Refusal::new(RefusalKind::Malformed, format!("{who} breaks the rules of TLS: {tls}")),
     }
 }
-

@@ -72,7 +72,10 @@ fn read(path: &Path) -> Result<Vec<u8>, IdentityError> {
     let file = std::fs::File::open(path).and_then(|f| f.take(FILE_MAX + 1).read_to_end(&mut bytes));
     file.map_err(|e| IdentityError(format!("read {}: {e}", path.display())))?;
     if bytes.len() as u64 > FILE_MAX {
-        return Err(IdentityError(format!("read {}: larger than {FILE_MAX} bytes", path.display())));
+        return Err(IdentityError(format!(
+            "read {}: larger than {FILE_MAX} bytes",
+            path.display()
+        )));
     }
     Ok(bytes)
 }
@@ -113,12 +116,16 @@ impl Identity {
         let judge = Arc::new(Judge::new(&pem.ca, pem.crl.as_deref(), &provider)?);
         let fault = match judge.judge(first, &chain[1..], UnixTime::now(), Role::Server) {
             Ok(()) => None,
-            Err(why @ (webpki::Error::InvalidCrlSignatureForPublicKey
+            Err(
+                why @ (webpki::Error::InvalidCrlSignatureForPublicKey
                 | webpki::Error::IssuerNotCrlSigner
-                | webpki::Error::UnsupportedCriticalExtension)) => {
+                | webpki::Error::UnsupportedCriticalExtension),
+            ) => {
                 return Err(IdentityError(format!("list of revocations: {why}")));
             }
-            Err(why) => Some(format!("this node's own certificate: {}", describe(&certificate_error(&why)))),
+            Err(why) => {
+                Some(format!("this node's own certificate: {}", describe(&certificate_error(&why))))
+            }
         };
 
         let wrong = |e: rustls::Error| IdentityError(format!("certificate and key: {e}"));
@@ -329,6 +336,7 @@ impl ClientCertVerifier for Judge {
 }
 
 /// As rustls names it, so that the other side gets the alert that fits.
+#[expect(clippy::wildcard_enum_match_arm, reason = "not our enum, and it grows")]
 pub(crate) fn certificate_error(why: &webpki::Error) -> CertificateError {
     match why {
         webpki::Error::CertExpired { .. } | webpki::Error::InvalidCertValidity => {
@@ -346,6 +354,7 @@ pub(crate) fn certificate_error(why: &webpki::Error) -> CertificateError {
 }
 
 /// What is wrong with a certificate.
+#[expect(clippy::wildcard_enum_match_arm, reason = "not our enum, and it grows")]
 pub(crate) fn describe(why: &CertificateError) -> String {
     match why {
         CertificateError::Expired => "it has expired".to_owned(),

@@ -20,9 +20,7 @@ mod requests;
 pub mod wire;
 
 pub use event::{LinkEvent, PeerHello, Refusal, RefusalKind};
-pub use identity::{
-    Identity, IdentityError, IdentityFiles, NODE_SUFFIX, Pem, certificate_name,
-};
+pub use identity::{Identity, IdentityError, IdentityFiles, NODE_SUFFIX, Pem, certificate_name};
 pub use links::{
     Channel, Config, Inbox, Inboxes, Incoming, Links, Requests, Security, StartError, Timing,
 };

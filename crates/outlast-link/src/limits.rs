@@ -15,8 +15,9 @@ pub const GREETING_MAX: usize = 2 << 10;
 /// Bytes of a reason that one node tells another, at most.
 pub const REASON_MAX: usize = 512;
 
-/// What each message and each frame counts beside its bytes, so that empty ones are bounded too.
-pub const COST: usize = 64;
+/// What each message and each frame counts beside its bytes, so that empty ones are bounded too: about what one costs
+/// while it waits.
+pub const COST: usize = 128;
 /// Bytes that wait to be sent in one channel; the last message may go beyond it.
 pub const QUEUE_MAX: usize = 4 << 20;
 /// Bytes of one channel that are on their way and not yet seen by the other side. Bulk has less, so that what is urgent

@@ -49,7 +49,7 @@ impl Channel {
 /// A message of another node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Incoming {
-    pub from: String,
+    pub from: Arc<str>,
     pub channel: Channel,
     pub bytes: Vec<u8>,
 }
@@ -125,9 +125,14 @@ pub enum Security {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StartError {
     /// Without TLS, something is beyond this machine.
-    Insecure { what: String },
+    Insecure {
+        what: String,
+    },
     /// The certificate is not of this node.
-    OtherNode { node: String, names: Vec<String> },
+    OtherNode {
+        node: String,
+        names: Vec<String>,
+    },
     Listener(String),
 }
 
@@ -486,7 +491,7 @@ impl Shared {
             next.insert(name.clone(), peer);
         }
         let gone: Vec<_> =
-            peers.values().filter(|peer| !next.contains_key(&peer.name)).cloned().collect();
+            peers.values().filter(|peer| !next.contains_key(&*peer.name)).cloned().collect();
         *peers = Arc::new(next);
         drop(peers);
         gone.iter().for_each(|peer| peer.remove());
@@ -545,7 +550,8 @@ impl Shared {
             Lane::Requests | Lane::Answers => return,
         };
         let incoming = Incoming { from: peer.name.clone(), channel, bytes };
-        if let Err(mpsc::error::SendError((incoming, peer))) = inbox.send((incoming, peer.clone())) {
+        if let Err(mpsc::error::SendError((incoming, peer))) = inbox.send((incoming, peer.clone()))
+        {
             // Nobody wants it any more.
             peer.taken(lane, incoming.bytes.len());
         }
@@ -590,7 +596,8 @@ impl Shared {
             return Err(Refusal::new(RefusalKind::OtherCluster, text));
         }
         if hello.instance == self.hello.instance {
-            let text = "the address of that node is our own: compare the addresses in the topology file";
+            let text =
+                "the address of that node is our own: compare the addresses in the topology file";
             return Err(Refusal::new(RefusalKind::Ourselves, text));
         }
         let name = plain(&hello.node);
@@ -679,12 +686,7 @@ async fn stopped(stopping: &mut watch::Receiver<bool>) {
     drop(stopping.wait_for(|stop| *stop).await);
 }
 
-fn receive(
-    shared: &Arc<Shared>,
-    stream: TcpStream,
-    address: SocketAddr,
-    tasks: &mut JoinSet<()>,
-) {
+fn receive(shared: &Arc<Shared>, stream: TcpStream, address: SocketAddr, tasks: &mut JoinSet<()>) {
     let Some(stranger) = shared.enter(address.ip()) else {
         let text = "too many connections at once that have not shown who they are";
         shared.report_refusal(None, address, Refusal::new(RefusalKind::Crowded, text));
@@ -735,12 +737,12 @@ async fn begin(
     address: SocketAddr,
     dialled: Option<&str>,
 ) -> Result<Box<Runner>, Refusal> {
-    let expected =
-        Expected { ours: shared.hello.clone(), dialled: dialled.map(str::to_owned) };
+    let expected = Expected { ours: shared.hello.clone(), dialled: dialled.map(str::to_owned) };
     let last_word = |hello: &Hello, version: u32, chain: Option<&Chain>| {
         // It may have been revoked since TLS looked at it.
         if let Some((_, why)) = shared.certificate_fault(chain) {
-            let text = format!("the certificate of node `{}` is refused: {why}", plain(&hello.node));
+            let text =
+                format!("the certificate of node `{}` is refused: {why}", plain(&hello.node));
             return Err(Refusal::new(RefusalKind::Revoked, text));
         }
         let gone = || Refusal::new(RefusalKind::UnknownNode, "it is not in the topology any more");
@@ -762,8 +764,7 @@ async fn begin(
     };
     let (greeted, (peer, connection)) =
         greet(stream, chain, &expected, |hello| shared.judge(hello), last_word).await?;
-    let runner =
-        Runner::new(shared.clone(), peer, connection, greeted.stream, &greeted.leftover);
+    let runner = Runner::new(shared.clone(), peer, connection, greeted.stream, &greeted.leftover);
     Ok(Box::new(runner))
 }
 
@@ -773,7 +774,7 @@ async fn keep_dialling(shared: Arc<Shared>, peer: Arc<Peer>) {
     let mut stopping = shared.stopping.subscribe();
     let mut failures = 0;
     let mut pause =
-        if shared.config.node > peer.name { timing.dial_grace } else { Duration::ZERO };
+        if *shared.config.node > *peer.name { timing.dial_grace } else { Duration::ZERO };
     loop {
         tokio::select! {
             () = stopped(&mut stopping) => return,
@@ -823,7 +824,7 @@ async fn is_wanted(peer: &Peer, pause: Duration) -> bool {
 
 fn report_failed_dial(shared: &Shared, peer: &Peer, address: SocketAddr, refusal: Refusal) {
     if matches!(refusal.kind, RefusalKind::Broken | RefusalKind::Deadline) {
-        let node = peer.name.clone();
+        let node = peer.name.to_string();
         shared.report(LinkEvent::Unreachable { node, address, reason: refusal.text });
     } else {
         shared.report_refusal(Some(&peer.name), address, refusal);
@@ -875,7 +876,8 @@ async fn watch_files(shared: Arc<Shared>) {
         let files = wanted.borrow_and_update().clone();
         if let Some(files) = files {
             let read = tokio::task::spawn_blocking(move || files.read()).await;
-            let read = read.unwrap_or_else(|e| Err(IdentityError(format!("read certificates: {e}"))));
+            let read =
+                read.unwrap_or_else(|e| Err(IdentityError(format!("read certificates: {e}"))));
             let outcome = match read {
                 Ok(pem) if last.as_ref() == Some(&pem) => Ok(()),
                 Ok(pem) => {

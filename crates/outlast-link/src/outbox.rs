@@ -57,7 +57,11 @@ pub(crate) struct Outbox {
 
 impl Outbox {
     /// Takes a message; whom to wake, if anybody sleeps.
-    pub(crate) fn push(&mut self, lane: Lane, parcel: Parcel) -> Result<Option<Waker>, (NotTaken, Vec<u8>)> {
+    pub(crate) fn push(
+        &mut self,
+        lane: Lane,
+        parcel: Parcel,
+    ) -> Result<Option<Waker>, (NotTaken, Vec<u8>)> {
         if parcel.body.len() > MESSAGE_MAX {
             return Err((NotTaken::TooLarge, parcel.body));
         }

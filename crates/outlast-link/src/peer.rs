@@ -42,7 +42,7 @@ pub struct ConnectionStatus {
 
 #[derive(Debug)]
 pub(crate) struct Peer {
-    pub(crate) name: String,
+    pub(crate) name: Arc<str>,
     pub(crate) address: Mutex<SocketAddr>,
     current: Mutex<Option<Arc<Connection>>>,
     held: Mutex<Holds>,
@@ -78,7 +78,7 @@ impl Holds {
 impl Peer {
     pub(crate) fn new(name: &str, address: SocketAddr) -> Peer {
         Peer {
-            name: name.to_owned(),
+            name: name.into(),
             address: Mutex::new(address),
             current: Mutex::default(),
             held: Mutex::default(),
@@ -143,12 +143,12 @@ impl Peer {
             let reason = "another connection took its place";
             old.close(reason);
             shared.report(LinkEvent::Down {
-                node: self.name.clone(),
+                node: self.name.to_string(),
                 reason: reason.to_owned(),
                 lasted: old.since.elapsed(),
             });
         }
-        shared.report(LinkEvent::Up { node: self.name.clone(), hello: said });
+        shared.report(LinkEvent::Up { node: self.name.to_string(), hello: said });
         drop(current);
         self.changed.notify_waiters();
         Ok(connection)
@@ -162,7 +162,7 @@ impl Peer {
             lock(&self.held).owner = None;
             *lock(&self.reason) = Some(reason.to_owned());
             shared.report(LinkEvent::Down {
-                node: self.name.clone(),
+                node: self.name.to_string(),
                 reason: reason.to_owned(),
                 lasted: connection.since.elapsed(),
             });

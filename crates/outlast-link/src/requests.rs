@@ -12,7 +12,7 @@ use crate::wire::{Head, Lane};
 /// A question of another node.
 #[derive(Debug)]
 pub struct Request {
-    pub from: String,
+    pub from: Arc<str>,
     pub bytes: Vec<u8>,
     pub reply: Reply,
 }

@@ -78,7 +78,10 @@ pub enum Greeting {
     Hello(Hello),
     Accepted,
     /// `again`: nothing is wrong, there is a connection already.
-    Refused { again: bool, reason: String },
+    Refused {
+        again: bool,
+        reason: String,
+    },
 }
 
 const HELLO: u8 = 1;
@@ -204,11 +207,18 @@ impl Head {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Frame<'a> {
     /// A piece of a message; `more` pieces follow in this lane.
-    Data { lane: Lane, more: bool, payload: &'a [u8] },
+    Data {
+        lane: Lane,
+        more: bool,
+        payload: &'a [u8],
+    },
     Ping(u64),
     Pong(u64),
     /// So many more bytes may be sent in a lane.
-    Credit { lane: Lane, bytes: u32 },
+    Credit {
+        lane: Lane,
+        bytes: u32,
+    },
     /// The other side ends the connection, and why.
     Goodbye(&'a str),
 }
@@ -251,7 +261,8 @@ impl<'a> Frame<'a> {
                 Frame::Credit { lane, bytes }
             }
             GOODBYE => Frame::Goodbye(
-                str::from_utf8(body).map_err(|_| Malformed("a goodbye that is not UTF-8"))?,
+                str::from_utf8(body)
+                    .map_err(|_not_text| Malformed("a goodbye that is not UTF-8"))?,
             ),
             _ => {
                 let lane = Lane::of(tag & !MORE).ok_or(Malformed("a frame that is not known"))?;
@@ -275,12 +286,15 @@ fn put(tag: u8, body: &[u8], to: &mut Vec<u8>) {
     encode_bytes(body, to);
 }
 
-/// A tag, a body that carries its length, and how long both are.
+/// A tag, its body, and how long both are on the wire.
+type Tagged<'a> = (u8, &'a [u8], usize);
+
+/// A tag and a body that carries its length, at the start of `bytes`; `None` if more is needed.
 fn tagged<'a>(
     bytes: &'a [u8],
     max: usize,
     beyond: &'static str,
-) -> Result<Option<(u8, &'a [u8], usize)>, Malformed> {
+) -> Result<Option<Tagged<'a>>, Malformed> {
     /// A number of 32 bits in LEB128.
     const LENGTH_MAX: usize = 5;
     let Some((&tag, rest)) = bytes.split_first() else { return Ok(None) };

@@ -111,9 +111,7 @@ fn subjects(args: &CertsIssueArgs) -> anyhow::Result<Vec<Subject>> {
 }
 
 /// The nodes of the topology file, if there is one.
-fn addresses(
-    file: Option<&Path>,
-) -> anyhow::Result<Option<(String, BTreeMap<String, IpAddr>)>> {
+fn addresses(file: Option<&Path>) -> anyhow::Result<Option<(String, BTreeMap<String, IpAddr>)>> {
     let usual = Path::new("outlast.toml");
     let path = match file {
         Some(path) => path,

@@ -89,7 +89,10 @@ fn a_ca_and_certificates_are_made_and_can_be_used() {
     let dir = Dir::new("made");
     std::fs::write(dir.path("outlast.toml"), TOPOLOGY).unwrap();
     let out = dir.good("certs init --cluster shop");
-    assert!(out.contains("outlast CA of shop ") && out.contains("Next: outlast certs issue"), "{out}");
+    assert!(
+        out.contains("outlast CA of shop ") && out.contains("Next: outlast certs issue"),
+        "{out}"
+    );
     let out = dir.good("certs issue a b");
     assert!(out.contains("certs/a.pem, certs/a.key  node `a`, serial "), "{out}");
     for (name, expected) in
@@ -117,7 +120,10 @@ fn a_ca_and_certificates_are_made_and_can_be_used() {
 fn nothing_is_overwritten_and_mistakes_say_what_to_do() {
     let dir = Dir::new("mistakes");
     let err = dir.bad("certs issue a");
-    assert!(err.contains("there is no certs/ca.pem") && err.contains("outlast certs init"), "{err}");
+    assert!(
+        err.contains("there is no certs/ca.pem") && err.contains("outlast certs init"),
+        "{err}"
+    );
     dir.good("certs init --cluster shop");
     let before = std::fs::read(dir.path("certs/ca.key")).unwrap();
     let err = dir.bad("certs init --cluster shop");
@@ -186,7 +192,10 @@ fn a_rotated_certificate_is_another_one_and_the_old_one_can_be_revoked() {
     assert_eq!(dir.identity("a").fault(), None);
     let (status, out, _) = dir.run("certs show");
     assert_eq!(status, 1);
-    assert!(out.lines().any(|line| line.contains("node `b`") && line.ends_with("revoked")), "{out}");
+    assert!(
+        out.lines().any(|line| line.contains("node `b`") && line.ends_with("revoked")),
+        "{out}"
+    );
     // The first revocation is still there after the second.
     dir.good("certs issue c");
     let out = dir.good(&format!("certs revoke {old}"));
@@ -231,7 +240,9 @@ fn one_ca_takes_the_place_of_another_by_the_steps_of_the_manual() {
 fn help_teaches() {
     let dir = Dir::new("help");
     let out = dir.good("certs --help");
-    for word in ["init", "issue", "rotate", "revoke", "show", "docs/certificates.md", "crl = \"ca.crl\""] {
+    for word in
+        ["init", "issue", "rotate", "revoke", "show", "docs/certificates.md", "crl = \"ca.crl\""]
+    {
         assert!(out.contains(word), "{word}");
     }
 }

@@ -90,14 +90,15 @@ fn the_largest_message_is_taken_and_a_larger_one_is_not() {
 
 #[test]
 fn nothing_goes_without_credit_and_a_lane_without_it_does_not_stop_others() {
+    let cost = u32::try_from(COST).unwrap();
     let mut outbox = Outbox::default();
     put(&mut outbox, Lane::Consensus, vec![0; 100]).unwrap();
     put(&mut outbox, Lane::Beliefs, vec![0; 10]).unwrap();
     let mut bytes = Vec::new();
     outbox.fill(&mut bytes);
     assert!(bytes.is_empty());
-    assert!(outbox.credit(Lane::Consensus, 100 + 63));
-    assert!(outbox.credit(Lane::Beliefs, 10 + 64));
+    assert!(outbox.credit(Lane::Consensus, 99 + cost));
+    assert!(outbox.credit(Lane::Beliefs, 10 + cost));
     assert_eq!(batch(&mut outbox), [(Lane::Beliefs, 10)]);
     assert!(outbox.credit(Lane::Consensus, 1));
     assert_eq!(batch(&mut outbox), [(Lane::Consensus, 100)]);
@@ -153,7 +154,7 @@ proptest! {
             let head = match lane {
                 Lane::Consensus | Lane::Beliefs | Lane::Bulk => Head::None,
                 Lane::Requests => Head::Request(id << 40),
-                Lane::Answers => Head::Answer { id, good: id % 2 == 0 },
+                Lane::Answers => Head::Answer { id, good: id.is_multiple_of(2) },
             };
             let body = vec![u8::try_from(number).unwrap(); length];
             if outbox.push(lane, Parcel { head, body: body.clone() }).is_ok() {

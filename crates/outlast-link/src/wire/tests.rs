@@ -51,7 +51,8 @@ fn frame() -> impl Strategy<Value = Owned> {
         Just(vec![7; FRAME_MAX - 1]),
     ];
     prop_oneof![
-        (lane(), any::<bool>(), payload).prop_map(|(l, more, payload)| Owned::Data(l, more, payload)),
+        (lane(), any::<bool>(), payload)
+            .prop_map(|(l, more, payload)| Owned::Data(l, more, payload)),
         any::<u64>().prop_map(Owned::Ping),
         any::<u64>().prop_map(Owned::Pong),
         (lane(), any::<u32>()).prop_map(|(lane, bytes)| Owned::Credit(lane, bytes)),
@@ -129,7 +130,7 @@ proptest! {
         }
         let whole = read_in_pieces(&wire, wire.len());
         prop_assert_eq!(whole.0.len(), frames.len());
-        prop_assert_eq!(read_in_pieces(&wire, step), whole.clone());
+        prop_assert_eq!(&read_in_pieces(&wire, step), &whole);
         if wire.len() < 500 {
             for step in 1..=wire.len() {
                 prop_assert_eq!(&read_in_pieces(&wire, step), &whole, "pieces of {}", step);

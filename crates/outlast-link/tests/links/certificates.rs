@@ -10,9 +10,8 @@ use crate::harness::{
 };
 
 async fn taken(node: &mut Node) -> Option<String> {
-    node.event("new certificates", |event| match event {
-        LinkEvent::IdentityTaken { fault } => Some(fault),
-        _ => None,
+    node.event("new certificates", |event| {
+        if let LinkEvent::IdentityTaken { fault } = event { Some(fault) } else { None }
     })
     .await
 }
@@ -22,7 +21,11 @@ async fn new_certificates_are_taken_without_cutting_anything() {
     let ca = Ca::new("ca");
     let mut nodes = cluster(Some(&ca), &["a", "b"]).await;
     let instances = |nodes: &[Node]| -> Vec<Duration> {
-        nodes.iter().flat_map(|n| n.links.peers().into_values()).map(|p| p.connection.unwrap().lasts).collect()
+        nodes
+            .iter()
+            .flat_map(|n| n.links.peers().into_values())
+            .map(|p| p.connection.unwrap().lasts)
+            .collect()
     };
     let before = instances(&nodes);
     let (a, b) = (ca.issue("a", 11), ca.issue("b", 12));
@@ -33,7 +36,10 @@ async fn new_certificates_are_taken_without_cutting_anything() {
     nodes[0].links.try_send("b", Channel::Consensus, vec![1]).unwrap();
     within("a message", nodes[1].inboxes.consensus.next()).await.unwrap();
     let after = instances(&nodes);
-    assert!(before.iter().zip(&after).all(|(before, after)| before < after), "the same connections");
+    assert!(
+        before.iter().zip(&after).all(|(before, after)| before < after),
+        "the same connections"
+    );
     let other = nodes[0].links.reload_identity(ca.identity(&b, &[])).unwrap_err();
     assert!(other.to_string().starts_with("the certificate names node `b` and this is node `a`"));
 }
@@ -147,12 +153,11 @@ async fn files_are_followed_by_what_they_hold() {
     until("b is up", || a.is_up("b")).await;
 
     // Half of a change is waited out, and reported if it stays.
-    let Issued { cert, key, .. } = ca.issue("a", 3);
+    let Issued { cert, key } = ca.issue("a", 3);
     std::fs::write(dir.files().cert, &cert).unwrap();
     let reason = a
-        .event("a refusal of files", |event| match event {
-            LinkEvent::IdentityRefused { reason } => Some(reason),
-            _ => None,
+        .event("a refusal of files", |event| {
+            if let LinkEvent::IdentityRefused { reason } = event { Some(reason) } else { None }
         })
         .await;
     assert!(reason.starts_with("certificate and key: "), "{reason}");

@@ -43,12 +43,11 @@ pub(crate) struct Ca {
     issuer: Issuer<'static, KeyPair>,
 }
 
-/// A certificate that was issued, and its number.
+/// A certificate that was issued, and its key.
 #[derive(Clone)]
 pub(crate) struct Issued {
     pub(crate) cert: String,
     pub(crate) key: String,
-    pub(crate) serial: u64,
 }
 
 impl Ca {
@@ -74,7 +73,7 @@ impl Ca {
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         let cert = params.signed_by(&key, &self.issuer).unwrap().pem();
-        Issued { cert, key: key.serialize_pem(), serial }
+        Issued { cert, key: key.serialize_pem() }
     }
 
     pub(crate) fn sign(&self, params: CertificateParams, key: &KeyPair) -> String {
@@ -215,17 +214,27 @@ impl Node {
     }
 
     pub(crate) async fn refusal(&mut self, kind: RefusalKind) -> Refusal {
-        self.event(&format!("{kind:?}"), |event| match event {
-            LinkEvent::Refused { refusal, .. } if refusal.kind == kind => Some(refusal),
-            _ => None,
+        self.event(&format!("{kind:?}"), |event| {
+            if let LinkEvent::Refused { refusal, .. } = event
+                && refusal.kind == kind
+            {
+                Some(refusal)
+            } else {
+                None
+            }
         })
         .await
     }
 
     pub(crate) async fn down(&mut self, node: &str) -> String {
-        self.event("down", |event| match event {
-            LinkEvent::Down { node: down, reason, .. } if down == node => Some(reason),
-            _ => None,
+        self.event("down", |event| {
+            if let LinkEvent::Down { node: down, reason, .. } = event
+                && down == node
+            {
+                Some(reason)
+            } else {
+                None
+            }
         })
         .await
     }
@@ -393,7 +402,7 @@ impl Raw {
     }
 
     async fn more(&mut self) -> bool {
-        let mut piece = [0; 64 << 10];
+        let mut piece = vec![0; 64 << 10];
         let count = within("read", self.stream.read(&mut piece)).await.unwrap_or(0);
         self.read.extend_from_slice(&piece[..count]);
         count > 0

@@ -45,11 +45,8 @@ async fn dials_at_the_same_time_become_one_connection_on_both_sides() {
         within("a message", a.inboxes.consensus.next()).await.unwrap();
         let mut ups = 0;
         while let Ok(event) = a.events.try_recv() {
-            match event {
-                LinkEvent::Up { .. } => ups += 1,
-                LinkEvent::Down { reason, .. } => panic!("round {round}: {reason}"),
-                _ => {}
-            }
+            ups += u32::from(matches!(event, LinkEvent::Up { .. }));
+            assert!(!matches!(event, LinkEvent::Down { .. }), "round {round}: {event:?}");
         }
         assert_eq!(ups, 1, "round {round}");
         a.links.stop().await;
@@ -65,7 +62,8 @@ async fn a_restarted_node_is_connected_again_and_messages_go_on() {
     let mut a = nodes.pop().unwrap();
     for round in 0_u8..5 {
         let address = b.address;
-        let instance = |node: &Node| node.links.peers()["b"].connection.as_ref().map(|c| c.hello.instance);
+        let instance =
+            |node: &Node| node.links.peers()["b"].connection.as_ref().map(|c| c.hello.instance);
         let before = instance(&a);
         b.links.stop().await;
         assert_eq!(a.down("b").await, "the other side ended it: the node stops");
@@ -79,7 +77,12 @@ async fn a_restarted_node_is_connected_again_and_messages_go_on() {
             socket.listen(16).unwrap()
         };
         let identity = ca.identity(&ca.issue("b", 2), &[]);
-        b = Node::start(config("b"), listener, &peers(&[("a", a.address)]), Security::Tls(identity));
+        b = Node::start(
+            config("b"),
+            listener,
+            &peers(&[("a", a.address)]),
+            Security::Tls(identity),
+        );
         until("b is up again", || a.is_up("b") && b.is_up("a")).await;
         assert_ne!(instance(&a), before, "another agent");
         a.links.send("b", Channel::Beliefs, vec![round], LIMIT).await.unwrap();
@@ -180,9 +183,14 @@ async fn a_node_that_moved_is_found_at_its_new_address() {
     let nobody = peers(&[("b", nowhere().await)]);
     let mut a = Node::start(config("a"), listen().await, &nobody, Security::Tls(identity));
     let reason = a
-        .event("unreachable", |event| match event {
-            LinkEvent::Unreachable { node, reason, .. } if node == "b" => Some(reason),
-            _ => None,
+        .event("unreachable", |event| {
+            if let LinkEvent::Unreachable { node, reason, .. } = event
+                && node == "b"
+            {
+                Some(reason)
+            } else {
+                None
+            }
         })
         .await;
     assert!(reason.contains("node `b`: Connection refused"), "{reason}");

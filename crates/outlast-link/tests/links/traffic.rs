@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use outlast_link::limits::{COST, FRAME_MAX, HELD_MAX, MESSAGE_MAX, QUEUE_MAX, REQUESTS_MAX, WINDOW};
+use outlast_link::limits::{
+    COST, FRAME_MAX, HELD_MAX, MESSAGE_MAX, QUEUE_MAX, REQUESTS_MAX, WINDOW,
+};
 use outlast_link::wire::{Frame, Lane};
 use outlast_link::{Channel, RequestError, SendError};
 use tokio::net::TcpSocket;
@@ -30,14 +32,14 @@ async fn check_round_trips(ca: Option<&Ca>) {
                 Channel::Bulk => &mut b.inboxes.bulk,
             };
             let got = within("a message", inbox.next()).await.unwrap();
-            assert_eq!((got.from.as_str(), got.channel), ("a", channel));
+            assert_eq!((&*got.from, got.channel), ("a", channel));
             assert!(got.bytes == bytes, "{channel:?} {length}");
         }
     }
     let mut requests = b.inboxes.requests;
     let answers = tokio::spawn(async move {
         while let Some(request) = requests.next().await {
-            assert_eq!(request.from, "a");
+            assert_eq!(&*request.from, "a");
             let mut answer = request.bytes;
             answer.reverse();
             request.reply.send(answer).await.unwrap();
@@ -142,10 +144,8 @@ async fn requests_in_flight_are_bounded_and_places_come_back() {
         let links = links.clone();
         asking.spawn(async move { links.request("b", Vec::new(), LIMIT).await });
     }
-    until("all places are taken", || {
-        nodes[1].links.peers()["a"].held_bytes >= REQUESTS_MAX * COST
-    })
-    .await;
+    until("all places are taken", || nodes[1].links.peers()["a"].held_bytes >= REQUESTS_MAX * COST)
+        .await;
     let answer = links.request("b", Vec::new(), LIMIT).await;
     assert_eq!(answer, Err(RequestError::NotSent(SendError::Full)), "one more");
     asking.shutdown().await;
@@ -195,7 +195,7 @@ async fn bulk_holds_up_a_heartbeat_by_what_is_under_way_only() {
                 bulk_frames += 1;
                 since_sent += 1;
                 done = !more;
-                let bytes = u32::try_from(length + 64).unwrap();
+                let bytes = u32::try_from(length + COST).unwrap();
                 raw.send_frame(Frame::Credit { lane: Lane::Bulk, bytes }).await;
                 if bulk_frames % 16 == 1 {
                     a.links.try_send("b", Channel::Consensus, b"heartbeat".to_vec()).unwrap();
@@ -258,7 +258,8 @@ async fn a_node_that_takes_nothing_is_bounded_and_disturbs_nobody() {
 
     // Once somebody takes it, it flows again.
     let links = a.links.clone();
-    let last = tokio::spawn(async move { links.send("b", Channel::Consensus, vec![3], LIMIT).await });
+    let last =
+        tokio::spawn(async move { links.send("b", Channel::Consensus, vec![3], LIMIT).await });
     let mut got = 0;
     loop {
         let message = within("the rest", b.inboxes.consensus.next()).await.unwrap();

@@ -202,7 +202,9 @@ impl Authority {
         };
         let identity = Identity::from_pem(&pem)?;
         if let Some(fault) = identity.fault() {
-            bail!("make a certificate of node `{node}`: {fault}; is the CA itself still good? See `outlast certs show`");
+            bail!(
+                "make a certificate of node `{node}`: {fault}; is the CA itself still good? See `outlast certs show`"
+            );
         }
         if identity.nodes() != [node.as_str()] {
             bail!("the name `{node}` cannot stand in a certificate: give the node another one");
@@ -281,7 +283,10 @@ impl Authority {
         let digits = which.to_ascii_lowercase();
         let even = digits.len().is_multiple_of(2) && !digits.is_empty() && digits.len() <= 40;
         // Shorter ones are more likely the name of a node that has no certificate here.
-        if even && digits.len() >= SERIAL_DIGITS / 2 && digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+        if even
+            && digits.len() >= SERIAL_DIGITS / 2
+            && digits.bytes().all(|b| b.is_ascii_hexdigit())
+        {
             return Ok(digits);
         }
         bail!(
@@ -384,7 +389,8 @@ impl Authority {
             let pem = format!("{BEGIN}{piece}");
             let der = CertificateRevocationListDer::from_pem_slice(pem.as_bytes())
                 .map_err(|e| anyhow!("read {}: {e}", path.display()))?;
-            let list = Revocations::read(&der).with_context(|| format!("read {}", path.display()))?;
+            let list =
+                Revocations::read(&der).with_context(|| format!("read {}", path.display()))?;
             lists.push((pem, list));
         }
         Ok(lists)

@@ -1,5 +1,7 @@
 //! `outlast certs`, as a person uses it, and what it makes, as links use it.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests, outside the test functions themselves")]
+
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;

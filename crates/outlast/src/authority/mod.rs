@@ -443,7 +443,7 @@ fn random_serial() -> anyhow::Result<String> {
     rustls::crypto::ring::default_provider()
         .secure_random
         .fill(&mut bytes)
-        .map_err(|_| anyhow!("the kernel gives no random numbers"))?;
+        .map_err(|_unspecified| anyhow!("the kernel gives no random numbers"))?;
     // RFC 5280, 4.1.2.2: positive; and never with a zero in front, so that it reads as it is written.
     bytes[0] = bytes[0] & 0x7f | 0x40;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())

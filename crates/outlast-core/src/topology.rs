@@ -41,11 +41,33 @@ pub struct Topology {
 pub struct Cluster {
     pub name: String,
     pub data_dir: String,
-    pub tls: Option<TlsFiles>,
+    /// How nodes know each other; `None`: they do not, and stay within one machine.
+    pub tls: Option<ClusterTls>,
+    /// Where agents reach each other, on nodes that do not say otherwise.
+    pub port: LinkPort,
     /// Where /health, /metrics and the status page are served; `None` turns them off.
     pub face: Option<SocketAddr>,
     /// Worker threads of the proxy; `None`: one per core.
     pub proxy_threads: Option<NonZeroU16>,
+}
+
+/// Paths of the cluster's CAs, of this node's certificate chain and key, and of what was revoked, all PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterTls {
+    pub ca: String,
+    pub cert: String,
+    pub key: String,
+    pub crl: Option<String>,
+}
+
+/// The port of an agent towards other agents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkPort(pub NonZeroU16);
+
+impl Default for LinkPort {
+    fn default() -> LinkPort {
+        LinkPort(NonZeroU16::new(8901).expect("it is not zero"))
+    }
 }
 
 /// Paths of a CA (to verify the other side), a certificate chain and its key, all PEM.
@@ -76,11 +98,23 @@ pub enum ConsensusKind {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Node {
     pub address: IpAddr,
+    /// Where its agent is reached, if not at the cluster's port.
+    pub port: Option<LinkPort>,
     pub region: Option<String>,
     pub zone: Option<String>,
     pub reliability: Option<Reliability>,
     /// In the currency of `[cost]`.
     pub cost_per_month: Option<f64>,
+}
+
+impl Topology {
+    /// Where the agent of each node is reached by the others.
+    pub fn link_addresses(&self) -> BTreeMap<String, SocketAddr> {
+        let address = |node: &Node| {
+            SocketAddr::new(node.address, node.port.unwrap_or(self.cluster.port).0.get())
+        };
+        self.nodes.iter().map(|(name, node)| (name.clone(), address(node))).collect()
+    }
 }
 
 /// How often a thing is there.

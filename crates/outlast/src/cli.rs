@@ -16,6 +16,7 @@ const AFTER_HELP: &str = "\
 Examples:
   outlast check outlast.toml            what is wrong with the file, and what it promises
   outlast check --format json | jq .    the same for programs
+  outlast certs init --cluster shop     the certificates by which nodes know each other
   outlast schema > outlast.schema.json  what an editor needs to complete and check the file
 
 `outlast VERB --help` says more about a verb.";
@@ -31,6 +32,9 @@ pub(crate) enum Verb {
     /// Prints what other systems read.
     #[command(subcommand)]
     Export(Export),
+    /// Makes and renews the certificates by which the nodes of a cluster know each other.
+    #[command(subcommand, after_help = AFTER_HELP_OF_CERTS)]
+    Certs(Certs),
     /// Runs this node: probes, decides, routes, records. Ends on Ctrl-C or SIGTERM after open work is done.
     #[command(after_help = AFTER_HELP_OF_RUN)]
     Run(RunArgs),
@@ -64,6 +68,111 @@ pub(crate) enum Export {
     /// A Kubernetes Deployment of a process, with the same probes and limits.
     #[command(after_help = AFTER_HELP_OF_KUBERNETES)]
     Kubernetes(KubernetesArgs),
+}
+
+const AFTER_HELP_OF_CERTS: &str = "\
+Nodes speak to each other by TLS, with certificates of a CA that belongs to the cluster alone. It is a directory of files:
+keep it where you keep other secrets, not on a node; docs/certificates.md has all steps.
+
+Examples:
+  outlast certs init --cluster shop     makes certs/ca.pem and certs/ca.key
+  outlast certs issue a b c             makes certs/a.pem, certs/a.key and so on
+  outlast certs show                    what there is, and for how many days it is good
+  outlast certs rotate a                a new certificate for a, in place of the old one
+  outlast certs revoke b                shuts out whoever has b's certificate
+
+Each node gets ca.pem, ca.crl if there is one, and its own two files. In outlast.toml:
+  [cluster]
+  tls = { ca = \"ca.pem\", cert = \"node.pem\", key = \"node.key\", crl = \"ca.crl\" }
+
+A running agent takes changed files by itself.";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Certs {
+    /// Makes the cluster's CA; refuses to overwrite one.
+    Init(CertsInitArgs),
+    /// Makes the first certificates of nodes.
+    Issue(CertsIssueArgs),
+    /// Makes new certificates of nodes in place of those that are there.
+    Rotate(CertsIssueArgs),
+    /// Shuts out whoever has this certificate, by the list ca.crl that nodes are given.
+    #[command(after_help = AFTER_HELP_OF_REVOKE)]
+    Revoke(CertsRevokeArgs),
+    /// Lists CAs and certificates, with the days that they are still good for.
+    #[command(after_help = AFTER_HELP_OF_SHOW)]
+    Show(CertsShowArgs),
+}
+
+const AFTER_HELP_OF_REVOKE: &str = "\
+Bring the changed ca.crl to every node: agents take it by themselves and end connections with that certificate.
+
+Examples:
+  outlast certs revoke b                the certificate in certs/b.pem
+  outlast certs revoke 5e0c4d1f9a3b7c2215f60a8841d3e97b";
+
+const AFTER_HELP_OF_SHOW: &str = "\
+Examples:
+  outlast certs show
+  outlast certs show --dir /etc/outlast
+  outlast certs show --format json | jq '.certificates[] | select(.days_left < 30) | .node'
+
+Exit status:
+  0  all that there is can be used
+  1  something has expired, was revoked, is not valid yet or is of another CA
+  2  nothing can be read";
+
+#[derive(Debug, Args)]
+pub(crate) struct CertsAtArgs {
+    /// The CA's directory.
+    #[arg(long, default_value = "certs", value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CertsInitArgs {
+    /// The cluster's name, as in [cluster].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) cluster: String,
+    #[command(flatten)]
+    pub(crate) at: CertsAtArgs,
+    /// For how many days the CA is good.
+    #[arg(long, value_name = "N", default_value_t = outlast::authority::CA_DAYS,
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(outlast::authority::DAYS_MAX)))]
+    pub(crate) days: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CertsIssueArgs {
+    /// The nodes' names in the topology file.
+    #[arg(required = true, value_name = "NODE")]
+    pub(crate) nodes: Vec<String>,
+    #[command(flatten)]
+    pub(crate) at: CertsAtArgs,
+    /// The topology file: it knows the nodes and their addresses. Without it outlast.toml is read if there is one.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) topology: Option<PathBuf>,
+    /// For how many days a certificate is good.
+    #[arg(long, value_name = "N", default_value_t = outlast::authority::NODE_DAYS,
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(outlast::authority::DAYS_MAX)))]
+    pub(crate) days: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CertsRevokeArgs {
+    /// A node's name, or the serial of a certificate.
+    #[arg(value_name = "NODE|SERIAL")]
+    pub(crate) which: String,
+    #[command(flatten)]
+    pub(crate) at: CertsAtArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CertsShowArgs {
+    #[command(flatten)]
+    pub(crate) at: CertsAtArgs,
+    /// How to print.
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub(crate) format: Format,
 }
 
 const AFTER_HELP_OF_KUBERNETES: &str = "\

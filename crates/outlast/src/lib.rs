@@ -1,6 +1,7 @@
 //! The binary's library: the file, its report, the agent and its data plane.
 
 pub mod agent;
+pub mod authority;
 pub mod dataplane;
 pub mod export;
 pub mod file;

@@ -1,5 +1,6 @@
 //! `outlast`: one binary, one topology file.
 
+mod certs;
 mod check;
 mod cli;
 mod events;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         Verb::Check(args) => check::run(&args),
         Verb::Schema => schema(),
         Verb::Export(Export::Kubernetes(args)) => check::export_kubernetes(&args),
+        Verb::Certs(certs) => certs::run(&certs),
         Verb::Run(args) => verbs::run(&args),
         Verb::Status(args) => status::run(&args),
         Verb::Events(args) => events::run(&args),

@@ -51,7 +51,7 @@ fn the_example_means_what_it_says() {
     let shop = good(SHOP);
     assert_eq!(shop.cluster.name, "shop");
     assert_eq!(shop.cluster.face, Some("127.0.0.1:9400".parse().unwrap()));
-    assert_eq!(shop.cluster.tls.unwrap().ca.unwrap(), "/etc/outlast/ca.pem");
+    assert_eq!(shop.cluster.tls.unwrap().ca, "/etc/outlast/ca.pem");
     assert_eq!(shop.consensus.kind, ConsensusKind::Embedded);
     assert_eq!(shop.consensus.voters, ["berlin1", "berlin2", "paris"]);
     assert_eq!(shop.nodes["berlin1"].reliability, Some(Reliability::Availability(0.999)));
@@ -287,6 +287,7 @@ fn an_empty_file_is_one_machine_that_does_nothing() {
         name: "outlast".to_owned(),
         data_dir: "/var/lib/outlast".to_owned(),
         tls: None,
+        port: LinkPort::default(),
         face,
         proxy_threads: None,
     };

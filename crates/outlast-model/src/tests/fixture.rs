@@ -17,6 +17,7 @@ pub(super) fn add_node(topology: &mut Topology, name: &str, availability: Option
     let last = u8::try_from(topology.nodes.len() + 1).unwrap();
     let node = Node {
         address: [10, 0, 0, last].into(),
+        port: None,
         region: None,
         zone: None,
         reliability: availability.map(Reliability::Availability),

@@ -5,7 +5,7 @@ use std::num::NonZeroU16;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use outlast_core::topology::{Cluster, Consensus, ConsensusKind, Node, TlsFiles};
+use outlast_core::topology::{Cluster, ClusterTls, Consensus, ConsensusKind, LinkPort, Node};
 
 use super::Parts;
 use super::complaint::quote;
@@ -25,6 +25,7 @@ pub(super) fn cluster(section: &Section<'_>, notes: &mut Notes) -> Option<Cluste
         None => section.text("data_dir"),
     };
     let tls = section.optional("tls", tls);
+    let port = section.count("port").and_then(NonZeroU16::new).map(LinkPort);
     let proxy_threads = section.optional("proxy_threads", |item| {
         item.count().map(|n| u16::try_from(n).ok().and_then(NonZeroU16::new))
     });
@@ -45,15 +46,17 @@ pub(super) fn cluster(section: &Section<'_>, notes: &mut Notes) -> Option<Cluste
         name: name?,
         data_dir: data_dir?,
         tls: tls?,
+        port: port?,
         face: face?,
         proxy_threads: proxy_threads?.flatten(),
     })
 }
 
-fn tls(item: Item<'_>) -> Option<TlsFiles> {
+fn tls(item: Item<'_>) -> Option<ClusterTls> {
     let section = item.section()?;
     let [ca, cert, key] = ["ca", "cert", "key"].map(|name| section.text(name));
-    Some(TlsFiles { ca: Some(ca?), cert: cert?, key: key? })
+    let crl = section.optional("crl", |item| item.text().map(str::to_owned));
+    Some(ClusterTls { ca: ca?, cert: cert?, key: key?, crl: crl? })
 }
 
 pub(super) fn consensus(section: &Section<'_>) -> Option<Consensus> {
@@ -82,12 +85,16 @@ pub(super) fn node(section: &Section<'_>) -> Option<Node> {
         Some(item) => item.ip().filter(|ip| is_reachable(&item, *ip)),
         None => None,
     };
+    let port = section.optional("port", |item| {
+        item.count().map(|port| u16::try_from(port).ok().and_then(NonZeroU16::new).map(LinkPort))
+    });
     let region = section.optional("region", |item| item.text().map(str::to_owned));
     let zone = section.optional("zone", |item| item.text().map(str::to_owned));
     let reliability = section.reliability();
     let cost_per_month = section.optional("cost_per_month", |item| item.number());
     Some(Node {
         address: address?,
+        port: port?.flatten(),
         region: region?,
         zone: zone?,
         reliability: reliability?,

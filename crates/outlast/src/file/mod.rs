@@ -38,6 +38,11 @@ use together::Notes;
 /// A longer file is not read.
 pub const FILE_MAX: usize = 1 << 20;
 
+/// A name of a part or a node; what is wrong with it otherwise, for people.
+pub fn part_name(text: &str) -> Result<String, String> {
+    words::part_name(text).map_err(|fault| format!("{}: {}", fault.message, fault.help))
+}
+
 /// Reads a file's text. `file_name` is for the complaints.
 pub fn parse(file_name: &str, text: &str) -> Result<Topology, Complaints> {
     if text.len() > FILE_MAX {

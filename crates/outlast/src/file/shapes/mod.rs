@@ -14,6 +14,7 @@ const MONEY: Kind = Kind::Number { min: 0.0, max: f64::MAX };
 const NODES: Kind = Kind::List(&Kind::NodeName);
 const PARTS: Kind = Kind::List(&Kind::Part(&PartKind::ALL));
 const COUNT_U16: Kind = Kind::Count { min: 1, max: u16::MAX as u64 };
+const LINK_PORT: Kind = Kind::Count { min: 1, max: 65_535 };
 const FILE_PATH: Kind = Kind::Text("/etc/outlast/node.pem");
 const HTTP_URL: Kind = Kind::Text("https://api.example.com/health");
 const OFF: Kind = Kind::Words(&["off"]);
@@ -95,6 +96,13 @@ pub(crate) static CLUSTER: Shape = Shape {
             "Mutual TLS between the agents and for the admin API.",
         ),
         Key::new(
+            "port",
+            LINK_PORT,
+            "The TCP port at which agents reach each other; a node may have its own.",
+        )
+        .or_count(8901)
+        .elsewhere(&["peer_port", "link_port"]),
+        Key::new(
             "face",
             Kind::Any(&[Kind::Listen, OFF]),
             "Where /health, /metrics and the status page are served. Whoever reaches it sees the names and addresses of all parts: keep it on loopback or on a network of your own; nothing can be changed through it.",
@@ -114,13 +122,20 @@ static CLUSTER_TLS: Shape = Shape {
     title: "cluster.tls",
     about: "PEM files for mutual TLS.",
     keys: &[
-        Key::new("ca", FILE_PATH, "The CA that signed the certificates of all nodes.").required(),
+        Key::new("ca", FILE_PATH, "The CA that signed the certificates of all nodes, or several.")
+            .required(),
         Key::new("cert", FILE_PATH, "This node's certificate chain.")
             .required()
             .elsewhere(&["certificate", "crt"]),
         Key::new("key", FILE_PATH, "The certificate's private key.")
             .required()
             .elsewhere(&["private_key"]),
+        Key::new(
+            "crl",
+            Kind::Text("/etc/outlast/ca.crl"),
+            "Certificates that were revoked; none while there is no such file.",
+        )
+        .elsewhere(&["revoked"]),
     ],
 };
 
@@ -152,6 +167,11 @@ static NODE: Shape = Shape {
         Key::new("address", Kind::Ip, "The address at which the other nodes reach it.")
             .required()
             .elsewhere(&["ip", "host", "addr"]),
+        Key::new(
+            "port",
+            LINK_PORT,
+            "The TCP port at which other agents reach its agent; the cluster's if absent.",
+        ),
         Key::new("region", Kind::Text("eu-west"), "Nodes of one region may fail together."),
         Key::new("zone", Kind::Text("eu-west-1a"), "Nodes of one zone may fail together.")
             .elsewhere(&["availability_zone", "az", "rack"]),

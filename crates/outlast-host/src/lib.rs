@@ -5,6 +5,7 @@
 pub mod clock;
 pub mod command;
 pub mod journal;
+pub mod lab;
 mod leader;
 pub mod probe;
 pub mod process;

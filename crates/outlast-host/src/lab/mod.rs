@@ -20,6 +20,5 @@ pub use machine::{Reaped, reap, signal_all};
 pub use mounts::{Private, furnish, lay_over, on_its_own};
 pub use rules::{RULES_MAX, Rule, Rules, What};
 pub use spaces::{
-    Ground, HostPids, Join, Refused, die_with_parent, enter_ground, join, spawn_keeper,
-    spawn_machine,
+    Ground, HostPids, Join, Keeper, Refused, die_with_parent, enter_ground, join, spawn_machine,
 };

@@ -112,17 +112,6 @@ pub(super) fn messages_of(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])
     })
 }
 
-/// The attributes of a message: their types and values.
-pub(super) fn attributes_of(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let len = usize::from(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?));
-        let kind = u16::from_ne_bytes(bytes.get(2..4)?.try_into().ok()?);
-        let value = bytes.get(4..len)?;
-        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind & !NESTED, value))
-    })
-}
-
 /// One message, or several in a row.
 #[derive(Debug, Default)]
 pub(super) struct Messages {
@@ -214,6 +203,17 @@ impl Attributes<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The attributes of a message: their types and values.
+    fn attributes_of(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+        std::iter::from_fn(move || {
+            let len = usize::from(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?));
+            let kind = u16::from_ne_bytes(bytes.get(2..4)?.try_into().ok()?);
+            let value = bytes.get(4..len)?;
+            bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
+            Some((kind & !NESTED, value))
+        })
+    }
 
     fn sample() -> Messages {
         let mut messages = Messages::default();

@@ -11,10 +11,16 @@ use std::io::{self, Read as _};
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::{Child, Command, ExitStatus};
+use std::sync::mpsc::sync_channel;
+use std::thread::{self, JoinHandle};
 
 use rustix::fs::{Mode, OFlags, openat};
-use rustix::process::{Signal, getegid, geteuid, set_parent_process_death_signal, setsid};
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, PidfdFlags, Signal, getegid, geteuid, pidfd_open, pidfd_send_signal,
+    set_parent_process_death_signal, setsid,
+};
 use rustix::thread::{
     ThreadNameSpaceType, UnshareFlags, move_into_thread_name_spaces, unshare_unsafe,
 };
@@ -107,8 +113,7 @@ fn ground() -> Ground {
     }
 }
 
-/// Makes this process the parent of a new process namespace, in a new user namespace if that is needed. The process must
-/// have one thread only. Its next child is the first process there.
+/// Enters a user namespace if that is needed for a lab. The process must have one thread only.
 pub fn enter_ground() -> Result<Ground, Refused> {
     let ground = ground();
     if ground == Ground::Rootless {
@@ -124,21 +129,68 @@ pub fn enter_ground() -> Result<Ground, Refused> {
         put("/proc/self/uid_map", &format!("0 {user} 1"))?;
         put("/proc/self/gid_map", &format!("0 {group} 1"))?;
     }
-    // SAFETY: as above.
-    unsafe { unshare_unsafe(UnshareFlags::NEWPID) }
-        .map_err(|errno| Refused::at("make a process namespace", errno.into()))?;
     Ok(ground)
 }
 
-/// Starts the keeper, the first process of the namespace that [`enter_ground`] made, with a network and mounts of its own.
-pub fn spawn_keeper(command: &mut Command) -> Result<Child, Refused> {
-    apart(command).spawn().map_err(|error| Refused::at("make network and mount namespaces", error))
+/// The keeper of a lab, and the thread that started it.
+///
+/// That thread has to live as long as the keeper: its end is what the kernel calls the death of the parent.
+#[derive(Debug)]
+pub struct Keeper {
+    pidfd: OwnedFd,
+    thread: JoinHandle<io::Result<ExitStatus>>,
+}
+
+impl Keeper {
+    /// Starts it, as the first process of a process namespace, with a network and mounts of its own.
+    pub fn start(mut command: Command) -> Result<Keeper, Refused> {
+        let (sender, started) = sync_channel(1);
+        let hold = move || {
+            // SAFETY: no descriptor table is parted from another.
+            let parted = unsafe { unshare_unsafe(UnshareFlags::NEWPID) };
+            let parted = parted.map_err(|errno| Refused::at("make a process namespace", errno.into()));
+            let spawned = parted.and_then(|()| {
+                let spawned = apart(&mut command).spawn();
+                spawned.map_err(|error| Refused::at("make network and mount namespaces", error))
+            });
+            // It may hold the other end of a pipe whose closing is waited for.
+            drop(command);
+            match spawned {
+                Ok(mut child) => {
+                    sender.send(Ok(child.id())).ok();
+                    child.wait()
+                }
+                Err(refused) => {
+                    sender.send(Err(refused)).ok();
+                    Err(io::Error::other("it was not started"))
+                }
+            }
+        };
+        let lost = |error| Refused::at("start a thread", error);
+        let thread = thread::Builder::new().name("keeper".to_owned()).spawn(hold).map_err(lost)?;
+        let pid = started.recv().map_err(|gone| lost(io::Error::other(gone)))??;
+        // Until its thread is joined its number is most likely still its own; a keeper that ended early is found out then.
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH);
+        let pidfd = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
+        let pidfd = pidfd.map_err(|errno| Refused::at("hold the keeper", errno.into()))?;
+        Ok(Keeper { pidfd, thread })
+    }
+
+    /// Ends it, and with it all that the lab is.
+    pub fn kill(&self) -> io::Result<()> {
+        Ok(pidfd_send_signal(&self.pidfd, Signal::KILL)?)
+    }
+
+    /// Waits for its end.
+    pub fn wait(self) -> io::Result<ExitStatus> {
+        self.thread.join().map_err(|_panic| io::Error::other("the keeper's thread panicked"))?
+    }
 }
 
 /// Starts the first process of a new machine: processes, network, mounts and name of its own.
 pub fn spawn_machine(mut command: Command) -> io::Result<Child> {
     // For one child only, so on a thread that starts nothing else.
-    let spawn = std::thread::Builder::new().name("new-machine".to_owned()).spawn(move || {
+    let spawn = thread::Builder::new().name("new-machine".to_owned()).spawn(move || {
         // SAFETY: no descriptor table is parted from another.
         unsafe { unshare_unsafe(UnshareFlags::NEWPID) }?;
         apart(&mut command).spawn()
@@ -171,8 +223,10 @@ pub struct Join {
     pub ground: Ground,
 }
 
-/// Runs a command to its end inside the machine whose first process this is. This process stays inside: it is good for
-/// nothing else afterwards. The command is killed if this process dies.
+/// Starts a command inside the machine whose first process this is. The command is killed if this process dies.
+///
+/// This process must have one thread. It is good for nothing afterwards but to wait: it can start no thread, and leaves
+/// Ctrl-C to the command, which has the same terminal.
 pub fn join(machine: BorrowedFd<'_>, how: Join, command: &mut Command) -> io::Result<Child> {
     let mut spaces = ThreadNameSpaceType::NETWORK
         | ThreadNameSpaceType::MOUNT
@@ -186,7 +240,10 @@ pub fn join(machine: BorrowedFd<'_>, how: Join, command: &mut Command) -> io::Re
     move_into_thread_name_spaces(machine, spaces)?;
     // SAFETY: between fork and exec there is one system call, and no allocation, no lock.
     unsafe { command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?)) };
-    command.spawn()
+    let child = command.spawn()?;
+    // SAFETY: to ignore a signal runs no code of ours.
+    unsafe { libc::signal(libc::SIGINT, libc::SIG_IGN) };
+    Ok(child)
 }
 
 /// Looks up how processes are numbered outside of our process namespace.

@@ -118,7 +118,7 @@ impl Code for u32 {
     }
 
     fn decode(from: &mut Reader<'_>) -> Result<u32, Malformed> {
-        u32::try_from(u64::decode(from)?).map_err(|_| Malformed("a number above 32 bits"))
+        u32::try_from(u64::decode(from)?).map_err(|_large| Malformed("a number above 32 bits"))
     }
 }
 
@@ -166,7 +166,7 @@ impl Code for String {
     fn decode(from: &mut Reader<'_>) -> Result<String, Malformed> {
         let count = from.count()?;
         let text = core::str::from_utf8(from.take(count)?);
-        text.map(str::to_owned).map_err(|_| Malformed("a text that is not UTF-8"))
+        text.map(str::to_owned).map_err(|_bytes| Malformed("a text that is not UTF-8"))
     }
 }
 

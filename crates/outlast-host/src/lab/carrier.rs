@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::netdevice::name_to_index;
-use rustix::net::sockopt::set_socket_recv_buffer_size_force;
+use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_recv_buffer_size_force};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socket_with};
 
 /// Packets and bytes that are under way at one time; more are lost, as in a router whose queue is full.
@@ -216,7 +216,9 @@ fn open() -> io::Result<OwnedFd> {
 fn listen(index: i32) -> io::Result<OwnedFd> {
     let socket = open()?;
     set(&socket, IGNORE_OUTGOING)?;
-    set_socket_recv_buffer_size_force(&socket, BUFFER)?;
+    // Without root the system's limit holds (net.core.rmem_max): bursts may lose packets, which senders repeat.
+    set_socket_recv_buffer_size_force(&socket, BUFFER)
+        .or_else(|_refused| set_socket_recv_buffer_size(&socket, BUFFER))?;
     let address = address(index, libc::ETH_P_ALL);
     // SAFETY: the address is a `sockaddr_ll` of the length given, and outlives the call.
     let done = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), LENGTH) };

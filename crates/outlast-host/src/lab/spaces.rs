@@ -148,7 +148,8 @@ impl Keeper {
         let hold = move || {
             // SAFETY: no descriptor table is parted from another.
             let parted = unsafe { unshare_unsafe(UnshareFlags::NEWPID) };
-            let parted = parted.map_err(|errno| Refused::at("make a process namespace", errno.into()));
+            let parted =
+                parted.map_err(|errno| Refused::at("make a process namespace", errno.into()));
             let spawned = parted.and_then(|()| {
                 let spawned = apart(&mut command).spawn();
                 spawned.map_err(|error| Refused::at("make network and mount namespaces", error))

@@ -287,5 +287,6 @@ pub(crate) struct NodeArgs {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    parse_duration(text).map_err(|_fault| format!("`{text}` is no time; write it like 500ms, 10s or 2m"))
+    parse_duration(text)
+        .map_err(|_fault| format!("`{text}` is no time; write it like 500ms, 10s or 2m"))
 }

@@ -162,7 +162,10 @@ impl Faults {
                 }
             }
         }
-        ways.into_iter().map(|(_, way)| way).filter(|way| way.lost_of_a_million < 1_000_000).collect()
+        ways.into_iter()
+            .map(|(_, way)| way)
+            .filter(|way| way.lost_of_a_million < 1_000_000)
+            .collect()
     }
 
     /// How many of a million packets between two nodes are lost, by all faults together.
@@ -229,7 +232,8 @@ mod tests {
             format!("{what} {} {:?}", pairs.join(" "), r.left)
         };
         let ways = faults.ways(&nodes());
-        let way = |w: &Way| format!("carry {}>{} {:?} {}", w.from, w.to, w.delay, w.lost_of_a_million);
+        let way =
+            |w: &Way| format!("carry {}>{} {:?} {}", w.from, w.to, w.delay, w.lost_of_a_million);
         rules.iter().map(rule).chain(ways.iter().map(way)).collect::<Vec<_>>().join("; ")
     }
 

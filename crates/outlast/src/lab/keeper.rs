@@ -103,13 +103,24 @@ fn listen_to_verbs(path: &Path, inbox: SyncSender<Event>) -> anyhow::Result<()> 
     Ok(())
 }
 
+/// The rules of the lab's network, empty; or what is missing.
+fn open_rules() -> Result<Rules, String> {
+    let opened = Rules::open().and_then(|mut rules| rules.replace(&[]).map(|()| rules));
+    opened.map_err(|error| {
+        format!(
+            "the kernel has no nftables for bridges ({error}); `sudo modprobe nf_tables` may help"
+        )
+    })
+}
+
 struct Keeper<'l> {
     plan: Plan,
     owner: &'l UnixStream,
     log: std::fs::File,
     host: HostPids,
     bridge: Bridge,
-    rules: Rules,
+    /// Or why there are none.
+    rules: Result<Rules, String>,
     carrier: Option<Carrier>,
     /// What the carrier was told.
     ways: Vec<Way>,
@@ -138,7 +149,7 @@ impl<'l> Keeper<'l> {
         }
         let host = HostPids::open().context("open /proc")?;
         let bridge = Bridge::build().context("build the lab's bridge")?;
-        let rules = Rules::open().context("speak to nftables")?;
+        let rules = open_rules();
         listen_to_verbs(&place::socket(&plan.dir), inbox.clone())?;
         let machines = plan.nodes.iter().cloned().map(Machine::new).collect();
         let up_by = Instant::now() + UP_MAX;
@@ -161,9 +172,10 @@ impl<'l> Keeper<'l> {
 
     /// Until the lab is to end.
     fn serve(&mut self, inbox: &Receiver<Event>) -> anyhow::Result<()> {
-        self.rules.replace(&[]).context(
-            "set up nftables for bridges; the kernel must have nf_tables (modprobe nf_tables)",
-        )?;
+        if let Err(why) = self.rules.as_ref().map(drop).map_err(String::clone) {
+            // A cluster that cannot be broken is better than none.
+            self.say(&format!("cut, loss and delay will not work: {why}"));
+        }
         for number in 0..self.machines.len() {
             let name = self.machines[number].node.name.clone();
             self.power_on(number).with_context(|| format!("start node {name}"))?;
@@ -171,7 +183,8 @@ impl<'l> Keeper<'l> {
         loop {
             let now = Instant::now();
             self.expire(now);
-            let next = self.next_deadline().map_or(IDLE_MAX, |at| at.saturating_duration_since(now));
+            let next =
+                self.next_deadline().map_or(IDLE_MAX, |at| at.saturating_duration_since(now));
             let event = match inbox.recv_timeout(next.min(IDLE_MAX)) {
                 Ok(event) => Some(event),
                 Err(RecvTimeoutError::Timeout) => None,
@@ -179,18 +192,20 @@ impl<'l> Keeper<'l> {
             };
             match event {
                 Some(Event::OwnerGone | Event::Owner(ToKeeper::Down)) => return Ok(()),
-                Some(Event::Owner(ToKeeper::Build(_))) => bail!("the owner says twice what to build"),
+                Some(Event::Owner(ToKeeper::Build(_))) => {
+                    bail!("the owner says twice what to build")
+                }
                 Some(Event::Asked(Ask::Down, line)) => {
                     reply(&line, &Answer::Done(format!("lab {} is down", self.plan.name)), None);
                     return Ok(());
                 }
                 Some(Event::Asked(ask, line)) => self.obey(ask, line),
-                Some(Event::Machine { number, life, news }) => {
-                    if self.machines[number].life == life {
-                        self.hear(number, news)?;
-                    }
+                Some(Event::Machine { number, life, news })
+                    if self.machines[number].life == life =>
+                {
+                    self.hear(number, news)?;
                 }
-                None => {}
+                Some(Event::Machine { .. }) | None => {}
             }
             let now = Instant::now();
             self.machines.iter_mut().for_each(|machine| machine.settle(now));
@@ -287,7 +302,10 @@ impl<'l> Keeper<'l> {
                 if self.machines[number].live.is_none()
                     && let Err(error) = self.power_on(number)
                 {
-                    self.say(&format!("{} does not start: {error:#}", self.machines[number].node.name));
+                    self.say(&format!(
+                        "{} does not start: {error:#}",
+                        self.machines[number].node.name
+                    ));
                 }
             }
         }
@@ -332,13 +350,21 @@ impl<'l> Keeper<'l> {
         let ways = self.faults.ways(&self.plan.nodes);
         let mut old = None;
         if ways != self.ways {
-            let new = if ways.is_empty() { None } else { Some(Carrier::start(&ways).context("carry packets")?) };
+            let new = if ways.is_empty() {
+                None
+            } else {
+                Some(Carrier::start(&ways).context("carry packets")?)
+            };
             old = std::mem::replace(&mut self.carrier, new);
             self.ways = ways;
         }
         // The new carrier is there before the bridge drops, the old one until it no longer does: nothing falls between.
         let rules = self.faults.rules(Instant::now(), &self.plan.nodes);
-        let replaced = self.rules.replace(&rules).context("set the rules of nftables");
+        let replaced = match &mut self.rules {
+            Ok(known) => known.replace(&rules).context("set the rules of nftables"),
+            Err(_) if rules.is_empty() => Ok(()),
+            Err(why) => Err(anyhow::anyhow!("{why}")),
+        };
         drop(old);
         replaced
     }
@@ -349,15 +375,31 @@ impl<'l> Keeper<'l> {
             Ask::Down => Ok(Answer::Refused("it is going down".to_owned())),
             Ask::Enter { node } => return self.open_door(&node, &line),
             Ask::Cut { groups, one_way, lasts } => self.cut(&groups, one_way, lasts),
-            Ask::Loss { from, to, of_a_million, lasts } => self.pairs(&from, to.as_deref()).and_then(|pairs| {
-                let text = format!("loss {}% of what {from} sends to {}", f64::from(of_a_million) / 1e4, to.as_deref().unwrap_or("all"));
-                self.befall(Kind::Loss { pairs, of_a_million }, text, lasts)
-            }),
-            Ask::Delay { from, to, delay, jitter, lasts } => self.pairs(&from, to.as_deref()).and_then(|pairs| {
-                let around = if jitter.is_zero() { String::new() } else { format!(" ± {}", show_duration(jitter)) };
-                let text = format!("delay of {}{around} in what {from} sends to {}", show_duration(delay), to.as_deref().unwrap_or("all"));
-                self.befall(Kind::Delay { pairs, delay, jitter }, text, lasts)
-            }),
+            Ask::Loss { from, to, of_a_million, lasts } => {
+                self.pairs(&from, to.as_deref()).and_then(|pairs| {
+                    let text = format!(
+                        "loss {}% of what {from} sends to {}",
+                        f64::from(of_a_million) / 1e4,
+                        to.as_deref().unwrap_or("all")
+                    );
+                    self.befall(Kind::Loss { pairs, of_a_million }, text, lasts)
+                })
+            }
+            Ask::Delay { from, to, delay, jitter, lasts } => {
+                self.pairs(&from, to.as_deref()).and_then(|pairs| {
+                    let around = if jitter.is_zero() {
+                        String::new()
+                    } else {
+                        format!(" ± {}", show_duration(jitter))
+                    };
+                    let text = format!(
+                        "delay of {}{around} in what {from} sends to {}",
+                        show_duration(delay),
+                        to.as_deref().unwrap_or("all")
+                    );
+                    self.befall(Kind::Delay { pairs, delay, jitter }, text, lasts)
+                })
+            }
             Ask::Heal { what } => self.heal(what.as_deref()),
             Ask::Kill { node, back_after } => return self.kill(&node, back_after, line),
             Ask::Stop { node } => return self.stop(&node, line),
@@ -371,7 +413,11 @@ impl<'l> Keeper<'l> {
     fn number(&self, name: &str) -> Result<usize, String> {
         self.machines.iter().position(|machine| machine.node.name == name).ok_or_else(|| {
             let names: Vec<&str> = self.machines.iter().map(|m| m.node.name.as_str()).collect();
-            format!("there is no node `{name}` in lab {}; its nodes are {}", self.plan.name, names.join(", "))
+            format!(
+                "there is no node `{name}` in lab {}; its nodes are {}",
+                self.plan.name,
+                names.join(", ")
+            )
         })
     }
 
@@ -388,11 +434,17 @@ impl<'l> Keeper<'l> {
         Ok(between(&[vec![from], others], true))
     }
 
-    fn cut(&mut self, groups: &[Vec<String>], one_way: bool, lasts: Duration) -> Result<Answer, String> {
+    fn cut(
+        &mut self,
+        groups: &[Vec<String>],
+        one_way: bool,
+        lasts: Duration,
+    ) -> Result<Answer, String> {
         let mut numbered = Vec::new();
         let mut seen = Vec::new();
         for group in groups {
-            let numbers = group.iter().map(|name| self.number(name)).collect::<Result<Vec<_>, _>>()?;
+            let numbers =
+                group.iter().map(|name| self.number(name)).collect::<Result<Vec<_>, _>>()?;
             if let Some(&twice) = numbers.iter().find(|number| seen.contains(*number)) {
                 return Err(format!("{} is in two groups", self.machines[twice].node.name));
             }
@@ -401,7 +453,8 @@ impl<'l> Keeper<'l> {
         }
         let mut names: Vec<String> = groups.iter().map(|group| group.join(",")).collect();
         if numbered.len() == 1 {
-            numbered.push((0..self.machines.len()).filter(|number| !seen.contains(number)).collect());
+            numbered
+                .push((0..self.machines.len()).filter(|number| !seen.contains(number)).collect());
             names.push("all others".to_owned());
         }
         let pairs = between(&numbered, one_way);
@@ -446,17 +499,26 @@ impl<'l> Keeper<'l> {
                 match (node, id) {
                     (Some(node), _) => Which::Node(node),
                     (None, Some(id)) => Which::One(id),
-                    (None, None) => return Err(format!("`{word}` is no fault (`outlast lab status` lists them), no kind of fault (cut, loss, delay, pause) and no node")),
+                    (None, None) => {
+                        return Err(format!(
+                            "`{word}` is no fault (`outlast lab status` lists them), no kind of fault (cut, loss, delay, pause) and no node"
+                        ));
+                    }
                 }
             }
         };
         let healed = self.faults.heal(which);
         self.take_back(&healed, "healed");
         Ok(match (healed.as_slice(), which) {
-            ([], Which::One(id)) => return Err(format!("there is no fault f{id}; it may have healed by itself")),
-            ([], Which::All | Which::Kind(_) | Which::Node(_)) => Answer::Done("there was nothing to heal".to_owned()),
+            ([], Which::One(id)) => {
+                return Err(format!("there is no fault f{id}; it may have healed by itself"));
+            }
+            ([], Which::All | Which::Kind(_) | Which::Node(_)) => {
+                Answer::Done("there was nothing to heal".to_owned())
+            }
             (faults, _) => {
-                let lines: Vec<String> = faults.iter().map(|f| format!("healed f{} {}", f.id, f.text)).collect();
+                let lines: Vec<String> =
+                    faults.iter().map(|f| format!("healed f{} {}", f.id, f.text)).collect();
                 Answer::Done(lines.join("\n"))
             }
         })
@@ -498,14 +560,22 @@ impl<'l> Keeper<'l> {
         let done = self.number(name).and_then(|number| {
             let machine = &mut self.machines[number];
             match machine.state {
-                NodeState::Paused => return Err(format!("{name} is paused; `outlast lab resume {name}` lets it go on")),
-                NodeState::Stopping => return Err(format!("{name} is stopping; start it when it is off")),
+                NodeState::Paused => {
+                    return Err(format!(
+                        "{name} is paused; `outlast lab resume {name}` lets it go on"
+                    ));
+                }
+                NodeState::Stopping => {
+                    return Err(format!("{name} is stopping; start it when it is off"));
+                }
                 NodeState::Starting => {}
                 NodeState::Running => match machine.agent {
                     AgentState::None | AgentState::Starting | AgentState::Running => {}
                     AgentState::Ended(_) => {
                         machine.agent = AgentState::Starting;
-                        machine.tell(&ToMachine::StartAgent).map_err(|error| format!("{error:#}"))?;
+                        machine
+                            .tell(&ToMachine::StartAgent)
+                            .map_err(|error| format!("{error:#}"))?;
                     }
                 },
                 NodeState::Stopped | NodeState::Dead => {
@@ -523,7 +593,10 @@ impl<'l> Keeper<'l> {
             match self.machines[number].state {
                 NodeState::Running => {}
                 NodeState::Paused => return Err(format!("{name} is paused already")),
-                NodeState::Starting | NodeState::Stopping | NodeState::Stopped | NodeState::Dead => {
+                NodeState::Starting
+                | NodeState::Stopping
+                | NodeState::Stopped
+                | NodeState::Dead => {
                     return Err(format!("{name} is {}", self.machines[number].state.word()));
                 }
             }
@@ -552,20 +625,38 @@ impl<'l> Keeper<'l> {
     }
 
     /// Answers when the machine has come where it was sent, or at once if it was not sent.
-    fn wait_for(&mut self, sent: Result<usize, String>, goal: Goal, limit: Duration, line: UnixStream) {
+    fn wait_for(
+        &mut self,
+        sent: Result<usize, String>,
+        goal: Goal,
+        limit: Duration,
+        line: UnixStream,
+    ) {
         match sent {
             Ok(number) => self.machines[number].wait(line, goal, limit),
             Err(why) => reply(&line, &Answer::Refused(why), None),
         }
     }
 
-    fn open_door(&mut self, name: &str, line: &UnixStream) {
+    fn open_door(&self, name: &str, line: &UnixStream) {
         let found = self.number(name).and_then(|number| {
             let machine = &self.machines[number];
+            // Also while it is being frozen: what came in now would not be.
+            let is_paused =
+                self.faults.active().iter().any(|f| f.kind == Kind::Pause { node: number });
             match (&machine.live, machine.state) {
-                (Some(_), NodeState::Paused) => Err(format!("{name} is paused; `outlast lab resume {name}` lets it go on")),
+                (Some(_), _) if is_paused => {
+                    Err(format!("{name} is paused; `outlast lab resume {name}` lets it go on"))
+                }
                 (Some(_), NodeState::Starting) => Err(format!("{name} is still starting")),
-                (Some(live), NodeState::Running | NodeState::Stopping | NodeState::Stopped | NodeState::Dead) => Ok(&live.pidfd),
+                (
+                    Some(live),
+                    NodeState::Running
+                    | NodeState::Paused
+                    | NodeState::Stopping
+                    | NodeState::Stopped
+                    | NodeState::Dead,
+                ) => Ok(&live.pidfd),
                 (None, _) => Err(format!("{name} is off; `outlast lab start {name}` turns it on")),
             }
         });
@@ -595,6 +686,7 @@ impl<'l> Keeper<'l> {
             file: self.plan.file.clone(),
             dir: self.plan.dir.clone(),
             rootless: self.plan.rootless,
+            owner: self.plan.owner,
             up: self.was_up,
             nodes: self.machines.iter().map(|machine| machine.status(now)).collect(),
             faults: self.faults.active().iter().map(fault).collect(),

@@ -122,7 +122,8 @@ impl Machine<'_> {
         if self.agent.is_some() {
             return Ok(());
         }
-        let log = File::options().create(true).append(true).open(&self.log).context("open the log")?;
+        let log =
+            File::options().create(true).append(true).open(&self.log).context("open the log")?;
         let dir = self.file.parent().unwrap_or(Path::new("/"));
         let child = Command::new(&self.program)
             .arg("run")

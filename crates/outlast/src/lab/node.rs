@@ -95,10 +95,14 @@ impl Machine {
         ours.set_write_timeout(Some(TELL_MAX))?;
         let mut command = Command::new("/proc/self/exe");
         command.args(["lab", "machine"]);
-        command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         let mut child = spawn_machine(command).context("make the machine's namespaces")?;
         // An unreaped child keeps its number.
-        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("hold the machine")?;
+        let pid =
+            i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("hold the machine")?;
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).context("hold the machine")?;
         let host_pid = host.of(pidfd.as_fd()).ok();
         self.life += 1;

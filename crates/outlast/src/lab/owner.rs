@@ -65,6 +65,7 @@ pub(super) fn up(args: &UpArgs) -> anyhow::Result<Outcome> {
         file: file.clone(),
         program: program(),
         rootless,
+        owner: std::process::id(),
         nodes: nodes.clone(),
     });
     let kept = args.keep.then(|| place.dir.clone());
@@ -173,11 +174,15 @@ fn in_background(args: &UpArgs, name: &str) -> anyhow::Result<Outcome> {
         }
         if let Ok(status) = verbs::ask_status(&which)
             && status.up
+            && status.owner == owner.id()
         {
             output::print(&tell::welcome(&status))?;
             return Ok(Outcome::Fine);
         }
-        #[expect(clippy::disallowed_methods, reason = "bounded by UP_MAX; there is no runtime here")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "bounded by UP_MAX; there is no runtime here"
+        )]
         std::thread::sleep(Duration::from_millis(10));
     }
     owner.kill().ok();

@@ -45,7 +45,10 @@ impl Place {
         // A name may stand for a directory elsewhere.
         let known = fs::read_link(&entry).unwrap_or_else(|_none| entry.clone());
         if known != dir && answers(&known) {
-            bail!("a lab named {name} runs already, in {}; end it with `outlast lab down --name {name}`, or choose another --name", known.display());
+            bail!(
+                "a lab named {name} runs already, in {}; end it with `outlast lab down --name {name}`, or choose another --name",
+                known.display()
+            );
         }
         if dir.is_dir() && !dir.join(MARK).exists() && fs::read_dir(&dir)?.next().is_some() {
             bail!("{} is not empty and was not made by a lab; choose another --dir", dir.display());
@@ -69,15 +72,20 @@ impl Place {
         fs::remove_file(socket(&dir)).ok();
         if !keep {
             remove_if_there(&dir.join("nodes")).context("remove what an older lab left")?;
+            fs::remove_file(log(&dir)).ok();
         }
         let mut link = None;
         if dir != entry {
             if entry.is_symlink() {
                 fs::remove_file(&entry).context("forget where an older lab was")?;
             } else if entry.exists() {
-                bail!("another lab named {name} has left its data in {}; choose another --name", entry.display());
+                bail!(
+                    "another lab named {name} has left its data in {}; choose another --name",
+                    entry.display()
+                );
             }
-            symlink(&dir, &entry).with_context(|| format!("note the lab at {}", entry.display()))?;
+            symlink(&dir, &entry)
+                .with_context(|| format!("note the lab at {}", entry.display()))?;
             link = Some(entry);
         }
         Ok(Place { dir, lock, link })
@@ -158,7 +166,10 @@ fn labs() -> anyhow::Result<PathBuf> {
     }
     let found = fs::symlink_metadata(&dir).with_context(|| format!("look at {}", dir.display()))?;
     if !found.is_dir() || found.uid() != user {
-        bail!("{} belongs to someone else; set XDG_STATE_HOME to a directory of yours", dir.display());
+        bail!(
+            "{} belongs to someone else; set XDG_STATE_HOME to a directory of yours",
+            dir.display()
+        );
     }
     Ok(dir)
 }

@@ -21,6 +21,8 @@ pub(super) struct Plan {
     pub(super) file: PathBuf,
     pub(super) program: PathBuf,
     pub(super) rootless: bool,
+    /// The owner's process.
+    pub(super) owner: u32,
     pub(super) nodes: Vec<Node>,
 }
 

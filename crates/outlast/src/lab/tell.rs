@@ -31,7 +31,10 @@ pub(super) fn table(status: &Status, ink: Ink) -> String {
     };
     let name = widest(|node| node.name.len(), 4);
     let address = widest(|node| node.address.len(), 7);
-    let head = format!("  {:name$}  {:address$}  {:8}  {:>8}  {:>8}  agent", "node", "address", "state", "for", "pid");
+    let head = format!(
+        "  {:name$}  {:address$}  {:8}  {:>8}  {:>8}  agent",
+        "node", "address", "state", "for", "pid"
+    );
     text += &format!("{}\n", ink.on(Paint::Faint, &head));
     for node in &status.nodes {
         let state = format!("{:8}", node.state.word());
@@ -56,7 +59,8 @@ pub(super) fn table(status: &Status, ink: Ink) -> String {
     }
     text += &format!("{}\n", ink.on(Paint::Faint, "  fault  heals in  what"));
     for fault in &status.faults {
-        text += &format!("  {:5}  {:>8}  {}\n", fault.id, seconds(fault.heals_in_seconds), fault.text);
+        text +=
+            &format!("  {:5}  {:>8}  {}\n", fault.id, seconds(fault.heals_in_seconds), fault.text);
     }
     text
 }
@@ -103,6 +107,7 @@ mod tests {
             file: "/p/shop.toml".into(),
             dir: "/d/shop".into(),
             rootless: true,
+            owner: 4700,
             up: true,
             nodes: vec![
                 node("a", NodeState::Running, AgentState::Running, Some(4711), None),
@@ -117,7 +122,15 @@ mod tests {
             }],
         };
         let ink = Ink { colour: false };
-        expect![[""]].assert_eq(&table(&status, ink));
+        expect![[r#"
+            lab shop  rootless, /p/shop.toml in /d/shop
+              node    address   state          for       pid  agent
+              a       10.0.0.1  running       1m2s      4711  answers
+              berlin  10.0.0.1  dead          1m2s         -  -, power comes back in 4s
+              c       10.0.0.1  paused        1m2s      4712  ended with status 137
+              fault  heals in  what
+              f1          42s  cut a | all others
+        "#]].assert_eq(&table(&status, ink));
         status.faults.clear();
         assert!(table(&status, ink).ends_with("no faults\n"));
     }

@@ -21,8 +21,8 @@ use super::args::{
     StatusArgs, Which,
 };
 use super::place;
-use super::wire::{Answer, Ask, Status};
 use super::tell;
+use super::wire::{Answer, Ask, Status};
 use crate::cli::Format;
 use crate::output::{self, Ink};
 use crate::{AGENT_FILE, Outcome};
@@ -96,7 +96,10 @@ pub(super) fn down(which: &Which) -> anyhow::Result<Outcome> {
         if until < Instant::now() {
             bail!("the lab was told to end, but something of it still runs");
         }
-        #[expect(clippy::disallowed_methods, reason = "bounded by DOWN_MAX; there is no runtime here")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "bounded by DOWN_MAX; there is no runtime here"
+        )]
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(outcome)
@@ -139,7 +142,12 @@ pub(super) fn logs(args: &LogsArgs) -> anyhow::Result<Outcome> {
     let status = ask_status(&args.which)?;
     if !status.nodes.iter().any(|node| node.name == args.node) {
         let names: Vec<&str> = status.nodes.iter().map(|node| node.name.as_str()).collect();
-        bail!("there is no node `{}` in lab {}; its nodes are {}", args.node, status.name, names.join(", "));
+        bail!(
+            "there is no node `{}` in lab {}; its nodes are {}",
+            args.node,
+            status.name,
+            names.join(", ")
+        );
     }
     let path = status.dir.join("nodes").join(&args.node).join("agent.log");
     let mut log = File::open(&path).with_context(|| format!("open {}", path.display()))?;

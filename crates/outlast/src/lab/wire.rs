@@ -32,7 +32,12 @@ pub(super) enum FromKeeper {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum ToMachine {
     /// The first: who it is.
-    Be { node: Box<Node>, lab: PathBuf, file: PathBuf, program: PathBuf },
+    Be {
+        node: Box<Node>,
+        lab: PathBuf,
+        file: PathBuf,
+        program: PathBuf,
+    },
     /// The cable is in.
     Plugged,
     StartAgent,
@@ -47,10 +52,14 @@ pub(super) enum ToMachine {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum FromMachine {
     Failed(String),
-    AgentStarted { pid: u32 },
+    AgentStarted {
+        pid: u32,
+    },
     /// It can be asked.
     AgentAnswers,
-    AgentEnded { code: i32 },
+    AgentEnded {
+        code: i32,
+    },
     Frozen,
 }
 
@@ -78,7 +87,11 @@ pub(super) enum Answer {
     Refused(String),
     Status(Status),
     /// A pidfd of the machine's first process comes with it.
-    Door { rootless: bool, file: PathBuf, program: PathBuf },
+    Door {
+        rootless: bool,
+        file: PathBuf,
+        program: PathBuf,
+    },
 }
 
 /// How a lab is: also what `outlast lab status --format json` prints.
@@ -89,6 +102,8 @@ pub(super) struct Status {
     pub(super) file: PathBuf,
     pub(super) dir: PathBuf,
     pub(super) rootless: bool,
+    /// The process that holds the lab.
+    pub(super) owner: u32,
     /// Every agent has answered, or has had its time.
     pub(super) up: bool,
     pub(super) nodes: Vec<NodeStatus>,

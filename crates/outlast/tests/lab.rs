@@ -90,6 +90,16 @@ fn users() -> Vec<Option<u32>> {
     }
 }
 
+/// Runs a test as each user, side by side: most of it is waiting.
+fn each_user(test: impl Fn(Option<u32>) + Sync) {
+    std::thread::scope(|scope| {
+        for user in users() {
+            let test = &test;
+            scope.spawn(move || test(user));
+        }
+    });
+}
+
 /// A place for labs of one user, and the lab in it. All of it is gone when it is dropped.
 struct Lab {
     dir: PathBuf,
@@ -276,7 +286,7 @@ fn kill(pid: u32) {
 
 #[test]
 fn every_node_is_a_machine_of_its_own_that_the_others_reach() {
-    for user in users() {
+    each_user(|user| {
         let lab = Lab::up(user, THREE);
         for (from, to) in [("a", "b"), ("b", "c"), ("c", "a"), ("c", "10.0.0.2")] {
             lab.reach(from, to);
@@ -288,30 +298,30 @@ fn every_node_is_a_machine_of_its_own_that_the_others_reach() {
             assert_eq!(lab.node(name)["state"], "running");
         }
         // The same path, and yet its own; as /tmp is.
-        for at in ["/var/lib/outlast-of-a-test/mine", "/tmp/mine"] {
+        for at in ["/var/lib/outlast-of-a-test/mine", "/tmp/mine", "/run/mine", "/dev/shm/mine"] {
             assert!(lab.exec("a", &["touch", at]).status.success());
             assert!(!lab.exec("b", &["test", "-e", at]).status.success());
         }
         assert_eq!(lab.status()["rootless"], !geteuid().is_root() || user.is_some());
         let (log, _) = (lab.good(&["logs", "b"]), ());
         assert!(log.contains("node=\"b\""), "{log}");
-    }
+    });
 }
 
 #[test]
 fn addresses_of_version_6_and_of_different_networks_work() {
-    for user in users() {
+    each_user(|user| {
         let lab = Lab::up(user, TWO);
         lab.reach("left", "[fd00:2::1]");
         lab.reach("right", "left");
         lab.good(&["cut", "left", "right"]);
         assert!(!lab.reaches("left", "right"));
-    }
+    });
 }
 
 #[test]
 fn exec_ends_with_the_status_of_its_command() {
-    for user in users() {
+    each_user(|user| {
         let lab = Lab::up(user, THREE);
         let code = |script: &str| {
             let output = lab.exec("a", &["sh", "-c", script]);
@@ -325,12 +335,12 @@ fn exec_ends_with_the_status_of_its_command() {
         assert_eq!(lab.exec("x", &["true"]).status.code(), Some(2));
         let alone = said(&lab.exec("a", &["sh", "-c", "ls -d /proc/[0-9]* | wc -l"]));
         assert!(alone.trim().parse::<u32>().unwrap() < 12, "{alone} processes");
-    }
+    });
 }
 
 #[test]
 fn a_cut_cuts_both_ways_or_one_and_heals_by_hand_or_by_itself() {
-    for user in users() {
+    each_user(|user| {
         let lab = Lab::up(user, THREE);
         lab.good(&["cut", "a,b", "c"]);
         assert!(!lab.reaches("a", "c") && !lab.reaches("c", "b"));
@@ -341,13 +351,14 @@ fn a_cut_cuts_both_ways_or_one_and_heals_by_hand_or_by_itself() {
         lab.reach("c", "b");
 
         // One way: what a asks arrives at b, but no answer of b arrives at a.
+        assert_eq!(lab.ping("a", "b", 5).0, 5);
         lab.good(&["cut", "b", "a", "--one-way"]);
-        let before = received(&lab, "b");
-        assert!(!lab.reaches("a", "b"));
-        assert!(before < received(&lab, "b"), "nothing arrived at b");
-        let before = received(&lab, "a");
-        assert!(!lab.reaches("b", "a"));
-        assert_eq!(before, received(&lab, "a"), "something arrived at a");
+        let before = echoes(&lab, "b");
+        assert_eq!(lab.ping("a", "b", 5).0, 0);
+        assert!(before < echoes(&lab, "b"), "nothing arrived at b");
+        let before = echoes(&lab, "a");
+        assert_eq!(lab.ping("b", "a", 5).0, 0);
+        assert_eq!(before, echoes(&lab, "a"), "something arrived at a");
         lab.reach("a", "c");
         lab.reach("c", "b");
         lab.good(&["heal", "a"]);
@@ -358,45 +369,42 @@ fn a_cut_cuts_both_ways_or_one_and_heals_by_hand_or_by_itself() {
         lab.reach("b", "c");
         wait_until("the cut heals by itself", || lab.reaches("b", "a"));
         wait_until("and is not in the list any more", || !lab.has_faults());
-    }
+    });
 }
 
-/// Packets that a machine has received from the cable.
-fn received(lab: &Lab, node: &str) -> u64 {
-    let output = lab.exec(
-        node,
-        &["sh", "-c", "sed -n 's/^ *eth0: *[0-9]* *\\([0-9]*\\).*/\\1/p' /proc/net/dev"],
-    );
-    said(&output).trim().parse().unwrap_or_else(|_| panic!("{}", said(&output)))
+/// Echo requests that have arrived at a machine.
+fn echoes(lab: &Lab, node: &str) -> u64 {
+    let text = said(&lab.exec(node, &["grep", "^Icmp:", "/proc/net/snmp"]));
+    let rows: Vec<Vec<&str>> = text.lines().map(|l| l.split_whitespace().collect()).collect();
+    let at = rows[0].iter().position(|&name| name == "InEchos").unwrap();
+    rows[1][at].parse().unwrap()
 }
 
 #[test]
 fn the_kernel_heals_a_cut_even_if_the_keeper_does_nothing() {
-    for user in users() {
+    each_user(|user| {
         let lab = Lab::up(user, THREE);
+        lab.reach("a", "b");
         let keeper = parent(lab.node("a")["pid"].as_u64().unwrap());
         let keeper = Pid::from_raw(i32::try_from(keeper).unwrap()).unwrap();
         // A shell inside, because the door is closed while the keeper stands still.
-        let script = "curl -s -m 1 http://b:8900/health >/dev/null && exit 1; echo cut; i=0; while ! curl -s -m 1 http://b:8900/health >/dev/null; do i=$((i+1)); [ $i -gt 60 ] && exit 2; done; echo healed";
-        lab.good(&["cut", "a", "--for", "4s"]);
+        let script = "cd /var/lib/outlast-of-a-test; touch inside; while [ ! -e go ]; do :; done; ask() { curl -s -m 0.7 http://b:8900/health >/dev/null; }; ask && exit 1; echo cut; i=0; while ! ask; do i=$((i+1)); [ $i -gt 60 ] && exit 2; done; echo healed";
         let inside = lab.command(&["exec", "a", "--", "sh", "-c", script]);
         let inside = { inside }.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        wait_until("the shell is inside", || {
-            processes().iter().any(|pid| {
-                fs::read(format!("/proc/{pid}/cmdline"))
-                    .is_ok_and(|l| l.starts_with(b"curl\0-s\0-m"))
-            })
-        });
+        let data = lab.dir.join("outlast/labs/three/nodes/a/data");
+        wait_until("the shell is inside", || data.join("inside").exists());
+        lab.good(&["cut", "a", "--for", "5s"]);
         kill_process(keeper, Signal::STOP).unwrap();
+        fs::write(data.join("go"), "").unwrap();
         let output = inside.wait_with_output().unwrap();
         kill_process(keeper, Signal::CONT).unwrap();
         assert_eq!(said(&output), "cut\nhealed\n", "{:?}", output.status);
-    }
+    });
 }
 
 #[test]
 fn loss_and_delay_are_what_was_asked_for_and_go_one_way() {
-    for user in users() {
+    each_user(|user| {
         let lab = Lab::up(user, THREE);
         assert_eq!(lab.ping("a", "b", 20).0, 20);
         // 200 tries, half of them lost: 60 to 140 come back, but once in ten million runs.
@@ -424,7 +432,7 @@ fn loss_and_delay_are_what_was_asked_for_and_go_one_way() {
         lab.good(&["heal"]);
         let (back, shortest, _) = lab.ping("a", "b", 20);
         assert!(back == 20 && shortest < 60.0, "{back} back, {shortest} ms");
-    }
+    });
 }
 
 /// A script that sends a megabyte to a node, whose face refuses it: what counts is that it was taken.
@@ -436,7 +444,7 @@ fn copy(to: &str) -> String {
 
 #[test]
 fn a_killed_node_is_gone_at_once_and_comes_back_with_its_data() {
-    for user in users() {
+    each_user(|user| {
         let lab = Lab::up(user, THREE);
         let at = "/var/lib/outlast-of-a-test/mine";
         assert!(lab.exec("b", &["sh", "-c", &format!("echo kept > {at}")]).status.success());
@@ -463,12 +471,12 @@ fn a_killed_node_is_gone_at_once_and_comes_back_with_its_data() {
         wait_until("the power comes back", || {
             lab.node("a")["state"] == "running" && lab.node("a")["agent"] == "running"
         });
-    }
+    });
 }
 
 #[test]
 fn a_stopped_node_ends_politely_and_an_agent_that_died_can_be_started_again() {
-    for user in users() {
+    each_user(|user| {
         let lab = Lab::up(user, THREE);
         lab.good(&["stop", "c"]);
         assert_eq!(lab.node("c")["state"], "stopped");
@@ -483,12 +491,12 @@ fn a_stopped_node_ends_politely_and_an_agent_that_died_can_be_started_again() {
         assert_eq!(lab.node("c")["state"], "running", "the machine goes on without it");
         lab.good(&["start", "c"]);
         assert_eq!(lab.node("c")["agent"], "running");
-    }
+    });
 }
 
 #[test]
 fn a_paused_node_stands_still_until_it_is_resumed_or_its_time_is_over() {
-    for user in users() {
+    each_user(|user| {
         let lab = Lab::up(user, THREE);
         let count = "while :; do echo x >> /var/lib/outlast-of-a-test/count; done";
         let inside = lab.command(&["exec", "b", "--", "sh", "-c", count]);
@@ -515,12 +523,12 @@ fn a_paused_node_stands_still_until_it_is_resumed_or_its_time_is_over() {
         lab.good(&["kill", "b"]);
         assert!(!lab.has_faults());
         assert_eq!(inside.wait().unwrap().code(), Some(137));
-    }
+    });
 }
 
 #[test]
 fn nothing_is_left_when_it_goes_down() {
-    for user in users() {
+    each_user(|user| {
         let lab = Lab::up(user, THREE);
         lab.good(&["cut", "a"]);
         lab.good(&["delay", "b", "50ms"]);
@@ -531,7 +539,7 @@ fn nothing_is_left_when_it_goes_down() {
         lab.has_left_nothing(&namespaces);
         wait_until("its directory is gone", || !lab.dir.join("outlast/labs/three").exists());
         assert!(lab.bad(&["status"], 2).contains("no lab runs"));
-    }
+    });
 }
 
 /// A lab in the foreground that is up.
@@ -549,7 +557,7 @@ fn owned(user: Option<u32>) -> Lab {
 
 #[test]
 fn nothing_is_left_when_its_owner_is_killed() {
-    for user in users() {
+    each_user(|user| {
         let mut lab = owned(user);
         lab.good(&["cut", "a"]);
         lab.good(&["delay", "b", "50ms"]);
@@ -563,24 +571,24 @@ fn nothing_is_left_when_its_owner_is_killed() {
         lab.has_left_nothing(&namespaces);
         // What lies in its directory is in nobody's way.
         lab.good(&["up", "lab.toml", "--detach"]);
-    }
+    });
 }
 
 #[test]
 fn nothing_is_left_when_its_keeper_is_killed() {
-    for user in users() {
+    each_user(|user| {
         let mut lab = owned(user);
         let namespaces = lab.namespaces();
         kill(u32::try_from(parent(lab.node("a")["pid"].as_u64().unwrap())).unwrap());
         let status = lab.owner.take().unwrap().wait().unwrap();
         assert_eq!(status.code(), Some(2));
         lab.has_left_nothing(&namespaces);
-    }
+    });
 }
 
 #[test]
 fn ctrl_c_ends_it_in_order() {
-    for user in users() {
+    each_user(|user| {
         let mut lab = owned(user);
         let namespaces = lab.namespaces();
         let owner = lab.owner.take().unwrap();
@@ -589,12 +597,12 @@ fn ctrl_c_ends_it_in_order() {
         assert_eq!({ owner }.wait().unwrap().code(), Some(0));
         lab.has_left_nothing(&namespaces);
         assert!(!lab.dir.join("outlast/labs/three").exists());
-    }
+    });
 }
 
 #[test]
 fn two_labs_at_one_time_do_not_meet() {
-    for user in users() {
+    each_user(|user| {
         let lab = Lab::up(user, THREE);
         assert!(lab.bad(&["up", "lab.toml", "--detach"], 2).contains("runs already"));
         lab.good(&["up", "lab.toml", "--detach", "--name", "other"]);
@@ -609,12 +617,12 @@ fn two_labs_at_one_time_do_not_meet() {
         assert!(!reaches("other"));
         lab.good(&["down", "--name", "other"]);
         lab.reach("a", "b");
-    }
+    });
 }
 
 #[test]
 fn data_that_is_kept_is_there_the_next_time() {
-    for user in users() {
+    each_user(|user| {
         let lab = Lab::new(user);
         lab.write(THREE);
         let up = ["up", "lab.toml", "--detach", "--keep", "--dir", "here"];
@@ -632,7 +640,20 @@ fn data_that_is_kept_is_there_the_next_time() {
         fs::write(lab.dir.join("full/mine"), "").unwrap();
         let refused = lab.bad(&["up", "lab.toml", "--detach", "--name", "x", "--dir", "full"], 2);
         assert!(refused.contains("is not empty"), "{refused}");
-    }
+    });
+}
+
+#[test]
+fn a_data_directory_beside_the_file_is_made_and_taken_away_again() {
+    each_user(|user| {
+        let lab = Lab::new(user);
+        lab.write(&THREE.replace("/var/lib/outlast-of-a-test", "deep/data"));
+        lab.good(&["up", "lab.toml", "--detach"]);
+        assert!(lab.dir.join("outlast/labs/three/nodes/a/data/journal").exists());
+        assert!(lab.exec("a", &["test", "-e", "deep/data/journal"]).status.success());
+        lab.good(&["down"]);
+        assert!(!lab.dir.join("deep").exists());
+    });
 }
 
 #[test]

@@ -1,6 +1,8 @@
-//! What a machine sees of the file system: all of the host's, but its own data, its own /tmp and /run, its own processes.
+//! What a machine sees of the file system: all of the host's, but its own data, its own /tmp, /run and /dev/shm, its own
+//! processes.
 //!
-//! Every mount here lies in a mount namespace of the lab. Nothing is made on the host's own file systems.
+//! Every mount here lies in a mount namespace of the lab. Nothing is made on the host's own file systems, but for one case:
+//! a directory beside the topology file, which its owner removes again.
 
 use std::fs::{self, File};
 use std::io;
@@ -33,8 +35,8 @@ pub fn lay_over(from: &Path, at: &Path) -> io::Result<()> {
     Ok(mount_bind_recursive(from, at)?)
 }
 
-/// Sets up the mounts of a machine, from inside. What leads to `visible` stays visible.
-pub fn furnish(private: &[Private], visible: &[PathBuf]) -> Result<(), String> {
+/// Sets up the mounts of a machine, from inside. What leads to the topology `file` and to `visible` stays visible.
+pub fn furnish(private: &[Private], file: &Path, visible: &[PathBuf]) -> Result<(), String> {
     let said =
         |doing: &str, at: &Path, error: io::Error| format!("{doing} {}: {error}", at.display());
     on_its_own().map_err(|error| said("keep the mounts of", Path::new("/"), error))?;
@@ -50,11 +52,8 @@ pub fn furnish(private: &[Private], visible: &[PathBuf]) -> Result<(), String> {
         let dir = File::open(from).map_err(|error| said("open", from, error))?;
         held.push((at, dir));
     }
-    let kept: Vec<&Path> = private
-        .iter()
-        .map(|p| p.at.as_path())
-        .chain(visible.iter().map(PathBuf::as_path))
-        .collect();
+    let own = private.iter().map(|private| private.at.as_path());
+    let kept: Vec<&Path> = own.chain(visible.iter().map(PathBuf::as_path)).chain([file]).collect();
     for shared in ["/tmp", "/run"].map(Path::new) {
         if shared.is_dir() && !fs::symlink_metadata(shared).is_ok_and(|m| m.is_symlink()) {
             let keep = |entry: &Path| kept.iter().any(|kept| kept.starts_with(entry));
@@ -62,8 +61,15 @@ pub fn furnish(private: &[Private], visible: &[PathBuf]) -> Result<(), String> {
                 .map_err(|error| said("give the machine its own", shared, error))?;
         }
     }
+    // What a killed program leaves in shared memory is to go with the machine.
+    let shared_memory = Path::new("/dev/shm");
+    if shared_memory.is_dir() {
+        let flags = MountFlags::NOSUID | MountFlags::NODEV;
+        mount("tmpfs", shared_memory, "tmpfs", flags, None)
+            .map_err(|errno| said("give the machine its own", shared_memory, errno.into()))?;
+    }
     for (at, dir) in held {
-        make_place(at, visible)?;
+        make_place(at, file)?;
         let from = format!("/proc/self/fd/{}", dir.as_raw_fd());
         mount_bind_recursive(from, at.as_path())
             .map_err(|errno| said("give the machine its own", at, errno.into()))?;
@@ -82,25 +88,22 @@ fn hide_cgroups() -> io::Result<()> {
 }
 
 /// Makes the directory `at` if it is not there, without touching the host: what is above it is laid out anew.
-fn make_place(at: &Path, visible: &[PathBuf]) -> Result<(), String> {
+fn make_place(at: &Path, file: &Path) -> Result<(), String> {
     if at.is_dir() {
         return Ok(());
     }
     let above = at.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"));
-    let make = || fs::create_dir_all(at);
-    // Where the topology file lies, changes of it must be seen; a copy of the directory would hide them.
-    if visible.iter().any(|path| path.starts_with(above)) && above.parent().is_some() {
-        return make().map_err(|error| format!("make {}: {error}", at.display()));
-    }
+    let above =
+        above.canonicalize().map_err(|error| format!("look up {}: {error}", above.display()))?;
     if above.parent().is_none() {
         return Err(format!(
             "{} does not exist, and a lab makes nothing in /; make that directory, or choose another one in the file",
             at.display()
         ));
     }
-    let above =
-        above.canonicalize().map_err(|error| format!("look up {}: {error}", above.display()))?;
-    lay_out(&above, |_| true).and_then(|()| make()).map_err(|error| {
+    // Beside the topology file it is really made: an editor replaces the file, and a new layout would show the old one.
+    let laid_out = if file.parent() == Some(&*above) { Ok(()) } else { lay_out(&above, |_| true) };
+    laid_out.and_then(|()| fs::create_dir_all(at)).map_err(|error| {
         format!("make a place for {} below {}: {error}", at.display(), above.display())
     })
 }

@@ -45,8 +45,8 @@ fn live(line: &UnixStream) -> anyhow::Result<()> {
         bail!("the keeper did not say which machine this is; `outlast lab up` starts machines");
     };
     rustix::system::sethostname(node.name.as_bytes()).context("name the machine")?;
-    let visible = [file.clone(), program.clone(), node.dir(&lab)];
-    furnish(&node.private_dirs(&lab), &visible).map_err(anyhow::Error::msg)?;
+    furnish(&node.private_dirs(&lab), &file, &[program.clone(), node.dir(&lab)])
+        .map_err(anyhow::Error::msg)?;
     let machine = Machine { log: node.log(&lab), node: *node, file, program, line, agent: None };
     crate::verbs::block_on(machine.serve())
 }

@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -59,6 +59,11 @@ pub(super) fn up(args: &UpArgs) -> anyhow::Result<Outcome> {
         rustix::process::setsid().context("leave the terminal")?;
     }
     let place = Place::take(&called, args.dir.as_deref(), args.keep)?;
+    let absent: Vec<PathBuf> = nodes
+        .iter()
+        .flat_map(|node| node.private.iter().map(|(at, _)| at.clone()))
+        .filter(|at| at.starts_with(file_dir) && !at.exists())
+        .collect();
     let outcome = hold(&place, |rootless| Plan {
         name: called.clone(),
         dir: place.dir.clone(),
@@ -68,6 +73,7 @@ pub(super) fn up(args: &UpArgs) -> anyhow::Result<Outcome> {
         owner: std::process::id(),
         nodes: nodes.clone(),
     });
+    remove_empty(&absent, file_dir);
     let kept = args.keep.then(|| place.dir.clone());
     // A lab that could not be built has logs that say why.
     let left = place.leave(args.keep || outcome.is_err());
@@ -77,6 +83,17 @@ pub(super) fn up(args: &UpArgs) -> anyhow::Result<Outcome> {
         output::print(&format!("data and logs are kept in {}\n", dir.display()))?;
     }
     Ok(outcome)
+}
+
+/// Takes away the places that machines made for their data beside the file. What is not empty stays.
+fn remove_empty(dirs: &[PathBuf], file_dir: &Path) {
+    for dir in dirs {
+        for dir in dir.ancestors().take_while(|dir| *dir != file_dir) {
+            if std::fs::remove_dir(dir).is_err() {
+                break;
+            }
+        }
+    }
 }
 
 /// Our own binary: where it lies, so that a newer one there can be upgraded to.

@@ -130,7 +130,8 @@ mod tests {
               c       10.0.0.1  paused        1m2s      4712  ended with status 137
               fault  heals in  what
               f1          42s  cut a | all others
-        "#]].assert_eq(&table(&status, ink));
+        "#]]
+        .assert_eq(&table(&status, ink));
         status.faults.clear();
         assert!(table(&status, ink).ends_with("no faults\n"));
     }

@@ -57,9 +57,10 @@ pub(crate) enum LabVerb {
 }
 
 pub(crate) const AFTER_HELP: &str = "\
-A lab is the cluster of a file on this one machine: each node has its own network address, processes, data directory
-and /tmp. It needs no root where the kernel allows user namespaces, touches neither your network nor your files, and
-is gone when it ends.
+A lab is the cluster of a file on this one machine: each node has its own network
+address, processes, data directory and /tmp. It needs no root where the kernel
+allows user namespaces, touches neither your network nor your files, and is gone
+when it ends.
 
 Examples:
   outlast lab up examples/lab.toml      starts it; Ctrl-C ends it
@@ -77,7 +78,8 @@ Examples:
   outlast lab up shop.toml --detach     in the background, until `outlast lab down`
   outlast lab up shop.toml --keep       data and logs stay, and are there again next time
 
-Every fault ends when the lab ends; the lab ends when this process ends, even by SIGKILL.
+Every fault ends when the lab ends. The lab ends when this process ends, even by
+SIGKILL.
 
 Exit status:
   0  it was up, and was ended as asked
@@ -90,7 +92,8 @@ Examples:
   outlast lab status --format json | jq '.nodes[] | select(.state != \"running\")'";
 
 const AFTER_HELP_OF_EXEC: &str = "\
-The command sees the node's network, processes and data. `outlast` in it finds the lab's file by itself.
+The command sees the node's network, processes and data. `outlast` in it finds
+the lab's file by itself.
 
 Examples:
   outlast lab exec a -- outlast status
@@ -98,7 +101,8 @@ Examples:
   outlast lab exec a -- bash            look around
   outlast lab exec a -- pkill -9 -f 'outlast run'
 
-Exit status: that of the command; above 128 it ended by a signal. 2 also if it could not be run.";
+Exit status: that of the command; above 128 it ended by a signal. 2 also if it
+could not be run.";
 
 const AFTER_HELP_OF_CUT: &str = "\
 Examples:

@@ -10,7 +10,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -279,6 +279,11 @@ fn parent(pid: u64) -> u64 {
     stat[stat.rfind(')').unwrap()..].split(' ').nth(2).unwrap().parse().unwrap()
 }
 
+/// How a process ended, soon.
+fn ended(mut child: Child) -> ExitStatus {
+    wait("a process ends", || child.try_wait().unwrap())
+}
+
 fn kill(pid: u32) {
     let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
     kill_process(pid, Signal::KILL).unwrap();
@@ -454,8 +459,8 @@ fn a_killed_node_is_gone_at_once_and_comes_back_with_its_data() {
         });
         lab.good(&["cut", "b", "c"]);
         lab.good(&["kill", "b"]);
-        let ended = { inside }.wait().unwrap();
-        assert_eq!(ended.code(), Some(137), "what was run inside is gone too");
+        let status = ended(inside);
+        assert_eq!(status.code(), Some(137), "what was run inside is gone too");
         assert_eq!(lab.node("b")["state"], "dead");
         assert!(!lab.reaches("a", "b"));
         assert!(lab.bad(&["exec", "b", "--", "true"], 2).contains("b is off"));
@@ -500,7 +505,7 @@ fn a_paused_node_stands_still_until_it_is_resumed_or_its_time_is_over() {
         let lab = Lab::up(user, THREE);
         let count = "while :; do echo x >> /var/lib/outlast-of-a-test/count; done";
         let inside = lab.command(&["exec", "b", "--", "sh", "-c", count]);
-        let mut inside = { inside }.spawn().unwrap();
+        let inside = { inside }.spawn().unwrap();
         let name = lab.dir.join("outlast/labs/three/nodes/b/data/count");
         let size = || fs::metadata(&name).map_or(0, |m| m.len());
         wait_until("it counts", || 0 < size());
@@ -522,7 +527,7 @@ fn a_paused_node_stands_still_until_it_is_resumed_or_its_time_is_over() {
         lab.good(&["pause", "b"]);
         lab.good(&["kill", "b"]);
         assert!(!lab.has_faults());
-        assert_eq!(inside.wait().unwrap().code(), Some(137));
+        assert_eq!(ended(inside).code(), Some(137));
     });
 }
 
@@ -564,10 +569,10 @@ fn nothing_is_left_when_its_owner_is_killed() {
         lab.good(&["pause", "c"]);
         let inside = { lab.command(&["exec", "b", "--", "sleep", "600"]) }.spawn().unwrap();
         let namespaces = lab.namespaces();
-        let mut owner = lab.owner.take().unwrap();
+        let owner = lab.owner.take().unwrap();
         kill(owner.id());
-        owner.wait().unwrap();
-        assert!(!{ inside }.wait().unwrap().success());
+        ended(owner);
+        assert!(!ended(inside).success());
         lab.has_left_nothing(&namespaces);
         // What lies in its directory is in nobody's way.
         lab.good(&["up", "lab.toml", "--detach"]);
@@ -580,7 +585,7 @@ fn nothing_is_left_when_its_keeper_is_killed() {
         let mut lab = owned(user);
         let namespaces = lab.namespaces();
         kill(u32::try_from(parent(lab.node("a")["pid"].as_u64().unwrap())).unwrap());
-        let status = lab.owner.take().unwrap().wait().unwrap();
+        let status = ended(lab.owner.take().unwrap());
         assert_eq!(status.code(), Some(2));
         lab.has_left_nothing(&namespaces);
     });
@@ -594,7 +599,7 @@ fn ctrl_c_ends_it_in_order() {
         let owner = lab.owner.take().unwrap();
         let pid = Pid::from_raw(i32::try_from(owner.id()).unwrap()).unwrap();
         kill_process(pid, Signal::INT).unwrap();
-        assert_eq!({ owner }.wait().unwrap().code(), Some(0));
+        assert_eq!(ended(owner).code(), Some(0));
         lab.has_left_nothing(&namespaces);
         assert!(!lab.dir.join("outlast/labs/three").exists());
     });

@@ -27,6 +27,9 @@ pub(crate) const APT: &[Package] = &[
         name: "prometheus",
         why: "promtool reads our /metrics and alert rules as Prometheus does",
     },
+    Package { name: "curl", why: "asks the nodes of a lab from inside other nodes" },
+    Package { name: "iputils-ping", why: "measures loss and delay between the nodes of a lab" },
+    Package { name: "procps", why: "finds an agent inside a node of a lab, to kill it" },
     Package { name: "python3-venv", why: "a place of its own for the Python packages below" },
 ];
 

@@ -6,6 +6,7 @@ pub mod clock;
 pub mod command;
 pub mod handle;
 pub mod journal;
+pub mod lab;
 mod leader;
 pub mod probe;
 pub mod process;

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::lab::{self, LabVerb};
+
 /// Keeps a service and its data up when parts of it fail: one binary per node, one topology file.
 #[derive(Debug, Parser)]
 #[command(name = "outlast", version, after_help = AFTER_HELP, arg_required_else_help = true)]
@@ -18,6 +20,7 @@ Examples:
   outlast check --format json | jq .    the same for programs
   outlast certs init --cluster shop     the certificates by which nodes know each other
   outlast schema > outlast.schema.json  what an editor needs to complete and check the file
+  outlast lab up shop.toml              the whole cluster on this machine, to try and to break
 
 `outlast VERB --help` says more about a verb.";
 
@@ -58,6 +61,9 @@ pub(crate) enum Verb {
     /// Stops the running agent: not ready first, then drained, then ended. Waits until it has ended.
     #[command(after_help = AFTER_HELP_OF_STOP)]
     Stop(StopArgs),
+    /// Tries the file's whole cluster on this machine: real nodes and a network between them that can be broken.
+    #[command(subcommand, after_help = lab::AFTER_HELP)]
+    Lab(LabVerb),
     /// The data plane's process; started by the agent.
     #[command(hide = true)]
     Proxy(ProxyArgs),
@@ -264,7 +270,14 @@ pub(crate) enum LogFormat {
 #[derive(Debug, Args)]
 pub(crate) struct AtArgs {
     /// The topology file that the agent runs: it says where its data directory is.
-    #[arg(long, short, default_value = "outlast.toml", value_name = "FILE")]
+    #[arg(
+        long,
+        short,
+        default_value = "outlast.toml",
+        value_name = "FILE",
+        env = crate::AGENT_FILE,
+        hide_env_values = true
+    )]
     pub(crate) file: PathBuf,
     /// The agent's data directory, instead of the file.
     #[arg(long, value_name = "DIR")]

@@ -4,6 +4,7 @@ mod certs;
 mod check;
 mod cli;
 mod events;
+mod lab;
 mod output;
 mod status;
 mod verbs;
@@ -22,7 +23,12 @@ enum Outcome {
     Mistakes,
     /// It could not even be tried.
     Unable,
+    /// What a command that was run for the user came to.
+    Code(u8),
 }
+
+/// The environment variable that names the topology file of the agent that verbs speak to.
+const AGENT_FILE: &str = "OUTLAST_FILE";
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -44,6 +50,7 @@ fn main() -> ExitCode {
         Verb::Failback(args) => verbs::order(&args.at, "/v1/failback", Some(args.service), None),
         Verb::Upgrade(at) => verbs::order(&at, "/v1/upgrade", None, None),
         Verb::Stop(args) => verbs::stop(&args),
+        Verb::Lab(verb) => lab::run(&verb),
         Verb::Proxy(args) => verbs::proxy(&args),
     };
     let outcome = outcome.unwrap_or_else(|error| {
@@ -54,6 +61,7 @@ fn main() -> ExitCode {
         Outcome::Fine => 0,
         Outcome::Mistakes => 1,
         Outcome::Unable => 2,
+        Outcome::Code(code) => code,
     })
 }
 

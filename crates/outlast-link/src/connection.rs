@@ -187,7 +187,7 @@ impl Connection {
     }
 
     /// Lets everybody who waits know that it is over.
-    fn end(&self, reason: &str) {
+    pub(crate) fn end(&self, reason: &str) {
         self.ended.store(true, Relaxed);
         self.close(reason);
         let mut waiting = lock(&self.waiting);

@@ -757,15 +757,42 @@ async fn begin(
         };
         let we_decide = shared.config.node < hello.node;
         let connection = peer.install(shared, hello, said, chain.cloned(), we_decide)?;
+        let installed = Installed { shared: shared.clone(), peer, connection, runs: false };
         if shared.is_stopping() {
-            connection.close("the node stops");
+            installed.connection.close("the node stops");
         }
-        Ok((peer, connection))
+        Ok(installed)
     };
-    let (greeted, (peer, connection)) =
+    let (greeted, mut installed) =
         greet(stream, chain, &expected, |hello| shared.judge(hello), last_word).await?;
-    let runner = Runner::new(shared.clone(), peer, connection, greeted.stream, &greeted.leftover);
+    installed.runs = true;
+    let runner = Runner::new(
+        shared.clone(),
+        installed.peer.clone(),
+        installed.connection.clone(),
+        greeted.stream,
+        &greeted.leftover,
+    );
     Ok(Box::new(runner))
+}
+
+/// A connection that is the one of its node already and has no task yet. If none comes of it, it is over: the other side
+/// may go, or the time be up, between the last word and the first frame.
+struct Installed {
+    shared: Arc<Shared>,
+    peer: Arc<Peer>,
+    connection: Arc<Connection>,
+    runs: bool,
+}
+
+impl Drop for Installed {
+    fn drop(&mut self) {
+        if !self.runs {
+            let reason = "it ended with the greeting";
+            self.connection.end(reason);
+            self.peer.ended(&self.shared, &self.connection, reason);
+        }
+    }
 }
 
 /// Keeps a connection to one node, dialling whenever there is none.

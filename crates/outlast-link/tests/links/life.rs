@@ -103,6 +103,41 @@ async fn a_connection_that_is_cut_is_noticed_and_made_again() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_leaves_in_the_middle_of_the_greeting_leaves_nothing_behind() {
+    let ca = Ca::new("ca");
+    let a = Node::alone(&ca).await;
+    let b = ca.issue("b", 2);
+    for round in 0..200_u64 {
+        let stream = tokio::net::TcpStream::connect(a.address).await.unwrap();
+        // Closing resets, so that the last word meets an error now and then.
+        stream.set_zero_linger().unwrap();
+        let mut raw = Raw::over(stream, Some(&b)).await.unwrap();
+        let hello = outlast_link::wire::Hello { instance: round, ..hello("b") };
+        raw.say(outlast_link::wire::Greeting::Hello(hello)).await;
+        let mut accepted = Vec::new();
+        outlast_link::wire::Greeting::Accepted.write(&mut accepted);
+        raw.send(&accepted).await;
+        // It goes a little later each time, so that once it is between the last word and the answer to that.
+        let gone = std::time::Instant::now() + Duration::from_micros(round * 10);
+        while std::time::Instant::now() < gone {
+            std::hint::spin_loop();
+        }
+    }
+    until("nothing is left", || !a.is_up("b")).await;
+    let last = within("it comes in", async {
+        loop {
+            let hello = outlast_link::wire::Hello { instance: 1000, ..hello("b") };
+            let mut raw = Raw::connect(a.address, Some(&b)).await.unwrap();
+            raw.greet(hello).await;
+            if raw.greeting().await == outlast_link::wire::Greeting::Accepted {
+                break raw;
+            }
+        }
+    });
+    drop(last.await);
+}
+
 #[tokio::test]
 async fn a_silent_peer_is_given_up() {
     let ca = Ca::new("ca");

@@ -78,22 +78,24 @@ impl Home {
         Ok(Some(Home { dir: dir.to_owned(), saved, wal, torn }))
     }
 
-    /// Makes the directory of a node that has never taken part: of the first nodes with all of them as members, of one that
-    /// joins later without any.
-    pub fn create(dir: &Path, members: Members) -> Result<Home, DiskError> {
+    /// Makes the directory of a node that has never taken part. All who found a cluster begin with the same snapshot, who
+    /// joins later with one of nobody.
+    pub fn create(dir: &Path, begin: Snapshot) -> Result<Home, DiskError> {
         doing("make", dir, std::fs::create_dir_all(dir))?;
-        let snapshot = Snapshot::begin(members);
-        save_snapshot(dir, 0, &wal::encode_snapshot(&snapshot))?;
+        // What lies there was never used, or is given up.
+        for prefix in ["log-", "snapshot-"] {
+            for (_, path) in numbered(dir, prefix)? {
+                doing("delete", &path, std::fs::remove_file(&path))?;
+            }
+        }
+        save_snapshot(dir, begin.index, &wal::encode_snapshot(&begin))?;
         if let Some(parent) = dir.parent() {
             doing("sync", parent, File::open(parent).and_then(|parent| parent.sync_all()))?;
         }
         let nothing = wal::recover(&BTreeMap::new()).map_err(DiskError::Damaged)?;
-        Ok(Home {
-            dir: dir.to_owned(),
-            saved: Saved { snapshot, ..Saved::begin(Members::default()) },
-            wal: Wal::new(SEGMENT_BYTES, &nothing),
-            torn: 0,
-        })
+        let saved = Saved { snapshot: begin, ..Saved::begin(Members::default()) };
+        let wal = Wal::new(SEGMENT_BYTES, &nothing);
+        Ok(Home { dir: dir.to_owned(), saved, wal, torn: 0 })
     }
 
     /// Parts into what the log was, and the one who goes on with it.

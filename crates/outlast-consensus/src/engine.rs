@@ -37,8 +37,11 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// What is agreed on: fed alike on every node.
 pub trait Machine: Send + 'static {
-    /// A committed command and its place in the log; the answer goes to whoever proposed it here.
-    fn apply(&mut self, index: Index, command: &[u8]) -> Vec<u8>;
+    /// A committed command and its place in the log; the answer goes to whoever proposed it here. One that cannot be read
+    /// stops this node: to skip it would be to disagree.
+    fn apply(&mut self, index: Index, command: &[u8]) -> Result<Vec<u8>, Malformed>;
+    /// Everything up to here has been applied.
+    fn reached(&mut self, index: Index);
     fn snapshot(&self) -> Vec<u8>;
     fn restore(&mut self, bytes: &[u8]) -> Result<(), Malformed>;
     /// This node has begun or ceased to lead.
@@ -151,6 +154,7 @@ impl Consensus {
         let (saved, files) = home.split();
         if !saved.snapshot.data.is_empty() {
             machine.restore(&saved.snapshot.data).map_err(std::io::Error::other)?;
+            machine.reached(saved.snapshot.index);
         }
         let (inbox, events) = std::sync::mpsc::sync_channel(INBOX_MAX);
         let (to_disk, writes) = std::sync::mpsc::channel();
@@ -180,9 +184,17 @@ impl Consensus {
         Ok(Consensus { inbox, standing, acts_until, threads: vec![stepper, writer] })
     }
 
-    /// A message from another node. Too many at once are dropped: they come again.
-    pub fn deliver(&self, bytes: &[u8]) -> Result<(), Malformed> {
+    /// A message from another node, if `honest` says that its sender is who it says. Too many at once are dropped: they
+    /// come again.
+    pub fn deliver(
+        &self,
+        bytes: &[u8],
+        honest: impl FnOnce(NodeId) -> bool,
+    ) -> Result<(), Malformed> {
         let message = Message::from_bytes(bytes)?;
+        if !honest(message.from) {
+            return Err(Malformed("it is of another node than the link"));
+        }
         self.inbox.try_send(Event::Message(message)).ok();
         Ok(())
     }
@@ -396,9 +408,15 @@ impl<M: Machine, O: Outgoing> Stepper<M, O> {
                     self.outgoing.send(message.to, message.to_bytes(), bulk);
                 }
                 Action::Apply(entries) => {
+                    let last = entries.last().map(|entry| entry.index);
                     for entry in entries {
                         let reply = match &entry.payload {
-                            Payload::Command(bytes) => self.machine.apply(entry.index, bytes),
+                            Payload::Command(bytes) => {
+                                self.machine.apply(entry.index, bytes).map_err(|error| {
+                                    let index = entry.index;
+                                    End::Failed(format!("entry {index} of the log: {error}"))
+                                })?
+                            }
                             Payload::Blank | Payload::Members(_) => Vec::new(),
                         };
                         if let Some((term, answer)) = self.writes.remove(&entry.index) {
@@ -411,11 +429,15 @@ impl<M: Machine, O: Outgoing> Stepper<M, O> {
                             answer.send(result).ok();
                         }
                     }
+                    if let Some(last) = last {
+                        self.machine.reached(last);
+                    }
                 }
                 Action::Restore(snapshot) => {
                     if let Err(error) = self.machine.restore(&snapshot.data) {
                         return Err(End::Failed(format!("the leader's snapshot: {error}")));
                     }
+                    self.machine.reached(snapshot.index);
                     // Whether those took effect, this node will never know.
                     self.writes = self.writes.split_off(&(snapshot.index + 1));
                 }

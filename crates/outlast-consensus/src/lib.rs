@@ -13,5 +13,5 @@ mod standing;
 pub use clock::boottime;
 pub use disk::{DiskError, Home};
 pub use engine::{Applied, Consensus, Machine, Outgoing, ProposeError, ReadError, Settings};
-pub use outlast_raft::{Change, Members, NodeId, Refusal, Role};
+pub use outlast_raft::{Change, Index, Members, NodeId, Refusal, Role, Snapshot};
 pub use standing::Standing;

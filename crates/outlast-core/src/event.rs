@@ -77,6 +77,15 @@ pub enum Fact {
     PairsSaved,
     OrderRefused { service: String, epoch: Epoch, obeyed: Epoch },
     PartUnreachable { part: PartRef, reason: String },
+    LinkUp { node: String, build: String },
+    LinkDown { node: String, reason: String },
+    /// Somebody was refused, by us or we by them.
+    LinkRefused { node: Option<String>, reason: String },
+    CertificatesTaken,
+    CertificatesRefused { reason: String },
+    LeaderElected { leader: String, term: u64 },
+    LeaderLost,
+    ClusterLeft { reason: String },
 }
 
 /// A field's value as a program reads it.
@@ -125,6 +134,14 @@ impl Fact {
             Fact::PairsSaved => "pairs_saved",
             Fact::OrderRefused { .. } => "order_refused",
             Fact::PartUnreachable { .. } => "part_unreachable",
+            Fact::LinkUp { .. } => "link_up",
+            Fact::LinkDown { .. } => "link_down",
+            Fact::LinkRefused { .. } => "link_refused",
+            Fact::CertificatesTaken => "certificates_taken",
+            Fact::CertificatesRefused { .. } => "certificates_refused",
+            Fact::LeaderElected { .. } => "leader_elected",
+            Fact::LeaderLost => "leader_lost",
+            Fact::ClusterLeft { .. } => "cluster_left",
         }
     }
 
@@ -165,6 +182,15 @@ impl Fact {
             | Fact::ProxySilent { .. }
             | Fact::ProxyKilled { .. } => "proxy".to_owned(),
             Fact::PartUnreachable { part, .. } => part.to_string(),
+            Fact::LinkUp { node, .. }
+            | Fact::LinkDown { node, .. }
+            | Fact::LinkRefused { node: Some(node), .. } => alloc::format!("node.{node}"),
+            Fact::LinkRefused { node: None, .. }
+            | Fact::CertificatesTaken
+            | Fact::CertificatesRefused { .. } => "links".to_owned(),
+            Fact::LeaderElected { .. } | Fact::LeaderLost | Fact::ClusterLeft { .. } => {
+                "consensus".to_owned()
+            }
         }
     }
 
@@ -256,7 +282,16 @@ impl Fact {
             Fact::ProxyReplaced { old, new } => {
                 alloc::vec![("old", Number(u64::from(*old))), ("new", Number(u64::from(*new)))]
             }
-            Fact::PartUnreachable { reason, .. } => alloc::vec![("reason", text(reason))],
+            Fact::PartUnreachable { reason, .. }
+            | Fact::LinkDown { reason, .. }
+            | Fact::LinkRefused { reason, .. }
+            | Fact::CertificatesRefused { reason }
+            | Fact::ClusterLeft { reason } => alloc::vec![("reason", text(reason))],
+            Fact::LinkUp { build, .. } => alloc::vec![("build", text(build))],
+            Fact::CertificatesTaken | Fact::LeaderLost => Vec::new(),
+            Fact::LeaderElected { leader, term } => {
+                alloc::vec![("leader", text(leader)), ("term", Number(*term))]
+            }
         }
     }
 
@@ -268,7 +303,10 @@ impl Fact {
             | Fact::ProxyLost { .. }
             | Fact::ProxySilent { .. }
             | Fact::PairsNotSaved { .. }
-            | Fact::OrderRefused { .. } => Severity::Error,
+            | Fact::OrderRefused { .. }
+            | Fact::CertificatesRefused { .. }
+            | Fact::LeaderLost
+            | Fact::ClusterLeft { .. } => Severity::Error,
             Fact::HealthChanged { to: Health::Down, .. }
             | Fact::ServiceChanged { to: ServiceState::Down, .. }
             | Fact::Ejected { .. }
@@ -278,6 +316,8 @@ impl Fact {
             | Fact::ProcessKilled { .. }
             | Fact::ProcessWaiting { .. }
             | Fact::ProxyKilled { .. }
+            | Fact::LinkDown { .. }
+            | Fact::LinkRefused { .. }
             | Fact::PartUnreachable { .. } => Severity::Warn,
             Fact::AgentStarted { .. }
             | Fact::AgentStopping { .. }
@@ -296,6 +336,9 @@ impl Fact {
             | Fact::ProxyStarted { .. }
             | Fact::ProxyAdopted { .. }
             | Fact::ProxyReplaced { .. }
+            | Fact::LinkUp { .. }
+            | Fact::CertificatesTaken
+            | Fact::LeaderElected { .. }
             | Fact::PairsSaved => Severity::Info,
         }
     }
@@ -396,6 +439,18 @@ impl fmt::Display for Fact {
                 )
             }
             Fact::PartUnreachable { reason, .. } => write!(f, "unreachable: {reason}"),
+            Fact::LinkUp { build, .. } => write!(f, "linked, version {build}"),
+            Fact::LinkDown { reason, .. } => write!(f, "no link: {reason}"),
+            Fact::LinkRefused { reason, .. } => write!(f, "a link was refused: {reason}"),
+            Fact::CertificatesTaken => f.write_str("new certificates are in use"),
+            Fact::CertificatesRefused { reason } => {
+                write!(f, "the certificates are no good: {reason}")
+            }
+            Fact::LeaderElected { leader, term } => write!(f, "{leader} leads, term {term}"),
+            Fact::LeaderLost => f.write_str("no leader has a majority of the voters behind it"),
+            Fact::ClusterLeft { reason } => {
+                write!(f, "this node takes no part any more: {reason}")
+            }
         }
     }
 }

@@ -61,6 +61,12 @@ pub(crate) enum Verb {
     /// Stops the running agent: not ready first, then drained, then ended. Waits until it has ended.
     #[command(after_help = AFTER_HELP_OF_STOP)]
     Stop(StopArgs),
+    /// Reads and writes the small key-value space that all nodes agree on.
+    #[command(subcommand, after_help = crate::agreed::AFTER_HELP_OF_KV)]
+    Kv(crate::agreed::Kv),
+    /// Says who takes part in the agreement, and changes it.
+    #[command(subcommand, after_help = crate::agreed::AFTER_HELP_OF_NODE)]
+    Node(crate::agreed::NodeVerb),
     /// Tries the file's whole cluster on this machine: real nodes and a network between them that can be broken.
     #[command(subcommand, after_help = lab::AFTER_HELP)]
     Lab(LabVerb),

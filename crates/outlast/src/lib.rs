@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod authority;
+pub mod cluster;
 pub mod dataplane;
 pub mod export;
 pub mod file;

@@ -1,5 +1,6 @@
 //! `outlast`: one binary, one topology file.
 
+mod agreed;
 mod certs;
 mod check;
 mod cli;
@@ -49,6 +50,8 @@ fn main() -> ExitCode {
         }
         Verb::Failback(args) => verbs::order(&args.at, "/v1/failback", Some(args.service), None),
         Verb::Upgrade(at) => verbs::order(&at, "/v1/upgrade", None, None),
+        Verb::Kv(kv) => agreed::kv(kv),
+        Verb::Node(verb) => agreed::node(verb),
         Verb::Stop(args) => verbs::stop(&args),
         Verb::Lab(verb) => lab::run(&verb),
         Verb::Proxy(args) => verbs::proxy(&args),

@@ -284,7 +284,15 @@ impl Check {
             | Fact::ProxySilent { .. }
             | Fact::ProxyKilled { .. }
             | Fact::OrderRefused { .. }
-            | Fact::PartUnreachable { .. } => {
+            | Fact::PartUnreachable { .. }
+            | Fact::LinkUp { .. }
+            | Fact::LinkDown { .. }
+            | Fact::LinkRefused { .. }
+            | Fact::CertificatesTaken
+            | Fact::CertificatesRefused { .. }
+            | Fact::LeaderElected { .. }
+            | Fact::LeaderLost
+            | Fact::ClusterLeft { .. } => {
                 return Err(format!("the agent said what it cannot know: {fact:?}"));
             }
         }

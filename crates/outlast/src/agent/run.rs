@@ -33,6 +33,7 @@ use super::standby::Fence;
 use super::start::{self, Options};
 use super::table::{self, Certificates};
 use super::{admin, face, standby, state};
+use crate::cluster::{self, Cluster};
 use crate::dataplane::link::FromLink;
 
 pub(super) use requests::Request;
@@ -116,6 +117,17 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
     }
 }
 
+/// What happens in the cluster; never, where there is none.
+async fn next_fact(cluster: &mut Option<Cluster>) -> Option<Fact> {
+    match cluster {
+        Some(cluster) => match cluster.fact().await {
+            Some(fact) => Some(fact),
+            None => std::future::pending().await,
+        },
+        None => std::future::pending().await,
+    }
+}
+
 /// How many threads the proxy has: what the file says, or one a core.
 fn proxy_threads(topology: &Topology) -> usize {
     let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -153,6 +165,8 @@ struct Loop {
     links: mpsc::Receiver<FromLink>,
     reports: mpsc::Receiver<Report>,
     face: face::Face,
+    /// `None` where there is only one node.
+    cluster: Option<Cluster>,
     /// Held for as long as the agent answers.
     _admin: admin::Admin,
 }
@@ -211,6 +225,16 @@ impl Loop {
         };
         let admin = admin::Admin::open(&data_dir, shared.clone(), sender.clone())?;
         let face = face::Face::open(topology.cluster.face, shared)?;
+        let cluster = if cluster::wanted(&topology) {
+            Some(Cluster::start(cluster::Settings {
+                topology: topology.as_ref().clone(),
+                base: base.clone(),
+                node: node.clone(),
+                data_dir: data_dir.clone(),
+            })?)
+        } else {
+            None
+        };
         let vitals = Vitals::read(&data_dir);
         facts.push(Fact::AgentStarted {
             version: crate::VERSION.to_owned(),
@@ -246,6 +270,7 @@ impl Loop {
             links,
             reports,
             face,
+            cluster,
             _admin: admin,
         };
         agent.record_all(facts);
@@ -291,6 +316,7 @@ impl Loop {
                 },
                 Some(said) = self.links.recv() => self.hear_proxy(said),
                 Some(report) = self.reports.recv() => self.hear_process(report),
+                Some(fact) = next_fact(&mut self.cluster) => self.record(fact),
                 () = tokio::time::sleep(wake) => {
                     self.look_after_proxies();
                     self.step(Input::Tick);

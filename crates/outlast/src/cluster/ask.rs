@@ -1,0 +1,142 @@
+//! What nodes ask each other besides what the log itself needs.
+
+use outlast_core::agreed::{Entry, Reply};
+use outlast_core::codec::{Code, Malformed, Reader};
+
+/// The first byte of every question and answer.
+const VERSION: u8 = 1;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Ask {
+    /// A node without a log asks whether there is a cluster yet. `plan` stands for how it would be founded.
+    WhoAreYou { plan: u64 },
+    /// For the leader: agree on this.
+    Propose { entry: Entry },
+    /// For the leader: which index has everything that anybody knows of now?
+    ReadIndex,
+    /// A node without a log takes the id that it was given; `token` stands for its disk.
+    Claim { id: u64, token: u64 },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    Who {
+        /// It has a log.
+        joined: bool,
+        plan: u64,
+        /// Stands for its disk.
+        token: u64,
+        /// The id that the asker's name has in the registry, and the token of the disk that has taken it.
+        your_id: Option<u64>,
+        your_claim: Option<u64>,
+    },
+    Done {
+        index: u64,
+        reply: Reply,
+    },
+    Index {
+        index: u64,
+    },
+    /// Nothing was done.
+    NotLeader {
+        leader: Option<u64>,
+    },
+    Busy,
+    /// It may have been done.
+    Unknown,
+    Refused {
+        reason: String,
+    },
+}
+
+impl Code for Ask {
+    fn encode(&self, to: &mut Vec<u8>) {
+        to.push(VERSION);
+        match self {
+            Ask::WhoAreYou { plan } => {
+                to.push(1);
+                plan.encode(to);
+            }
+            Ask::Propose { entry } => {
+                to.push(2);
+                entry.encode(to);
+            }
+            Ask::ReadIndex => to.push(3),
+            Ask::Claim { id, token } => {
+                to.push(4);
+                id.encode(to);
+                token.encode(to);
+            }
+        }
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Result<Ask, Malformed> {
+        version(from)?;
+        Ok(match from.byte()? {
+            1 => Ask::WhoAreYou { plan: Code::decode(from)? },
+            2 => Ask::Propose { entry: Code::decode(from)? },
+            3 => Ask::ReadIndex,
+            4 => Ask::Claim { id: Code::decode(from)?, token: Code::decode(from)? },
+            _ => return Err(Malformed("a question that is not known here")),
+        })
+    }
+}
+
+impl Code for Answer {
+    fn encode(&self, to: &mut Vec<u8>) {
+        to.push(VERSION);
+        match self {
+            Answer::Who { joined, plan, token, your_id, your_claim } => {
+                to.push(1);
+                joined.encode(to);
+                plan.encode(to);
+                token.encode(to);
+                your_id.encode(to);
+                your_claim.encode(to);
+            }
+            Answer::Done { index, reply } => {
+                to.push(2);
+                index.encode(to);
+                reply.encode(to);
+            }
+            Answer::Index { index } => {
+                to.push(3);
+                index.encode(to);
+            }
+            Answer::NotLeader { leader } => {
+                to.push(4);
+                leader.encode(to);
+            }
+            Answer::Busy => to.push(5),
+            Answer::Unknown => to.push(6),
+            Answer::Refused { reason } => {
+                to.push(7);
+                reason.encode(to);
+            }
+        }
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Result<Answer, Malformed> {
+        version(from)?;
+        Ok(match from.byte()? {
+            1 => Answer::Who {
+                joined: Code::decode(from)?,
+                plan: Code::decode(from)?,
+                token: Code::decode(from)?,
+                your_id: Code::decode(from)?,
+                your_claim: Code::decode(from)?,
+            },
+            2 => Answer::Done { index: Code::decode(from)?, reply: Code::decode(from)? },
+            3 => Answer::Index { index: Code::decode(from)? },
+            4 => Answer::NotLeader { leader: Code::decode(from)? },
+            5 => Answer::Busy,
+            6 => Answer::Unknown,
+            7 => Answer::Refused { reason: Code::decode(from)? },
+            _ => return Err(Malformed("an answer that is not known here")),
+        })
+    }
+}
+
+pub(super) fn version(from: &mut Reader<'_>) -> Result<(), Malformed> {
+    if from.byte()? == VERSION { Ok(()) } else { Err(Malformed("another version")) }
+}

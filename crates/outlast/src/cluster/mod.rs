@@ -1,0 +1,21 @@
+//! This node among the others: links, the agreement, and what other parts of the agent may ask of both.
+//!
+//! All of it runs on threads of its own. The agent's loop and the traffic can be as busy as they like: heartbeats and votes
+//! go out in time.
+
+mod ask;
+pub mod door;
+mod duties;
+mod found;
+mod identity;
+mod replica;
+mod thread;
+mod view;
+
+pub use thread::{Cluster, Settings};
+pub use view::{ClusterView, PeerView, Phase};
+
+/// Whether the nodes of this topology agree with each other: one node has nobody to agree with.
+pub fn wanted(topology: &outlast_core::topology::Topology) -> bool {
+    topology.nodes.len() > 1
+}

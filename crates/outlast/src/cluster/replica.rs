@@ -1,0 +1,117 @@
+//! This node's copy of what is agreed.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+
+use outlast_consensus::{Index, Machine, boottime};
+use outlast_core::agreed::{Agreed, Command, Entry, LeaseClock};
+use outlast_core::codec::{Code as _, Malformed};
+use tokio::sync::watch;
+
+/// What the threads of the cluster share of it.
+#[derive(Debug)]
+pub(super) struct Replica {
+    pub(super) agreed: RwLock<Agreed>,
+    /// Everything up to here has been applied.
+    pub(super) reached: watch::Sender<Index>,
+    clock: Mutex<LeaseClock>,
+    leads: AtomicBool,
+    names: RwLock<Arc<BTreeMap<u64, String>>>,
+}
+
+impl Replica {
+    pub(super) fn new() -> Arc<Replica> {
+        Arc::new(Replica {
+            agreed: RwLock::default(),
+            reached: watch::Sender::new(0),
+            clock: Mutex::default(),
+            leads: AtomicBool::new(false),
+            names: RwLock::default(),
+        })
+    }
+
+    pub(super) fn read<T>(&self, look: impl FnOnce(&Agreed) -> T) -> T {
+        look(&self.agreed.read().expect("no panic while held"))
+    }
+
+    /// The names of the nodes by their ids.
+    pub(super) fn names(&self) -> Arc<BTreeMap<u64, String>> {
+        self.names.read().expect("no panic while held").clone()
+    }
+
+    /// What has run out by this node's clock, if it leads.
+    pub(super) fn over(&self) -> Vec<Command> {
+        if !self.leads.load(Ordering::Acquire) {
+            return Vec::new();
+        }
+        self.clock.lock().expect("no panic while held").over(boottime())
+    }
+
+    fn learn_names(&self, agreed: &Agreed) {
+        let names = agreed.registry().nodes().iter();
+        let names = names.map(|(&id, node)| (id, node.name.clone())).collect();
+        *self.names.write().expect("no panic while held") = Arc::new(names);
+    }
+}
+
+/// Feeds it with what is committed.
+#[derive(Debug)]
+pub(super) struct Feeder {
+    pub(super) replica: Arc<Replica>,
+    /// Something ends after a while, or did: the clock has to look.
+    timed: bool,
+}
+
+impl Feeder {
+    pub(super) fn new(replica: Arc<Replica>) -> Feeder {
+        Feeder { replica, timed: true }
+    }
+}
+
+impl Machine for Feeder {
+    fn apply(&mut self, index: Index, command: &[u8]) -> Result<Vec<u8>, Malformed> {
+        let entry = Entry::from_bytes(command)?;
+        let mut agreed = self.replica.agreed.write().expect("no panic while held");
+        let reply = agreed.apply(index, &entry);
+        match &entry.command {
+            Command::Node(_) => self.replica.learn_names(&agreed),
+            Command::Lease(_) | Command::Session(_) | Command::Notice(_) => self.timed = true,
+            Command::Introduce
+            | Command::Topology(_)
+            | Command::Procedure(_)
+            | Command::Kv(_)
+            | Command::Lock(_)
+            | Command::Record { .. } => {}
+        }
+        Ok(reply.to_bytes())
+    }
+
+    fn reached(&mut self, index: Index) {
+        if std::mem::take(&mut self.timed) {
+            let agreed = self.replica.agreed.read().expect("no panic while held");
+            self.replica.clock.lock().expect("no panic while held").observe(boottime(), &agreed);
+        }
+        self.replica.reached.send_replace(index);
+    }
+
+    fn snapshot(&self) -> Vec<u8> {
+        self.replica.read(Agreed::snapshot)
+    }
+
+    fn restore(&mut self, bytes: &[u8]) -> Result<(), Malformed> {
+        let restored = Agreed::restore(bytes)?;
+        self.replica.learn_names(&restored);
+        *self.replica.agreed.write().expect("no panic while held") = restored;
+        self.timed = true;
+        Ok(())
+    }
+
+    fn leads(&mut self, leads: bool) {
+        if leads {
+            let agreed = self.replica.agreed.read().expect("no panic while held");
+            self.replica.clock.lock().expect("no panic while held").took_over(boottime(), &agreed);
+        }
+        self.replica.leads.store(leads, Ordering::Release);
+    }
+}

@@ -6,9 +6,6 @@ use alloc::vec::Vec;
 use crate::entry::{Entry, Index, Members, Payload, Saved, Snapshot, Term};
 use crate::node::Ticket;
 
-/// Entries that are kept before a snapshot, so that a member that was away for a moment needs no snapshot.
-const TAIL_KEPT: u64 = 4096;
-
 #[derive(Debug)]
 pub(crate) struct Log {
     pub(crate) snapshot: Snapshot,
@@ -163,8 +160,8 @@ impl Log {
         }
     }
 
-    /// Takes a snapshot of what is applied in place of old entries.
-    pub(crate) fn compact(&mut self, snapshot: Snapshot) {
+    /// Takes a snapshot of what is applied in place of entries that are older than it by more than `tail`.
+    pub(crate) fn compact(&mut self, snapshot: Snapshot, tail: u64) {
         assert!(snapshot.index <= self.applied, "a snapshot holds what is applied");
         assert!(self.snapshot.index <= snapshot.index, "snapshots go forward");
         self.members = core::mem::take(&mut self.members)
@@ -172,7 +169,7 @@ impl Log {
             .filter(|&(index, _)| snapshot.index < index)
             .collect();
         self.members.insert(0, (snapshot.index, snapshot.members.clone()));
-        let base = snapshot.index.saturating_sub(TAIL_KEPT);
+        let base = snapshot.index.saturating_sub(tail);
         while let Some(first) = self.entries.front()
             && first.index <= base
         {

@@ -35,6 +35,8 @@ pub struct Config {
     pub append_bytes_max: usize,
     /// Bytes of a snapshot in one message.
     pub chunk_bytes_max: usize,
+    /// Entries that are kept before a snapshot, so that a member that was away for a moment needs no snapshot.
+    pub tail_entries: u64,
     /// Where the random part of the waiting comes from; different on every node.
     pub seed: u64,
     #[cfg(feature = "plant")]
@@ -53,6 +55,7 @@ impl Config {
             drift_ppm: 10_000,
             append_bytes_max: 256 << 10,
             chunk_bytes_max: 256 << 10,
+            tail_entries: 4096,
             seed,
             #[cfg(feature = "plant")]
             bug: None,
@@ -169,9 +172,18 @@ struct Dirty {
 struct Incoming {
     index: Index,
     term: Term,
+    /// The term of the leader that sends it.
+    reign: Term,
     members: Members,
     length: u64,
     bytes: Vec<u8>,
+}
+
+impl Incoming {
+    fn is_of(&self, other: &Incoming) -> bool {
+        (self.index, self.term, self.reign, self.length)
+            == (other.index, other.term, other.reign, other.length)
+    }
 }
 
 #[derive(Debug)]
@@ -367,7 +379,7 @@ impl Node {
         if snapshot.index <= self.log.snapshot.index {
             return;
         }
-        self.log.compact(snapshot.clone());
+        self.log.compact(snapshot.clone(), self.config.tail_entries);
         self.dirty.snapshot = Some(snapshot);
         self.flush(now, out);
     }
@@ -612,8 +624,11 @@ impl Node {
             self.follow(now, term, None, out);
         }
         match body {
-            Body::Vote { last_index, last_term, .. } => {
-                self.on_vote(now, from, last_index, last_term, out);
+            Body::Vote { last_index, last_term, transfer } => {
+                // In a term that we have learned of from somebody else, the leader whom we hear counts as much: it may
+                // act because we have just answered it.
+                let may = transfer || !self.leader_is_heard(now);
+                self.on_vote(now, from, (last_index, last_term), may, out);
             }
             Body::VoteReply { granted } => {
                 if granted && let State::Candidate { votes } = &mut self.state {
@@ -700,13 +715,13 @@ impl Node {
         &mut self,
         now: Instant,
         from: NodeId,
-        last_index: Index,
-        last_term: Term,
+        (last_index, last_term): (Index, Term),
+        may: bool,
         out: &mut Vec<Action>,
     ) {
         let free = self.hard.voted_for.is_none_or(|voted| voted == from);
         let covered = self.would_lose_nothing(last_index, last_term);
-        let granted = free && covered && matches!(self.state, State::Follower);
+        let granted = may && free && covered && matches!(self.state, State::Follower);
         if granted && self.hard.voted_for.is_none() {
             self.hard.voted_for = Some(from);
             self.dirty.hard = true;
@@ -795,6 +810,12 @@ impl Node {
     ) {
         self.hear_leader(now, from, out);
         let SnapshotChunk { index, term, members, offset, length, round, bytes } = chunk;
+        // What it stands for may be here already. Then it must not take the place of anything: entries that follow may be
+        // committed because we have acknowledged them.
+        if self.log.commit < index && self.log.term(index) == Some(term) {
+            self.incoming = None;
+            self.commit_to(index, out);
+        }
         if index <= self.log.commit {
             let reply = AppendReply::Accepted { durable: index.min(self.log.durable()) };
             let body = Body::AppendReply { round, reply };
@@ -803,9 +824,11 @@ impl Node {
         if length > SNAPSHOT_MAX {
             return;
         }
-        let incoming = self.incoming.take().filter(|i| i.index == index && i.term == term);
-        let mut incoming =
-            incoming.unwrap_or(Incoming { index, term, members, length, bytes: Vec::new() });
+        // Pieces of two leaders' snapshots do not fit together, even of the same entry.
+        let (reign, bytes_before) = (self.hard.term, Vec::new());
+        let begun = Incoming { index, term, reign, members, length, bytes: bytes_before };
+        let incoming = self.incoming.take().filter(|i| i.is_of(&begun));
+        let mut incoming = incoming.unwrap_or(begun);
         if offset == incoming.bytes.len() as u64 {
             incoming.bytes.extend_from_slice(&bytes);
         }
@@ -823,7 +846,7 @@ impl Node {
                 out,
             );
         }
-        let Incoming { members, bytes, .. } = incoming;
+        let Incoming { index, term, reign: _, members, length: _, bytes } = incoming;
         let snapshot = Snapshot { index, term, members, data: Arc::from(bytes) };
         self.log.install(snapshot.clone());
         self.dirty =

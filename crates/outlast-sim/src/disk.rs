@@ -96,8 +96,9 @@ fn put(segment: &mut Vec<u8>, offset: usize, bytes: &[u8]) {
     segment[offset..offset + bytes.len()].copy_from_slice(bytes);
 }
 
-#[derive(Debug)]
-pub(crate) struct Disk {
+/// What a node has written, and what of it would survive a crash.
+#[derive(Clone, Debug)]
+pub struct Disk {
     platter: Platter,
     wal: Wal,
     /// Waiting for the sync that is under way.

@@ -11,7 +11,10 @@ mod machine;
 mod network;
 mod plan;
 mod random;
+mod stage;
 mod world;
 
+pub use disk::Disk;
 pub use plan::{Faults, Plan};
+pub use stage::Stage;
 pub use world::{Outcome, Violation, run};

@@ -22,6 +22,7 @@ pub(crate) const APT: &[Package] = &[
         name: "nginx",
         why: "backend of tests and benchmarks, and a second proxy to compare with",
     },
+    Package { name: "etcd-server", why: "the store that our agreement is compared with" },
     Package { name: "wrk", why: "closed-loop HTTP load" },
     Package {
         name: "prometheus",

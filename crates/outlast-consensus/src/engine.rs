@@ -27,7 +27,7 @@ const INBOX_MAX: usize = 16_384;
 const BATCH_MAX: usize = 1_024;
 
 /// How old the picture that others see may become.
-pub(crate) const PICTURE_EVERY: Duration = Duration::from_millis(20);
+pub(crate) const PICTURE_EVERY: Duration = Duration::from_millis(200);
 
 /// Entries after which a snapshot takes their place.
 const SNAPSHOT_AFTER: u64 = 50_000;

@@ -45,47 +45,169 @@ impl fmt::Display for Target {
 /// Everything that can happen.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Fact {
-    AgentStarted { version: String, resumed: bool },
-    AgentStopping { reason: String },
-    TopologyApplied { changes: String },
-    TopologyRefused { reason: String },
-    HealthChanged { target: Target, from: Health, to: Health, reason: String, began_ago: Duration },
-    ServiceChanged { service: String, from: ServiceState, to: ServiceState, reason: String },
-    Ejected { service: String, backend: String, reason: String, time: Duration },
-    Returned { service: String, backend: String },
-    DrainStarted { service: String, backend: String },
-    DrainEnded { service: String, backend: String },
-    FailoverStarted { service: String, epoch: Epoch, from: Side, to: Side, reason: String },
-    FailoverStage { service: String, epoch: Epoch, stage: Stage, took: Duration },
-    FailoverFinished { service: String, epoch: Epoch, to: Side, took: Duration },
-    FailoverFailed { service: String, epoch: Epoch, reason: String },
-    FailbackFinished { service: String, epoch: Epoch, reason: String },
-    BothDown { service: String },
-    BothDownEnded { service: String },
-    ProcessStarted { process: String, pid: u32, adopted: bool },
-    ProcessExited { process: String, pid: u32, status: String },
-    ProcessKilled { process: String, pid: u32, reason: String },
-    ProcessWaiting { process: String, back_off: Duration },
-    ProcessReadiness { process: String, ready: bool, reason: String },
-    ProxyStarted { pid: u32 },
-    ProxyAdopted { pid: u32 },
-    ProxyReplaced { old: u32, new: u32 },
-    ProxyLost { pid: u32, reason: String },
-    ProxySilent { pid: u32, reason: String },
-    ProxyKilled { pid: u32, reason: String },
-    PairsNotSaved { reason: String },
+    AgentStarted {
+        version: String,
+        resumed: bool,
+    },
+    AgentStopping {
+        reason: String,
+    },
+    TopologyApplied {
+        changes: String,
+    },
+    TopologyRefused {
+        reason: String,
+    },
+    HealthChanged {
+        target: Target,
+        from: Health,
+        to: Health,
+        reason: String,
+        began_ago: Duration,
+    },
+    ServiceChanged {
+        service: String,
+        from: ServiceState,
+        to: ServiceState,
+        reason: String,
+    },
+    Ejected {
+        service: String,
+        backend: String,
+        reason: String,
+        time: Duration,
+    },
+    Returned {
+        service: String,
+        backend: String,
+    },
+    DrainStarted {
+        service: String,
+        backend: String,
+    },
+    DrainEnded {
+        service: String,
+        backend: String,
+    },
+    FailoverStarted {
+        service: String,
+        epoch: Epoch,
+        from: Side,
+        to: Side,
+        reason: String,
+    },
+    FailoverStage {
+        service: String,
+        epoch: Epoch,
+        stage: Stage,
+        took: Duration,
+    },
+    FailoverFinished {
+        service: String,
+        epoch: Epoch,
+        to: Side,
+        took: Duration,
+    },
+    FailoverFailed {
+        service: String,
+        epoch: Epoch,
+        reason: String,
+    },
+    FailbackFinished {
+        service: String,
+        epoch: Epoch,
+        reason: String,
+    },
+    BothDown {
+        service: String,
+    },
+    BothDownEnded {
+        service: String,
+    },
+    ProcessStarted {
+        process: String,
+        pid: u32,
+        adopted: bool,
+    },
+    ProcessExited {
+        process: String,
+        pid: u32,
+        status: String,
+    },
+    ProcessKilled {
+        process: String,
+        pid: u32,
+        reason: String,
+    },
+    ProcessWaiting {
+        process: String,
+        back_off: Duration,
+    },
+    ProcessReadiness {
+        process: String,
+        ready: bool,
+        reason: String,
+    },
+    ProxyStarted {
+        pid: u32,
+    },
+    ProxyAdopted {
+        pid: u32,
+    },
+    ProxyReplaced {
+        old: u32,
+        new: u32,
+    },
+    ProxyLost {
+        pid: u32,
+        reason: String,
+    },
+    ProxySilent {
+        pid: u32,
+        reason: String,
+    },
+    ProxyKilled {
+        pid: u32,
+        reason: String,
+    },
+    PairsNotSaved {
+        reason: String,
+    },
     PairsSaved,
-    OrderRefused { service: String, epoch: Epoch, obeyed: Epoch },
-    PartUnreachable { part: PartRef, reason: String },
-    LinkUp { node: String, build: String },
-    LinkDown { node: String, reason: String },
+    OrderRefused {
+        service: String,
+        epoch: Epoch,
+        obeyed: Epoch,
+    },
+    PartUnreachable {
+        part: PartRef,
+        reason: String,
+    },
+    LinkUp {
+        node: String,
+        build: String,
+    },
+    LinkDown {
+        node: String,
+        reason: String,
+    },
     /// Somebody was refused, by us or we by them.
-    LinkRefused { node: Option<String>, reason: String },
+    LinkRefused {
+        node: Option<String>,
+        reason: String,
+    },
     CertificatesTaken,
-    CertificatesRefused { reason: String },
-    LeaderElected { leader: String, term: u64 },
+    CertificatesRefused {
+        reason: String,
+    },
+    LeaderElected {
+        leader: String,
+        term: u64,
+    },
     LeaderLost,
-    ClusterLeft { reason: String },
+    ClusterLeft {
+        reason: String,
+    },
 }
 
 /// A field's value as a program reads it.

@@ -99,7 +99,8 @@ impl Stage {
             reads: BTreeMap::new(),
         };
         for id in 1..=voters + spares {
-            let members = if id <= voters { Members::voters(1..=voters) } else { Members::default() };
+            let members =
+                if id <= voters { Members::voters(1..=voters) } else { Members::default() };
             let mut disk = Disk::new(false);
             disk.begin(members);
             let actor = Actor {
@@ -320,7 +321,11 @@ impl Stage {
         });
     }
 
-    fn ask<T>(&mut self, id: u64, what: impl FnOnce(&mut Node, Instant, &mut Vec<Action>) -> T) -> T {
+    fn ask<T>(
+        &mut self,
+        id: u64,
+        what: impl FnOnce(&mut Node, Instant, &mut Vec<Action>) -> T,
+    ) -> T {
         let now = at(self.now);
         let mut out = Vec::new();
         let node = self.actor(id).node.as_mut().expect("it lives");

@@ -94,6 +94,8 @@ pub(crate) enum Kv {
         #[command(flatten)]
         read: ReadArgs,
     },
+    /// Measures this cluster: writes or reads of many clients through this node's agent, below the key `bench/`.
+    Bench(BenchArgs),
     /// Runs a command while it holds a lock; OUTLAST_TOKEN is the lock's fencing token.
     Lock {
         key: String,
@@ -105,6 +107,25 @@ pub(crate) enum Kv {
         #[arg(last = true, required = true, value_name = "COMMAND")]
         command: Vec<String>,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// Clients at the same time, each with one question under way.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    clients: u16,
+    #[arg(long, default_value = "5s", value_parser = duration)]
+    time: Duration,
+    /// Bytes of a value.
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(1..=60000))]
+    size: u16,
+    /// Read instead of writing; what is read is newest.
+    #[arg(long)]
+    read: bool,
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+    #[command(flatten)]
+    at: AtArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -208,6 +229,7 @@ pub(crate) fn kv(kv: Kv) -> anyhow::Result<Outcome> {
             }
             Kv::List { prefix, read } => list(&prefix, &read).await,
             Kv::Watch { prefix, from, read } => watch(prefix, from, &read).await,
+            Kv::Bench(args) => bench(&args).await,
             Kv::Lock { key, ttl, at, command } => lock(key, ttl, &at, &command).await,
         }
     })
@@ -278,7 +300,9 @@ fn failure(said: Said) -> anyhow::Error {
     match said {
         Said::Unavailable { reason } => anyhow::anyhow!("nothing was done: {reason}"),
         Said::Unknown { reason } => {
-            anyhow::anyhow!("whether it was done is not known: {reason}; look before you do it again")
+            anyhow::anyhow!(
+                "whether it was done is not known: {reason}; look before you do it again"
+            )
         }
         other => anyhow::anyhow!("the agent answered another question: {other:?}"),
     }
@@ -461,6 +485,81 @@ async fn lock(
     ask(&mut visitor, Command::Session(SessionCommand::Close { id: session })).await?;
     let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(2);
     Ok(if code == 0 { Outcome::Fine } else { Outcome::Code(code) })
+}
+
+/// What one client of the measurement saw.
+#[derive(Debug, Default)]
+struct Seen {
+    took: Vec<Duration>,
+    failed: u64,
+    /// The longest time without an answer that was good.
+    gap: Duration,
+}
+
+async fn bench(args: &BenchArgs) -> anyhow::Result<Outcome> {
+    let dir = verbs::data_dir(&args.at)?;
+    let begun = std::time::Instant::now();
+    let mut clients = tokio::task::JoinSet::new();
+    for number in 0..args.clients {
+        let mut visitor = Visitor::connect(&dir).await?;
+        let (time, read) = (args.time, args.read);
+        let value = vec![b'x'; usize::from(args.size)];
+        clients.spawn(async move {
+            let mut seen = Seen::default();
+            let mut last_good = begun;
+            for turn in 0_u64.. {
+                if time <= begun.elapsed() {
+                    break;
+                }
+                let key = format!("bench/{number}/{}", turn % 16).into_bytes();
+                let question = if read {
+                    Question::Get { key, fresh: true }
+                } else {
+                    let put = KvCommand::Put { key, value: value.clone(), session: None };
+                    Question::Write { command: Command::Kv(put) }
+                };
+                let asked = std::time::Instant::now();
+                match visitor.ask(&question).await {
+                    Ok(Said::Replied { reply: Reply::Written { .. }, .. } | Said::Item { .. }) => {
+                        seen.took.push(asked.elapsed());
+                        seen.gap = seen.gap.max(last_good.elapsed());
+                        last_good = std::time::Instant::now();
+                    }
+                    Ok(_) => seen.failed += 1,
+                    Err(_) => {
+                        seen.failed += 1;
+                        break;
+                    }
+                }
+            }
+            seen
+        });
+    }
+    let seen = clients.join_all().await;
+    let took = begun.elapsed().as_secs_f64();
+    let failed: u64 = seen.iter().map(|seen| seen.failed).sum();
+    let gap = seen.iter().map(|seen| seen.gap).max().unwrap_or_default();
+    let mut all: Vec<Duration> = seen.into_iter().flat_map(|seen| seen.took).collect();
+    all.sort_unstable();
+    let at = |share: usize| all.get((all.len() * share / 1000).min(all.len().saturating_sub(1)));
+    let ms = |share| at(share).copied().unwrap_or_default().as_secs_f64() * 1e3;
+    #[expect(clippy::cast_precision_loss, reason = "a count of requests is far below 2^52")]
+    let rate = all.len() as f64 / took;
+    let (p50, p99, max) = (ms(500), ms(990), ms(1000));
+    let gap_ms = gap.as_secs_f64() * 1e3;
+    output::print(&match args.format {
+        Format::Json => format!(
+            "{}\n",
+            json!({ "per_second": rate, "p50_ms": p50, "p99_ms": p99, "max_ms": max,
+                    "gap_ms": gap_ms, "done": all.len(), "failed": failed })
+        ),
+        Format::Text => format!(
+            "{rate:.0}/s, {} done, {failed} failed; p50 {p50:.2} ms, p99 {p99:.2} ms, max {max:.1} ms; \
+             longest without an answer {gap_ms:.0} ms\n",
+            all.len()
+        ),
+    })?;
+    Ok(if failed == 0 { Outcome::Fine } else { Outcome::Mistakes })
 }
 
 async fn ask(visitor: &mut Visitor, command: Command) -> anyhow::Result<Reply> {

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use outlast::agent::admin;
-use outlast::agent::face::status_json::{BackendStatus, Mark, ServiceStatus, Status};
+use outlast::agent::face::status_json::{
+    AgreementStatus, BackendStatus, Mark, ServiceStatus, Status,
+};
 use outlast_core::units::show_duration;
 
 use crate::cli::{Format, StatusArgs};
@@ -74,6 +76,7 @@ fn frame(text: String, format: Format) -> String {
 /// The whole screen.
 fn table(status: &Status, ink: Ink) -> String {
     let mut blocks = vec![head(status, ink)];
+    blocks.extend(status.agreement.as_ref().map(|agreement| agreed(agreement, ink)));
     blocks.extend(status.services.iter().map(|(name, service)| block(name, service, ink)));
     if let Some(parts) = parts(status, ink) {
         blocks.push(parts);
@@ -122,6 +125,66 @@ fn head(status: &Status, ink: Ink) -> String {
         text += &note("no services: the file has no [service.NAME]".to_owned());
     }
     text
+}
+
+/// This node among the others.
+fn agreed(agreement: &AgreementStatus, ink: Ink) -> String {
+    let title = ink.on(Paint::Bold, "agreement");
+    let mut text = match (agreement.phase.as_str(), &agreement.leader) {
+        ("running", Some(leader)) => format!(
+            "{title}  {} leads, term {}; this node is {}; {} entries are agreed on\n",
+            plain(leader),
+            agreement.term,
+            match agreement.role.as_deref() {
+                Some("leader") => "the leader",
+                Some("candidate") => "a candidate",
+                Some(_) | None => "a follower",
+            },
+            agreement.commit
+        ),
+        ("running", None) => format!(
+            "{title}  {}\n",
+            ink.on(
+                Paint::Red,
+                "no leader has a majority of the voters behind it: nothing new is agreed on, what runs goes on"
+            )
+        ),
+        (phase, _) => format!("{title}  {}\n", ink.on(Paint::Yellow, phase)),
+    };
+    if let Some(why) = &agreement.why {
+        text += &format!("  {}\n", ink.on(Paint::Yellow, &plain(why)));
+    }
+    let role = |name: &String| {
+        if agreement.learners.contains(name) {
+            "learner"
+        } else if agreement.voters.contains(name) {
+            "voter"
+        } else {
+            "-"
+        }
+    };
+    let heads = ["node", "role", "link", "for", "heard", "round trip", "address"];
+    let mut rows = vec![heads.map(|head| Cell::plain(ink.on(Paint::Faint, head), head)).to_vec()];
+    for (name, peer) in &agreement.peers {
+        let link = match &peer.why {
+            None if peer.linked => "up".to_owned(),
+            Some(why) => format!("down: {why}"),
+            None => "down".to_owned(),
+        };
+        let paint = if peer.linked { Paint::Green } else { Paint::Red };
+        let seconds =
+            |seconds: Option<f64>| seconds.map_or("-".to_owned(), |s| format!("{s:.1}s ago"));
+        rows.push(vec![
+            Cell::left(&plain(name)),
+            Cell::left(role(name)),
+            Cell::plain(ink.on(paint, &plain(&link)), &plain(&link)),
+            Cell::left(&peer.for_seconds.map_or("-".to_owned(), show_seconds)),
+            Cell::left(&seconds(peer.silent_seconds)),
+            Cell::left(&peer.round_trip_ms.map_or("-".to_owned(), |ms| format!("{ms:.2}ms"))),
+            Cell::left(&plain(&peer.address)),
+        ]);
+    }
+    text + &aligned(&rows)
 }
 
 /// One service: how it is, what comes next, and its backends.

@@ -1,6 +1,8 @@
 //! Benchmarks against the systems that people use today, both sides in the same run.
 
 mod arena;
+mod consensus;
+mod etcd;
 mod figures;
 mod meter;
 mod peers;
@@ -19,11 +21,13 @@ pub(crate) const HELP: &str = "\
 bench NAME [--rounds N] [--quick]   measure, side by side with other systems where there are any
 
   proxy              what a request costs: outlast, HAProxy and nginx in front of the same backend
+  consensus          three nodes of outlast and of etcd: writes, newest reads, and how long writes pause when the
+                     leader is killed (five rounds: ten minutes)
   resilience         no failed request and no reset connection over 100 restarts of backends one by one, 20 reloads,
                      10 upgrades of the binary and 10 kills of the agent, under load (a minute and a half)
 
   --quick            shorter: for a first look, too coarse for a verdict
-  --rounds N         proxy: paired rounds (default 5; 2 with --quick)
+  --rounds N         proxy, consensus: paired rounds (default 5; 2 with --quick)
   --peers-only       proxy: leave outlast out; shows what the machine and the other systems do
 
 Installs what it needs (Debian or Ubuntu, as root). Traffic stays on loopback. The last line is one JSON object with
@@ -56,6 +60,7 @@ struct Finished {
 /// A benchmark is a line here and a module.
 const BENCHES: &[Bench] = &[
     Bench { name: "proxy", packages: &["haproxy", "nginx", "wrk"], run: proxy::run },
+    Bench { name: "consensus", packages: &["etcd-server"], run: consensus::run },
     Bench { name: "resilience", packages: &[], run: resilience::run },
 ];
 

@@ -476,6 +476,7 @@ impl Loop {
             proxy: self.plane.view(now),
             probes: self.counts.clone(),
             vitals: self.vitals,
+            cluster: self.cluster.as_ref().map(|cluster| cluster.view().borrow().clone()),
             at: wall(),
         };
         self.picture.send_replace(Arc::new(picture));

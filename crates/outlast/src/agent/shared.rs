@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::cluster::ClusterView;
 use outlast_core::event::Target;
 use outlast_core::time::Timestamp;
 use outlast_core::topology::Topology;
@@ -43,6 +44,8 @@ pub struct Picture {
     pub proxy: ProxyView,
     pub probes: BTreeMap<(Target, Code), u64>,
     pub vitals: Vitals,
+    /// `None` where there is only one node.
+    pub cluster: Option<Arc<ClusterView>>,
     /// When it was made.
     pub at: Timestamp,
 }

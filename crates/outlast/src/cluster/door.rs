@@ -107,8 +107,7 @@ pub(super) fn bind(data_dir: &Path) -> anyhow::Result<UnixListener> {
     let path = path(data_dir);
     // The lock on the directory is ours, so a socket that lies there is a leftover.
     std::fs::remove_file(&path).ok();
-    let listener =
-        UnixListener::bind(&path).with_context(|| format!("bind {}", path.display()))?;
+    let listener = UnixListener::bind(&path).with_context(|| format!("bind {}", path.display()))?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
         .context("protect the cluster's socket")?;
     Ok(listener)
@@ -271,7 +270,10 @@ async fn receive(reader: &mut (impl tokio::io::AsyncRead + Unpin)) -> io::Result
     Ok(Some(bytes))
 }
 
-async fn send(writer: &mut (impl tokio::io::AsyncWrite + Unpin), what: &impl Code) -> io::Result<()> {
+async fn send(
+    writer: &mut (impl tokio::io::AsyncWrite + Unpin),
+    what: &impl Code,
+) -> io::Result<()> {
     let mut bytes = vec![0; 4];
     what.encode(&mut bytes);
     let length = u32::try_from(bytes.len() - 4).map_err(io::Error::other)?;

@@ -11,7 +11,7 @@ use super::thread::Hub;
 use crate::agent::shared::wall;
 
 /// How often it looks whether there is something to do.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// How long one duty may take before it is tried again.
 const DUTY_MAX: Duration = Duration::from_secs(1);
@@ -56,12 +56,12 @@ fn difference(registry: &Registry, members: &Members) -> Option<Change> {
         return None;
     }
     let come = nodes.keys().map(|&id| NodeId(id)).find(|id| !members.contains(*id));
-    let rise = nodes.iter().find(|(id, node)| {
-        node.role.votes() && members.learners.contains(&NodeId(**id))
-    });
-    let fall = nodes.iter().find(|(id, node)| {
-        !node.role.votes() && members.voters.contains(&NodeId(**id))
-    });
+    let rise = nodes
+        .iter()
+        .find(|(id, node)| node.role.votes() && members.learners.contains(&NodeId(**id)));
+    let fall = nodes
+        .iter()
+        .find(|(id, node)| !node.role.votes() && members.voters.contains(&NodeId(**id)));
     let leave = members.all().find(|id| !nodes.contains_key(&id.0));
     // Who comes is counted before who goes.
     come.map(Change::AddLearner)

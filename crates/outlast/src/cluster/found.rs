@@ -35,7 +35,8 @@ pub(super) struct Founding {
 impl Founding {
     pub(super) fn of(topology: &Topology) -> Founding {
         let named: BTreeSet<String> = topology.consensus.voters.iter().cloned().collect();
-        let voters = if named.is_empty() { topology.nodes.keys().cloned().collect() } else { named };
+        let voters =
+            if named.is_empty() { topology.nodes.keys().cloned().collect() } else { named };
         let nodes = topology.link_addresses().into_iter();
         let nodes: BTreeMap<String, String> =
             nodes.map(|(name, address)| (name, address.to_string())).collect();
@@ -50,7 +51,10 @@ impl Founding {
     }
 
     /// The first state, and the id of each node in it. `tokens` stand for the voters' disks.
-    pub(super) fn begin(&self, tokens: &BTreeMap<String, u64>) -> (Snapshot, BTreeMap<String, u64>) {
+    pub(super) fn begin(
+        &self,
+        tokens: &BTreeMap<String, u64>,
+    ) -> (Snapshot, BTreeMap<String, u64>) {
         let mut agreed = Agreed::default();
         let mut index = 0;
         let mut apply = |agreed: &mut Agreed, origin, sequence, command| {

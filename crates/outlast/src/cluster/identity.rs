@@ -35,9 +35,14 @@ pub(super) fn load(data_dir: &Path, cluster: &str, node: &str) -> anyhow::Result
         }
         Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
     };
-    let identity: Identity = serde_json::from_slice(&text)
-        .with_context(|| format!("understand {}", path.display()))?;
-    ensure!(identity.v == 1, "{} is of version {}; this binary knows 1", path.display(), identity.v);
+    let identity: Identity =
+        serde_json::from_slice(&text).with_context(|| format!("understand {}", path.display()))?;
+    ensure!(
+        identity.v == 1,
+        "{} is of version {}; this binary knows 1",
+        path.display(),
+        identity.v
+    );
     ensure!(
         identity.cluster == cluster && identity.node == node,
         "{} belongs to node `{}` of cluster `{}`, and this is node `{node}` of cluster `{cluster}`; \
@@ -58,7 +63,8 @@ pub(super) fn renew(data_dir: &Path, before: &Identity) -> anyhow::Result<Identi
 
 fn token() -> anyhow::Result<u64> {
     let mut token = [0; 8];
-    let random = std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut token));
+    let random =
+        std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut token));
     random.context("read random bytes")?;
     Ok(u64::from_le_bytes(token))
 }

@@ -15,6 +15,9 @@ mod view;
 pub use thread::{Cluster, Settings};
 pub use view::{ClusterView, PeerView, Phase};
 
+/// Where, in its data directory, a node of a lab finds certificates that its file does not name.
+pub const LAB_CERTS: &str = "lab-certs";
+
 /// Whether the nodes of this topology agree with each other: one node has nobody to agree with.
 pub fn wanted(topology: &outlast_core::topology::Topology) -> bool {
     topology.nodes.len() > 1

@@ -24,12 +24,18 @@ pub enum Phase {
     #[default]
     Starting,
     /// There is no cluster yet, and these have not been heard.
-    Founding { missing: Vec<String> },
+    Founding {
+        missing: Vec<String>,
+    },
     /// There is a cluster, and this node has no place in it yet.
-    Joining { reason: String },
+    Joining {
+        reason: String,
+    },
     Running,
     /// It takes no part, and will not by itself.
-    Failed { reason: String },
+    Failed {
+        reason: String,
+    },
 }
 
 /// A node as this one sees it.

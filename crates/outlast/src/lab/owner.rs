@@ -14,10 +14,13 @@ use tokio::sync::mpsc;
 
 use super::args::{UpArgs, Which};
 use super::place::{self, Place};
+use super::plan::Node;
 use super::plan::{self, Plan};
 use super::wire::{FromKeeper, ToKeeper};
 use super::{tell, verbs};
 use crate::{Outcome, output};
+use outlast::authority::{self, Authority, Subject};
+use outlast::cluster::LAB_CERTS;
 
 /// How long a lab in the background may take until it is up.
 const UP_MAX: Duration = Duration::from_secs(120);
@@ -64,6 +67,10 @@ pub(super) fn up(args: &UpArgs) -> anyhow::Result<Outcome> {
         .flat_map(|node| node.private.iter().map(|(at, _)| at.clone()))
         .filter(|at| at.starts_with(file_dir) && !at.exists())
         .collect();
+    if outlast::cluster::wanted(&topology) && topology.cluster.tls.is_none() {
+        certify(&place.dir, &topology.cluster.name, &nodes)
+            .context("make certificates for the lab")?;
+    }
     let outcome = hold(&place, |rootless| Plan {
         name: called.clone(),
         dir: place.dir.clone(),
@@ -83,6 +90,34 @@ pub(super) fn up(args: &UpArgs) -> anyhow::Result<Outcome> {
         output::print(&format!("data and logs are kept in {}\n", dir.display()))?;
     }
     Ok(outcome)
+}
+
+/// Gives each node of a file without `tls` a certificate, so that it can link to the others as in earnest.
+fn certify(lab: &Path, cluster: &str, nodes: &[Node]) -> anyhow::Result<()> {
+    let authority = Authority { dir: lab.join("certs") };
+    // A lab that kept its data knows them already.
+    if authority.dir.join("ca.pem").exists() {
+        return Ok(());
+    }
+    authority.init(cluster, authority::CA_DAYS)?;
+    let subjects: Vec<Subject> = nodes
+        .iter()
+        .map(|node| Subject { node: node.name.clone(), address: Some(node.address) })
+        .collect();
+    for issued in authority.issue(&subjects, authority::NODE_DAYS)? {
+        let node = nodes.iter().find(|node| node.name == issued.node);
+        let Some(dir) = node.and_then(|node| node.data_place(lab)) else { continue };
+        let dir = dir.join(LAB_CERTS);
+        std::fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
+        for (from, name) in [
+            (&authority.dir.join("ca.pem"), "ca.pem"),
+            (&issued.cert, "node.pem"),
+            (&issued.key, "node.key"),
+        ] {
+            std::fs::copy(from, dir.join(name)).with_context(|| format!("copy {name}"))?;
+        }
+    }
+    Ok(())
 }
 
 /// Takes away the places that machines made for their data beside the file. What is not empty stays.

@@ -71,7 +71,9 @@ impl Place {
         }
         fs::remove_file(socket(&dir)).ok();
         if !keep {
-            remove_if_there(&dir.join("nodes")).context("remove what an older lab left")?;
+            for left in ["nodes", "certs"] {
+                remove_if_there(&dir.join(left)).context("remove what an older lab left")?;
+            }
             fs::remove_file(log(&dir)).ok();
         }
         let mut link = None;

@@ -51,6 +51,12 @@ impl Node {
         self.dir(lab).join("agent.log")
     }
 
+    /// Where its data directory really lies.
+    pub(super) fn data_place(&self, lab: &Path) -> Option<PathBuf> {
+        let private = self.private_dirs(lab);
+        private.into_iter().find(|private| private.at == self.data_dir).map(|private| private.from)
+    }
+
     pub(super) fn private_dirs(&self, lab: &Path) -> Vec<Private> {
         let dir = self.dir(lab);
         let own = self.private.iter();

@@ -83,13 +83,23 @@ impl Stage {
         self.spawn_as(Path::new(env!("CARGO_BIN_EXE_outlast")))
     }
 
+    /// Starts the agent of one node of several.
+    pub(crate) fn spawn_node(&self, node: &str) -> Agent {
+        self.spawn_with(Path::new(env!("CARGO_BIN_EXE_outlast")), &["--node", node])
+    }
+
     pub(crate) fn spawn_as(&self, program: &Path) -> Agent {
+        self.spawn_with(program, &[])
+    }
+
+    fn spawn_with(&self, program: &Path, words: &[&str]) -> Agent {
         let mut options = std::fs::File::options();
         let log = options.create(true).append(true).open(self.dir.join("agent.log"));
         let log = log.expect("the directory is ours");
         let child = Command::new(program)
             .arg("run")
             .arg(&self.file)
+            .args(words)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -131,6 +141,21 @@ impl Stage {
             .expect("cargo has built it");
         let said = [output.stdout, output.stderr].concat();
         (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+    }
+
+    /// Runs a script while a lock is held; the token that it printed.
+    pub(crate) fn lock(&self, words: &[&str], script: &str) -> u64 {
+        let output = Command::new(env!("CARGO_BIN_EXE_outlast"))
+            .args(words)
+            .arg("--data-dir")
+            .arg(self.data())
+            .args(["--", "sh", "-c", script])
+            .output()
+            .expect("cargo has built it");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let token = said.lines().find_map(|line| line.strip_prefix("token ")?.parse().ok());
+        token.unwrap_or_else(|| panic!("no token: {said}"))
     }
 
     /// What `/v1/status` says at the admin socket, if an agent answers.

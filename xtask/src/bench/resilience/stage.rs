@@ -272,11 +272,11 @@ retry = {{ attempts = 3, try_timeout = "{try_timeout}" }}
 
 /// All processes that descend from this one, also those whose parent was killed.
 #[derive(Debug)]
-struct Household;
+pub(in crate::bench) struct Household;
 
 impl Household {
     /// From now on, a process that loses its parent becomes our child instead of nobody's.
-    fn found() -> Result<Household> {
+    pub(in crate::bench) fn found() -> Result<Household> {
         let own = rustix::process::getpid();
         rustix::process::set_child_subreaper(Some(own)).context("adopt orphans")?;
         Ok(Household)

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use outlast_consensus::{NodeId, Role};
 use outlast_core::health::{Health, Thresholds};
 use outlast_core::pair::Side;
 use outlast_core::time::Timestamp;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::health::UNWATCHED;
 use super::scene::Scene;
 use crate::agent::shared::requests;
+use crate::cluster::{ClusterView, Phase};
 
 /// The version of the form: it goes up when a field changes its meaning or goes away.
 pub const VERSION: u32 = 1;
@@ -81,6 +83,8 @@ pub struct Status {
     pub generation: u64,
     /// Why no pair can change sides: who serves cannot be written to disk.
     pub pairs_not_saved: Option<String>,
+    /// Of a topology with more than one node.
+    pub agreement: Option<AgreementStatus>,
     pub proxy: ProxyStatus,
     pub machine: MachineStatus,
     pub services: BTreeMap<String, ServiceStatus>,
@@ -88,6 +92,91 @@ pub struct Status {
     pub externals: BTreeMap<String, ExternalStatus>,
     /// Parts of the file that nobody watches, and why not.
     pub unwatched: BTreeMap<String, String>,
+}
+
+/// This node among the others.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AgreementStatus {
+    /// `starting`, `founding`, `joining`, `running`, `failed`.
+    pub phase: String,
+    /// What it waits for, or why it failed.
+    pub why: Option<String>,
+    /// Null: no leader has a majority behind it, as far as this node knows.
+    pub leader: Option<String>,
+    /// `leader`, `follower`, `candidate`.
+    pub role: Option<String>,
+    pub term: u64,
+    pub commit: u64,
+    pub voters: Vec<String>,
+    pub learners: Vec<String>,
+    pub peers: BTreeMap<String, PeerStatus>,
+}
+
+/// Another node as this one sees it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PeerStatus {
+    pub address: String,
+    pub linked: bool,
+    pub for_seconds: Option<u64>,
+    /// How old what is known of it is.
+    pub silent_seconds: Option<f64>,
+    pub round_trip_ms: Option<f64>,
+    pub version: Option<String>,
+    /// Why there is no link.
+    pub why: Option<String>,
+}
+
+impl AgreementStatus {
+    fn of(view: &ClusterView) -> AgreementStatus {
+        let (phase, why) = match &view.phase {
+            Phase::Starting => ("starting", None),
+            Phase::Founding { missing } if missing.is_empty() => {
+                ("founding", Some("waits for the first voter to found the cluster".to_owned()))
+            }
+            Phase::Founding { missing } => {
+                ("founding", Some(format!("waits for {}", missing.join(", "))))
+            }
+            Phase::Joining { reason } => ("joining", Some(reason.clone())),
+            Phase::Running => ("running", None),
+            Phase::Failed { reason } => ("failed", Some(reason.clone())),
+        };
+        let name =
+            |id: &NodeId| view.names.get(&id.0).cloned().unwrap_or_else(|| format!("id {id}"));
+        let standing = view.standing.as_ref();
+        let peers = view.peers.iter().map(|(name, peer)| {
+            let peer = PeerStatus {
+                address: peer.address.clone(),
+                linked: peer.linked,
+                for_seconds: peer.lasts.map(|lasts| lasts.as_secs()),
+                silent_seconds: peer.silent_for.map(|silent| silent.as_secs_f64()),
+                round_trip_ms: peer.round_trip.map(|trip| trip.as_secs_f64() * 1e3),
+                version: peer.build.clone(),
+                why: peer.reason.clone().filter(|_| !peer.linked),
+            };
+            (name.clone(), peer)
+        });
+        AgreementStatus {
+            phase: phase.to_owned(),
+            why,
+            leader: view.leader().map(str::to_owned),
+            role: standing.map(|standing| {
+                match standing.role {
+                    Role::Leader => "leader",
+                    Role::Follower => "follower",
+                    Role::Candidate | Role::PreCandidate => "candidate",
+                }
+                .to_owned()
+            }),
+            term: standing.map_or(0, |standing| standing.term),
+            commit: standing.map_or(0, |standing| standing.commit),
+            voters: standing.map_or_else(Vec::new, |s| s.members.voters.iter().map(name).collect()),
+            learners: standing
+                .map_or_else(Vec::new, |s| s.members.learners.iter().map(name).collect()),
+            peers: peers.collect(),
+        }
+    }
 }
 
 /// The data plane.
@@ -218,6 +307,7 @@ impl Status {
             stopping: scene.stopping,
             generation: view.generation,
             pairs_not_saved: view.not_saved.clone(),
+            agreement: picture.cluster.as_deref().map(AgreementStatus::of),
             proxy: ProxyStatus {
                 pid: picture.proxy.pid,
                 draining: picture.proxy.draining.clone(),

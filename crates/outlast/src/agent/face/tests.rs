@@ -161,6 +161,7 @@ fn picture() -> Picture {
         backend: backend.to_owned(),
     };
     Picture {
+        cluster: None,
         view: view(),
         topology: Arc::new(crate::file::parse("shop.toml", FILE).unwrap()),
         proxy: ProxyView { pid: Some(4242), draining: vec![4100], refused: None, silent: None },

@@ -5,8 +5,10 @@
 //! cluster and demands that it serves. The same seed gives the same log, byte for byte.
 
 mod check;
+mod clients;
 mod clock;
 mod disk;
+mod faults;
 mod machine;
 mod network;
 mod plan;

@@ -84,25 +84,30 @@ fn what_must_hold_holds_through_every_storm() {
     }
 }
 
+/// Too rare for storms: `directed.rs` shows that its absence is noticed.
+const LED_BY_HAND: [Bug; 1] = [Bug::SnapshotTakesAll];
+
 #[test]
 fn every_guard_that_is_taken_away_is_missed() {
     let only = std::env::var("OUTLAST_BUG").ok();
-    for bug in Bug::ALL {
-        if only.as_ref().is_some_and(|only| *only != format!("{bug:?}")) {
-            continue;
-        }
+    let wanted = |bug: &Bug| match &only {
+        Some(only) => *only == format!("{bug:?}"),
+        None => !LED_BY_HAND.contains(bug),
+    };
+    let mut missed = Vec::new();
+    for bug in Bug::ALL.into_iter().filter(wanted) {
         let begun = std::time::Instant::now();
-        let (sum, violation) = storm(seeds(2_000), |seed| Plan::aimed(seed, bug));
+        let (sum, violation) = storm(seeds(40_000), |seed| Plan::aimed(seed, bug));
         match violation {
             Some(v) => println!(
                 "{bug:?}: {} ({:?})",
                 v.to_string().lines().next().unwrap_or_default(),
                 begun.elapsed()
             ),
-            None if only.is_none() => println!("{bug:?} is not found in {sum:?}"),
-            None => panic!("{bug:?} is not found in {sum:?}"),
+            None => missed.push(format!("{bug:?} is not found in {sum:?}")),
         }
     }
+    assert!(missed.is_empty(), "{}", missed.join("\n"));
 }
 
 #[test]

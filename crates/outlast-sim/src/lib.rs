@@ -9,14 +9,17 @@ mod clients;
 mod clock;
 mod disk;
 mod faults;
+mod holders;
 mod machine;
 mod network;
 mod plan;
 mod random;
 mod stage;
+mod users;
 mod world;
 
 pub use disk::Disk;
+pub use holders::Slip;
 pub use plan::{Faults, Plan};
 pub use stage::Stage;
 pub use world::{Outcome, Violation, run};

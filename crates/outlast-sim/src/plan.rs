@@ -1,8 +1,10 @@
 //! What a seed has in store: which faults there are, and how many of each.
 
+use outlast_core::agreed::CLOCK_RATE_ERROR;
 use outlast_raft::Bug;
 
 use crate::clock::Nanos;
+use crate::holders::Slip;
 use crate::random::Random;
 
 pub(crate) const MICRO: Nanos = 1_000;
@@ -29,6 +31,11 @@ pub struct Plan {
     /// Entries that nodes keep before a snapshot.
     pub tail_entries: u64,
     pub bug: Option<Bug>,
+    /// The log is fed to everything that nodes agree on, and there are users and holders of a role.
+    pub agreed: bool,
+    /// How long a lease lasts.
+    pub ttl: Nanos,
+    pub slip: Option<Slip>,
     /// Disks say done before anything is on them.
     pub lying_disks: bool,
     /// Keep the log as text.
@@ -70,6 +77,7 @@ impl Plan {
         match seed % 16 {
             7 => Plan::harsh(seed),
             15 => Plan::votes(seed),
+            3 | 11 => Plan::agreed(seed),
             _ => Plan::mixed(seed),
         }
     }
@@ -189,6 +197,44 @@ impl Plan {
         }
     }
 
+    /// Users and holders of a role, on clocks that are as good as leases need them.
+    pub fn agreed(seed: u64) -> Plan {
+        let mut random = Random::new(!seed);
+        let plan = Plan::mixed(seed);
+        let drift = i64::from(CLOCK_RATE_ERROR) - 1;
+        let drift_ppm = plan.faults.drift_ppm.min(drift);
+        Plan {
+            agreed: true,
+            clients: 3,
+            ttl: random.within(400..1_500) * MILLI,
+            faults: Faults { drift_ppm, ..plan.faults },
+            ..plan
+        }
+    }
+
+    /// What makes the absence of a guard of leases show soonest.
+    pub fn slipping(seed: u64, slip: Slip) -> Plan {
+        let plan = Plan { slip: Some(slip), ..Plan::agreed(seed) };
+        match slip {
+            Slip::HeldFromAnswer | Slip::AnyEpoch | Slip::RepeatsAsNew => plan,
+            // One millionth more of a lease has to be longer than everything else that is taken off.
+            Slip::HeldWithoutMargin => Plan {
+                voters: 3,
+                spares: 0,
+                clients: 0,
+                ttl: 40 * SECOND,
+                storm: 200 * SECOND,
+                faults: Faults {
+                    delay: (10 * MICRO, 60 * MICRO),
+                    sync: (10 * MICRO, 60 * MICRO),
+                    drift_ppm: i64::from(CLOCK_RATE_ERROR) - 1,
+                    ..Faults::default()
+                },
+                ..plan
+            },
+        }
+    }
+
     /// Elections without end: voters crash between a vote and its sync, and hear late of other candidates.
     pub fn votes(seed: u64) -> Plan {
         let mut random = Random::new(seed);
@@ -269,6 +315,9 @@ impl Plan {
             append_bytes_max: [1, 200, 200, 100_000][r.index(4)],
             tail_entries: [0, 0, 10, 4096][r.index(4)],
             bug: None,
+            agreed: false,
+            ttl: SECOND,
+            slip: None,
             lying_disks: false,
             trace: false,
             faults,

@@ -4,20 +4,24 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
+use outlast_core::agreed::{LeaseClock, Reply};
 use outlast_core::codec::Code as _;
 use outlast_raft::{
     Action, Config, Index, Input, Members, Message, Node, NodeId, Position, Role, Snapshot,
 };
 
 use crate::check::Checker;
-use crate::clients::Client;
+use crate::clients::{Client, Work};
 use crate::clock::{Clock, Nanos};
 use crate::disk::Disk;
+use crate::holders::{Holder, Slip};
 use crate::machine::Machine;
 use crate::network::Network;
 use crate::plan::{MICRO, MILLI, Plan, SECOND};
 use crate::random::Random;
+use crate::users::User;
 
 /// How often faults may begin or end.
 const LOOK_EVERY: Nanos = 5 * MILLI;
@@ -92,6 +96,10 @@ pub(crate) enum Event {
     GiveUp { client: usize, operation: u64 },
     Restart { node: NodeId, life: u64 },
     Resume { node: NodeId, life: u64 },
+    /// An answer reaches a holder.
+    Told { client: usize, operation: u64, life: u64, reply: Reply },
+    /// An order reaches whoever carries it out.
+    Order { epoch: u64 },
     Look,
 }
 
@@ -111,6 +119,14 @@ pub(crate) struct Peer {
     pub(crate) writes: BTreeMap<Index, (Position, usize, u64)>,
     pub(crate) reads: BTreeMap<u64, (Index, usize, u64)>,
     pub(crate) tick_at: Nanos,
+    /// Of a leader: when leases are over.
+    pub(crate) watch: Option<LeaseClock>,
+}
+
+impl Peer {
+    pub(crate) fn runs(&self) -> bool {
+        self.node.is_some() && !self.paused
+    }
 }
 
 pub(crate) struct World {
@@ -126,6 +142,8 @@ pub(crate) struct World {
     pub(crate) checker: Checker,
     pub(crate) calm: bool,
     pub(crate) reads: u64,
+    /// The highest epoch that was obeyed.
+    pub(crate) fence: u64,
     pub(crate) outcome: Outcome,
 }
 
@@ -147,14 +165,24 @@ impl World {
                 life: 0,
                 paused: false,
                 missed: Vec::new(),
-                machine: Machine::default(),
+                machine: Machine::new(plan.agreed),
+                watch: None,
                 writes: BTreeMap::new(),
                 reads: BTreeMap::new(),
                 tick_at: Nanos::MAX,
             }
         });
         let peers = peers.collect();
-        let clients = (0..plan.clients).map(|_| Client::default()).collect();
+        let repeats = plan.slip == Some(Slip::RepeatsAsNew);
+        let users = (0..plan.clients).map(|number| match plan.agreed {
+            true => Work::User(User::new(number, repeats)),
+            false => Work::Noise,
+        });
+        let holders = if plan.agreed { 0..usize::try_from(plan.voters).expect("small") } else { 0..0 };
+        let ttl = Duration::from_nanos(plan.ttl);
+        let holders =
+            holders.map(|place| Work::Holder(Box::new(Holder::new(place, ttl, plan.slip))));
+        let clients = users.chain(holders).map(Client::new).collect();
         World {
             random,
             now: 0,
@@ -167,6 +195,7 @@ impl World {
             checker: Checker::default(),
             calm: false,
             reads: 0,
+            fence: 0,
             outcome: Outcome::default(),
             plan,
         }
@@ -204,6 +233,7 @@ impl World {
 
     /// Every voter has caught up, or will: nothing that a client knows is missing where it counts.
     pub(crate) fn end(&mut self) -> Result<(), String> {
+        self.judge_calls()?;
         let known = self.checker.known;
         let leader = self.peers.iter().filter(|p| self.may_act(p)).map(|p| p.machine.applied).max();
         match leader {
@@ -315,7 +345,18 @@ impl World {
                 let at = self.place(node);
                 if self.peers[at].life == life { self.resume(at) } else { Ok(()) }
             }
+            Event::Told { client, operation, life, reply } => {
+                self.told(client, operation, life, reply)
+            }
+            Event::Order { epoch } => self.carry_out(epoch),
             Event::Look => {
+                if self.plan.agreed {
+                    self.give_orders();
+                    self.one_holds()?;
+                    for at in 0..self.peers.len() {
+                        self.end_leases(at)?;
+                    }
+                }
                 if !self.calm {
                     self.faults()?;
                     self.after(LOOK_EVERY, Event::Look);
@@ -354,9 +395,11 @@ impl World {
                 Action::Apply(entries) => {
                     for entry in entries {
                         self.checker.applied(id, &entry)?;
-                        self.peers[at].machine.apply(&entry);
+                        let reply = self.peers[at].machine.apply(&entry);
                         self.checker.state(id, &self.peers[at].machine)?;
-                        self.answer_write(at, Position { index: entry.index, term: entry.term })?;
+                        self.checker.took_effect(&entry, self.peers[at].machine.has_changed_keys())?;
+                        let position = Position { index: entry.index, term: entry.term };
+                        self.answer_write(at, position, reply)?;
                     }
                 }
                 Action::Restore(snapshot) => {
@@ -372,7 +415,7 @@ impl World {
                     if let Some((floor, client, operation)) = self.peers[at].reads.remove(&read) {
                         self.checker.read(applied, floor).map_err(|e| format!("node {id}: {e}"))?;
                         self.outcome.reads += 1;
-                        self.done(client, operation);
+                        self.answer_read(at, client, operation);
                     }
                 }
                 Action::ReadFailed { id: read } => {
@@ -380,6 +423,7 @@ impl World {
                 }
             }
         }
+        self.watch(at);
         self.sync(at);
         self.wind(at);
         self.compact_when_long(at)?;
@@ -478,7 +522,7 @@ impl World {
         peer.missed.clear();
         peer.tick_at = Nanos::MAX;
         peer.machine = match &*saved.snapshot.data {
-            [] => Machine::default(),
+            [] => Machine::new(self.plan.agreed),
             data => Machine::from_bytes(data).map_err(|e| e.to_string())?,
         };
         let id = peer.id;
@@ -499,7 +543,15 @@ impl World {
         peer.writes.clear();
         peer.reads.clear();
         peer.missed.clear();
+        peer.watch = None;
         let id = peer.id;
+        for client in &mut self.clients {
+            if let Work::Holder(holder) = &mut client.work
+                && holder.place == at
+            {
+                holder.die();
+            }
+        }
         self.outcome.crashes += 1;
         self.say(|| format!("{id} crashes"));
     }
@@ -529,7 +581,8 @@ impl World {
             return Ok(());
         }
         let (index, term, members) = node.applied();
-        let data = Arc::from(peer.machine.to_bytes());
+        let data: Arc<[u8]> = Arc::from(peer.machine.to_bytes());
+        self.checker.snapshot(peer.id, index, &data)?;
         let mut out = Vec::new();
         node.compact(peer.clock.local(self.now), Snapshot { index, term, members, data }, &mut out);
         let id = peer.id;

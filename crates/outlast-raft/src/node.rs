@@ -627,7 +627,8 @@ impl Node {
             Body::Vote { last_index, last_term, transfer } => {
                 // In a term that we have learned of from somebody else, the leader whom we hear counts as much: it may
                 // act because we have just answered it.
-                let may = transfer || !self.leader_is_heard(now);
+                let may =
+                    transfer || !self.leader_is_heard(now) || self.planted(Bug::NoStickinessInTerm);
                 self.on_vote(now, from, (last_index, last_term), may, out);
             }
             Body::VoteReply { granted } => {
@@ -812,7 +813,8 @@ impl Node {
         let SnapshotChunk { index, term, members, offset, length, round, bytes } = chunk;
         // What it stands for may be here already. Then it must not take the place of anything: entries that follow may be
         // committed because we have acknowledged them.
-        if self.log.commit < index && self.log.term(index) == Some(term) {
+        let here = self.log.term(index) == Some(term);
+        if self.log.commit < index && here && !self.planted(Bug::SnapshotTakesAll) {
             self.incoming = None;
             self.commit_to(index, out);
         }

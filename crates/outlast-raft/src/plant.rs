@@ -15,6 +15,8 @@ pub enum Bug {
     VoteForShorterLog,
     /// Votes are granted while a leader is heard.
     NoStickiness,
+    /// Votes are granted while a leader is heard if the voter knows the term already.
+    NoStickinessInTerm,
     /// A leader that no majority answers goes on.
     NoQuorumGate,
     /// The lease counts from when the answer came, not from when it was asked for.
@@ -29,15 +31,18 @@ pub enum Bug {
     NoTermCheck,
     /// A second change of members begins before the first is committed.
     ChangeTooEarly,
+    /// A snapshot from the leader takes the place of entries that follow it.
+    SnapshotTakesAll,
 }
 
 impl Bug {
     #[cfg(feature = "plant")]
-    pub const ALL: [Bug; 11] = [
+    pub const ALL: [Bug; 13] = [
         Bug::VoteBeforeDisk,
         Bug::AckBeforeDisk,
         Bug::VoteForShorterLog,
         Bug::NoStickiness,
+        Bug::NoStickinessInTerm,
         Bug::NoQuorumGate,
         Bug::LeaseFromAnswer,
         Bug::NoDriftMargin,
@@ -45,5 +50,6 @@ impl Bug {
         Bug::ReadWithoutRound,
         Bug::NoTermCheck,
         Bug::ChangeTooEarly,
+        Bug::SnapshotTakesAll,
     ];
 }

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use outlast_raft::{Entry, Index, NodeId, Position, Term};
+use outlast_core::agreed::ClientId;
+use outlast_core::codec::Code as _;
+use outlast_raft::{Entry, Index, NodeId, Payload, Position, Term};
 
 use crate::machine::{self, Machine};
 
@@ -13,6 +15,9 @@ pub(crate) struct Checker {
     /// Term and hash of what was applied at each index by whoever was first.
     past: Vec<(Term, u64)>,
     digests: BTreeMap<Index, u64>,
+    snapshots: BTreeMap<Index, u64>,
+    /// Where each client's command took effect.
+    effects: BTreeMap<(ClientId, u64), Index>,
     /// The newest entry that any client knows of: by its own write, or by a read.
     pub(crate) known: Index,
 }
@@ -50,6 +55,34 @@ impl Checker {
             Ok(())
         } else {
             Err(format!("node {node} has another state at {}", machine.applied))
+        }
+    }
+
+    /// Everybody's snapshot of an index is the same, byte for byte.
+    pub(crate) fn snapshot(
+        &mut self,
+        node: NodeId,
+        index: Index,
+        bytes: &[u8],
+    ) -> Result<(), String> {
+        let hash = machine::hash_bytes(0, bytes);
+        if *self.snapshots.entry(index).or_insert(hash) == hash {
+            Ok(())
+        } else {
+            Err(format!("node {node} has another snapshot of {index}"))
+        }
+    }
+
+    /// A write of a client changes something once, wherever in the log it stands a second time.
+    pub(crate) fn took_effect(&mut self, entry: &Entry, changed: bool) -> Result<(), String> {
+        let (Payload::Command(bytes), true) = (&entry.payload, changed) else { return Ok(()) };
+        let Ok(command) = outlast_core::agreed::Entry::from_bytes(bytes) else { return Ok(()) };
+        let key = (command.origin, command.sequence);
+        let first = *self.effects.entry(key).or_insert(entry.index);
+        if first == entry.index {
+            Ok(())
+        } else {
+            Err(format!("{command:?} takes effect at {first} and again at {}", entry.index))
         }
     }
 

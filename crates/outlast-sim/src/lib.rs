@@ -5,16 +5,21 @@
 //! cluster and demands that it serves. The same seed gives the same log, byte for byte.
 
 mod check;
+mod clients;
 mod clock;
 mod disk;
+mod faults;
+mod holders;
 mod machine;
 mod network;
 mod plan;
 mod random;
 mod stage;
+mod users;
 mod world;
 
 pub use disk::Disk;
+pub use holders::Slip;
 pub use plan::{Faults, Plan};
 pub use stage::Stage;
 pub use world::{Outcome, Violation, run};

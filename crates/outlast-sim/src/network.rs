@@ -8,6 +8,8 @@ use outlast_raft::NodeId;
 pub(crate) struct Network {
     /// From and to: this way nothing passes.
     cut: BTreeSet<(NodeId, NodeId)>,
+    /// From these, also what is on its way does not arrive.
+    lost: BTreeSet<NodeId>,
 }
 
 impl Network {
@@ -17,6 +19,19 @@ impl Network {
 
     pub(crate) fn cut(&mut self, from: NodeId, to: NodeId) {
         self.cut.insert((from, to));
+    }
+
+    /// Cuts a node off from all of these; what it has just sent is lost as well.
+    pub(crate) fn drown(&mut self, node: NodeId, nodes: &[NodeId]) {
+        for &other in nodes.iter().filter(|&&other| other != node) {
+            self.cut(node, other);
+            self.cut(other, node);
+        }
+        self.lost.insert(node);
+    }
+
+    pub(crate) fn loses(&self, from: NodeId) -> bool {
+        self.lost.contains(&from)
     }
 
     /// Everybody reaches only the hub.
@@ -30,6 +45,7 @@ impl Network {
 
     pub(crate) fn heal(&mut self) {
         self.cut.clear();
+        self.lost.clear();
     }
 
     pub(crate) fn is_whole(&self) -> bool {

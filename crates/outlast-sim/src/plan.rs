@@ -1,13 +1,18 @@
 //! What a seed has in store: which faults there are, and how many of each.
 
+use outlast_core::agreed::CLOCK_RATE_ERROR;
 use outlast_raft::Bug;
 
 use crate::clock::Nanos;
+use crate::holders::Slip;
 use crate::random::Random;
 
 pub(crate) const MICRO: Nanos = 1_000;
 pub(crate) const MILLI: Nanos = 1_000_000;
 pub(crate) const SECOND: Nanos = 1_000_000_000;
+
+/// Of a million: always.
+const MILLION: u64 = 1_000_000;
 
 /// One run.
 #[derive(Clone, Debug)]
@@ -23,7 +28,14 @@ pub struct Plan {
     pub calm: Nanos,
     /// So small that what belongs together comes in pieces.
     pub append_bytes_max: usize,
+    /// Entries that nodes keep before a snapshot.
+    pub tail_entries: u64,
     pub bug: Option<Bug>,
+    /// The log is fed to everything that nodes agree on, and there are users and holders of a role.
+    pub agreed: bool,
+    /// How long a lease lasts.
+    pub ttl: Nanos,
+    pub slip: Option<Slip>,
     /// Disks say done before anything is on them.
     pub lying_disks: bool,
     /// Keep the log as text.
@@ -42,6 +54,8 @@ pub struct Faults {
     pub late: Nanos,
     pub cut_ppm: u64,
     pub star_ppm: u64,
+    /// Whoever leads is cut off from everybody.
+    pub topple_ppm: u64,
     pub heal_ppm: u64,
     pub crash_ppm: u64,
     pub crash_all_ppm: u64,
@@ -63,6 +77,7 @@ impl Plan {
         match seed % 16 {
             7 => Plan::harsh(seed),
             15 => Plan::votes(seed),
+            3 | 11 => Plan::agreed(seed),
             _ => Plan::mixed(seed),
         }
     }
@@ -81,7 +96,50 @@ impl Plan {
             ..Faults::default()
         };
         let (voters, faults) = match bug {
-            Bug::VoteBeforeDisk => return Plan { bug: Some(bug), ..Plan::votes(seed) },
+            // Leaders fall silent at once; who has forgotten its vote then hears of another candidate of the same term.
+            Bug::VoteBeforeDisk => {
+                let plan = Plan::votes(seed);
+                let faults = Faults { topple_ppm: 60_000, heal_ppm: 20_000, ..plan.faults };
+                let faults = Faults { restart_ppm: MILLION, ..faults };
+                let (voters, spares, clients) = (3, 0, 0);
+                let storm = 6 * SECOND;
+                return Plan { voters, spares, clients, faults, storm, bug: Some(bug), ..plan };
+            }
+            // Somebody who answers a leader hears late of another's term, and then of its candidate.
+            Bug::NoStickinessInTerm => {
+                let delay = (MILLI, r.within(2..20) * MILLI);
+                let late = Faults { delay, late_ppm: 200_000, late: 300 * MILLI, ..cuts };
+                return Plan {
+                    voters: [3, 5][r.index(2)],
+                    spares: 0,
+                    clients: 0,
+                    storm: 10 * SECOND,
+                    faults: Faults {
+                        cut_ppm: 30_000,
+                        topple_ppm: 20_000,
+                        heal_ppm: 60_000,
+                        ..late
+                    },
+                    bug: Some(bug),
+                    ..Plan::mixed(seed)
+                };
+            }
+            // Whoever leads has just begun its log with a snapshot.
+            Bug::SnapshotTakesAll => {
+                let delay = (MILLI, r.within(2..40) * MILLI);
+                let loss_ppm = r.within(0..300_000);
+                let cuts = Faults { delay, loss_ppm, compact_ppm: 100_000, ..cuts };
+                return Plan {
+                    voters: 5,
+                    spares: 0,
+                    tail_entries: 0,
+                    append_bytes_max: 1,
+                    storm: 6 * SECOND,
+                    faults: Faults { topple_ppm: 30_000, heal_ppm: 30_000, ..cuts },
+                    bug: Some(bug),
+                    ..Plan::mixed(seed)
+                };
+            }
             Bug::NoQuorumGate | Bug::ReadWithoutRound => (3, cuts),
             // Somebody who misses writes would be refused for that.
             Bug::NoStickiness => {
@@ -101,10 +159,27 @@ impl Plan {
             }
             Bug::VoteForShorterLog => (3, cuts),
             // Half of everything comes when others lead already.
-            Bug::NoTermCheck => (3, Faults { late_ppm: 500_000, late: 600 * MILLI, ..cuts }),
+            Bug::NoTermCheck => {
+                let late = Faults { late_ppm: 300_000, late: 400 * MILLI, ..cuts };
+                let delay = (MILLI, r.within(2..20) * MILLI);
+                (3, Faults { delay, cut_ppm: 0, topple_ppm: 40_000, heal_ppm: 60_000, ..late })
+            }
+            // Every leader begins with an entry of its own; few get as far as to bring it to anybody.
             Bug::CommitOldTerm => {
-                let crashes = Faults { crash_ppm: 4_000, restart_ppm: 100_000, ..cuts };
-                (5, Faults { late_ppm: 400_000, late: 300 * MILLI, ..crashes })
+                let delay = (MILLI, r.within(5..60) * MILLI);
+                let loss_ppm = r.within(0..300_000);
+                let heal_ppm = r.within(8_000..60_000);
+                let cuts = Faults { delay, cut_ppm: 0, topple_ppm: 60_000, loss_ppm, ..cuts };
+                return Plan {
+                    voters: 3,
+                    spares: 0,
+                    clients: 0,
+                    append_bytes_max: 1,
+                    faults: Faults { heal_ppm, ..cuts },
+                    bug: Some(bug),
+                    storm: 10 * SECOND,
+                    ..Plan::mixed(seed)
+                };
             }
             Bug::ChangeTooEarly => (4, Faults { change_ppm: 300_000, ..cuts }),
         };
@@ -119,6 +194,44 @@ impl Plan {
             storm,
             bug: Some(bug),
             ..Plan::mixed(seed)
+        }
+    }
+
+    /// Users and holders of a role, on clocks that are as good as leases need them.
+    pub fn agreed(seed: u64) -> Plan {
+        let mut random = Random::new(!seed);
+        let plan = Plan::mixed(seed);
+        let drift = i64::from(CLOCK_RATE_ERROR) - 1;
+        let drift_ppm = plan.faults.drift_ppm.min(drift);
+        Plan {
+            agreed: true,
+            clients: 3,
+            ttl: random.within(400..1_500) * MILLI,
+            faults: Faults { drift_ppm, ..plan.faults },
+            ..plan
+        }
+    }
+
+    /// What makes the absence of a guard of leases show soonest.
+    pub fn slipping(seed: u64, slip: Slip) -> Plan {
+        let plan = Plan { slip: Some(slip), ..Plan::agreed(seed) };
+        match slip {
+            Slip::HeldFromAnswer | Slip::AnyEpoch | Slip::RepeatsAsNew => plan,
+            // One millionth more of a lease has to be longer than everything else that is taken off.
+            Slip::HeldWithoutMargin => Plan {
+                voters: 3,
+                spares: 0,
+                clients: 0,
+                ttl: 40 * SECOND,
+                storm: 200 * SECOND,
+                faults: Faults {
+                    delay: (10 * MICRO, 60 * MICRO),
+                    sync: (10 * MICRO, 60 * MICRO),
+                    drift_ppm: i64::from(CLOCK_RATE_ERROR) - 1,
+                    ..Faults::default()
+                },
+                ..plan
+            },
         }
     }
 
@@ -177,6 +290,7 @@ impl Plan {
             late: r.within(MILLI..600 * MILLI),
             cut_ppm: some(r, 20_000),
             star_ppm: some(r, 5_000),
+            topple_ppm: some(r, 8_000),
             heal_ppm: r.within(5_000..40_000),
             crash_ppm: some(r, 15_000),
             crash_all_ppm: some(r, 2_000),
@@ -199,7 +313,11 @@ impl Plan {
             storm: 3 * SECOND,
             calm: 6 * SECOND,
             append_bytes_max: [1, 200, 200, 100_000][r.index(4)],
+            tail_entries: [0, 0, 10, 4096][r.index(4)],
             bug: None,
+            agreed: false,
+            ttl: SECOND,
+            slip: None,
             lying_disks: false,
             trace: false,
             faults,

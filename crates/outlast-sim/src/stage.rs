@@ -164,6 +164,13 @@ impl Stage {
         self.actor(id).disk = disk;
     }
 
+    /// The disk of a dead node is replaced by an empty one that says it is the same voter.
+    pub fn wipe(&mut self, id: u64, voters: u64) {
+        let mut disk = Disk::new(false);
+        disk.begin(Members::voters(1..=voters));
+        self.swap_disk(id, disk);
+    }
+
     pub fn disk(&self, id: u64) -> Disk {
         self.actors[&id].disk.clone()
     }
@@ -222,6 +229,10 @@ impl Stage {
     /// The disk of this node is never done with its next sync.
     pub fn hang_disk(&mut self, id: u64) {
         self.actor(id).hangs = true;
+    }
+
+    pub fn lives(&self, id: u64) -> bool {
+        self.actors[&id].node.is_some()
     }
 
     pub fn status(&self, id: u64) -> Status {

@@ -4,26 +4,27 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
+use outlast_core::agreed::{LeaseClock, Reply};
 use outlast_core::codec::Code as _;
 use outlast_raft::{
-    Action, Change, Config, Index, Input, Members, Message, Node, NodeId, Position, Refusal, Role,
-    Snapshot,
+    Action, Config, Index, Input, Members, Message, Node, NodeId, Position, Role, Snapshot,
 };
 
 use crate::check::Checker;
+use crate::clients::{Client, Work};
 use crate::clock::{Clock, Nanos};
 use crate::disk::Disk;
+use crate::holders::{Holder, Slip};
 use crate::machine::Machine;
 use crate::network::Network;
 use crate::plan::{MICRO, MILLI, Plan, SECOND};
 use crate::random::Random;
+use crate::users::User;
 
 /// How often faults may begin or end.
 const LOOK_EVERY: Nanos = 5 * MILLI;
-
-/// A client that has no answer asks again, elsewhere.
-const PATIENCE: Nanos = 400 * MILLI;
 
 /// How long messages and syncs take after the storm.
 const CALM_WAITS: (Nanos, Nanos) = (100 * MICRO, 2 * MILLI);
@@ -87,7 +88,7 @@ pub fn run(plan: &Plan) -> Result<Outcome, Box<Violation>> {
 }
 
 #[derive(Debug)]
-enum Event {
+pub(crate) enum Event {
     Deliver(Message),
     Synced { node: NodeId, life: u64 },
     Tick { node: NodeId, life: u64 },
@@ -95,50 +96,55 @@ enum Event {
     GiveUp { client: usize, operation: u64 },
     Restart { node: NodeId, life: u64 },
     Resume { node: NodeId, life: u64 },
+    /// An answer reaches a holder.
+    Told { client: usize, operation: u64, life: u64, reply: Reply },
+    /// An order reaches whoever carries it out.
+    Order { epoch: u64 },
     Look,
 }
 
 #[derive(Debug)]
-struct Peer {
-    id: NodeId,
-    clock: Clock,
-    disk: Disk,
+pub(crate) struct Peer {
+    pub(crate) id: NodeId,
+    pub(crate) clock: Clock,
+    pub(crate) disk: Disk,
     /// `None`: dead.
-    node: Option<Node>,
+    pub(crate) node: Option<Node>,
     /// Counts starts, so that what was meant for an earlier life is known.
-    life: u64,
-    paused: bool,
+    pub(crate) life: u64,
+    pub(crate) paused: bool,
     /// What came while it was paused.
-    missed: Vec<Input>,
-    machine: Machine,
-    writes: BTreeMap<Index, (Position, usize, u64)>,
-    reads: BTreeMap<u64, (Index, usize, u64)>,
-    tick_at: Nanos,
+    pub(crate) missed: Vec<Input>,
+    pub(crate) machine: Machine,
+    pub(crate) writes: BTreeMap<Index, (Position, usize, u64)>,
+    pub(crate) reads: BTreeMap<u64, (Index, usize, u64)>,
+    pub(crate) tick_at: Nanos,
+    /// Of a leader: when leases are over.
+    pub(crate) watch: Option<LeaseClock>,
 }
 
-#[derive(Debug, Default)]
-struct Client {
-    operation: u64,
-    busy: bool,
-    begun: Nanos,
-    believes: Option<NodeId>,
-    done_in_calm: u64,
+impl Peer {
+    pub(crate) fn runs(&self) -> bool {
+        self.node.is_some() && !self.paused
+    }
 }
 
-struct World {
-    plan: Plan,
-    random: Random,
-    now: Nanos,
-    order: u64,
-    queue: BinaryHeap<Reverse<(Nanos, u64)>>,
-    events: BTreeMap<u64, Event>,
-    network: Network,
-    peers: Vec<Peer>,
-    clients: Vec<Client>,
-    checker: Checker,
-    calm: bool,
-    reads: u64,
-    outcome: Outcome,
+pub(crate) struct World {
+    pub(crate) plan: Plan,
+    pub(crate) random: Random,
+    pub(crate) now: Nanos,
+    pub(crate) order: u64,
+    pub(crate) queue: BinaryHeap<Reverse<(Nanos, u64)>>,
+    pub(crate) events: BTreeMap<u64, Event>,
+    pub(crate) network: Network,
+    pub(crate) peers: Vec<Peer>,
+    pub(crate) clients: Vec<Client>,
+    pub(crate) checker: Checker,
+    pub(crate) calm: bool,
+    pub(crate) reads: u64,
+    /// The highest epoch that was obeyed.
+    pub(crate) fence: u64,
+    pub(crate) outcome: Outcome,
 }
 
 impl World {
@@ -159,14 +165,24 @@ impl World {
                 life: 0,
                 paused: false,
                 missed: Vec::new(),
-                machine: Machine::default(),
+                machine: Machine::new(plan.agreed),
+                watch: None,
                 writes: BTreeMap::new(),
                 reads: BTreeMap::new(),
                 tick_at: Nanos::MAX,
             }
         });
         let peers = peers.collect();
-        let clients = (0..plan.clients).map(|_| Client::default()).collect();
+        let repeats = plan.slip == Some(Slip::RepeatsAsNew);
+        let users = (0..plan.clients).map(|number| match plan.agreed {
+            true => Work::User(User::new(number, repeats)),
+            false => Work::Noise,
+        });
+        let holders = if plan.agreed { 0..usize::try_from(plan.voters).expect("small") } else { 0..0 };
+        let ttl = Duration::from_nanos(plan.ttl);
+        let holders =
+            holders.map(|place| Work::Holder(Box::new(Holder::new(place, ttl, plan.slip))));
+        let clients = users.chain(holders).map(Client::new).collect();
         World {
             random,
             now: 0,
@@ -179,12 +195,13 @@ impl World {
             checker: Checker::default(),
             calm: false,
             reads: 0,
+            fence: 0,
             outcome: Outcome::default(),
             plan,
         }
     }
 
-    fn live(&mut self) -> Result<(), String> {
+    pub(crate) fn live(&mut self) -> Result<(), String> {
         for at in 0..self.peers.len() {
             self.start(at)?;
         }
@@ -215,7 +232,8 @@ impl World {
     }
 
     /// Every voter has caught up, or will: nothing that a client knows is missing where it counts.
-    fn end(&mut self) -> Result<(), String> {
+    pub(crate) fn end(&mut self) -> Result<(), String> {
+        self.judge_calls()?;
         let known = self.checker.known;
         let leader = self.peers.iter().filter(|p| self.may_act(p)).map(|p| p.machine.applied).max();
         match leader {
@@ -226,7 +244,7 @@ impl World {
         }
     }
 
-    fn stuck(&self) -> String {
+    pub(crate) fn stuck(&self) -> String {
         let mut text = "after the storm, clients get nothing done:".to_owned();
         for peer in &self.peers {
             match &peer.node {
@@ -237,17 +255,17 @@ impl World {
         text
     }
 
-    fn after(&mut self, wait: Nanos, event: Event) {
+    pub(crate) fn after(&mut self, wait: Nanos, event: Event) {
         self.at(self.now + wait, event);
     }
 
-    fn at(&mut self, at: Nanos, event: Event) {
+    pub(crate) fn at(&mut self, at: Nanos, event: Event) {
         self.order += 1;
         self.queue.push(Reverse((at, self.order)));
         self.events.insert(self.order, event);
     }
 
-    fn say(&mut self, line: impl FnOnce() -> String) {
+    pub(crate) fn say(&mut self, line: impl FnOnce() -> String) {
         if self.plan.trace {
             let line = format!("{:>13} {}\n", self.now, line());
             for byte in line.bytes() {
@@ -258,15 +276,15 @@ impl World {
         }
     }
 
-    fn place(&self, id: NodeId) -> usize {
+    pub(crate) fn place(&self, id: NodeId) -> usize {
         usize::try_from(id.0).expect("small") - 1
     }
 
-    fn happen(&mut self, event: Event) -> Result<(), String> {
+    pub(crate) fn happen(&mut self, event: Event) -> Result<(), String> {
         match event {
             Event::Deliver(message) => {
                 let at = self.place(message.to);
-                if self.absent(at) {
+                if self.absent(at) || self.network.loses(message.from) {
                     return Ok(());
                 }
                 if self.peers[at].paused {
@@ -316,12 +334,7 @@ impl World {
             }
             Event::Ask { client } => self.ask(client),
             Event::GiveUp { client, operation } => {
-                let state = &mut self.clients[client];
-                if state.busy && state.operation == operation {
-                    state.busy = false;
-                    state.believes = None;
-                    self.after(0, Event::Ask { client });
-                }
+                self.give_up(client, operation);
                 Ok(())
             }
             Event::Restart { node, life } => {
@@ -332,7 +345,18 @@ impl World {
                 let at = self.place(node);
                 if self.peers[at].life == life { self.resume(at) } else { Ok(()) }
             }
+            Event::Told { client, operation, life, reply } => {
+                self.told(client, operation, life, reply)
+            }
+            Event::Order { epoch } => self.carry_out(epoch),
             Event::Look => {
+                if self.plan.agreed {
+                    self.give_orders();
+                    self.one_holds()?;
+                    for at in 0..self.peers.len() {
+                        self.end_leases(at)?;
+                    }
+                }
                 if !self.calm {
                     self.faults()?;
                     self.after(LOOK_EVERY, Event::Look);
@@ -342,11 +366,11 @@ impl World {
         }
     }
 
-    fn absent(&self, at: usize) -> bool {
+    pub(crate) fn absent(&self, at: usize) -> bool {
         self.peers[at].node.is_none()
     }
 
-    fn step(&mut self, at: usize, input: Input) -> Result<(), String> {
+    pub(crate) fn step(&mut self, at: usize, input: Input) -> Result<(), String> {
         let mut out = Vec::new();
         let local = self.peers[at].clock.local(self.now);
         let id = self.peers[at].id;
@@ -362,7 +386,7 @@ impl World {
         self.act(at, out)
     }
 
-    fn act(&mut self, at: usize, out: Vec<Action>) -> Result<(), String> {
+    pub(crate) fn act(&mut self, at: usize, out: Vec<Action>) -> Result<(), String> {
         let id = self.peers[at].id;
         for action in out {
             match action {
@@ -371,9 +395,11 @@ impl World {
                 Action::Apply(entries) => {
                     for entry in entries {
                         self.checker.applied(id, &entry)?;
-                        self.peers[at].machine.apply(&entry);
+                        let reply = self.peers[at].machine.apply(&entry);
                         self.checker.state(id, &self.peers[at].machine)?;
-                        self.answer_write(at, Position { index: entry.index, term: entry.term })?;
+                        self.checker.took_effect(&entry, self.peers[at].machine.has_changed_keys())?;
+                        let position = Position { index: entry.index, term: entry.term };
+                        self.answer_write(at, position, reply)?;
                     }
                 }
                 Action::Restore(snapshot) => {
@@ -389,7 +415,7 @@ impl World {
                     if let Some((floor, client, operation)) = self.peers[at].reads.remove(&read) {
                         self.checker.read(applied, floor).map_err(|e| format!("node {id}: {e}"))?;
                         self.outcome.reads += 1;
-                        self.done(client, operation);
+                        self.answer_read(at, client, operation);
                     }
                 }
                 Action::ReadFailed { id: read } => {
@@ -397,6 +423,7 @@ impl World {
                 }
             }
         }
+        self.watch(at);
         self.sync(at);
         self.wind(at);
         self.compact_when_long(at)?;
@@ -404,7 +431,7 @@ impl World {
     }
 
     /// At no instant may two nodes do what only a leader does.
-    fn one_may_act(&self, at: usize) -> Result<(), String> {
+    pub(crate) fn one_may_act(&self, at: usize) -> Result<(), String> {
         let this = &self.peers[at];
         if !self.may_act(this) {
             return Ok(());
@@ -415,14 +442,14 @@ impl World {
         }
     }
 
-    fn may_act(&self, peer: &Peer) -> bool {
+    pub(crate) fn may_act(&self, peer: &Peer) -> bool {
         let local = peer.clock.local(self.now);
         peer.node
             .as_ref()
             .is_some_and(|node| node.role() == Role::Leader && node.status(local).may_act)
     }
 
-    fn send(&mut self, message: Message) {
+    pub(crate) fn send(&mut self, message: Message) {
         let faults = &self.plan.faults;
         let (loss, twice, late) = (faults.loss_ppm, faults.twice_ppm, faults.late_ppm);
         let delay = if self.calm { CALM_WAITS } else { faults.delay };
@@ -451,7 +478,7 @@ impl World {
     }
 
     /// Begins the next sync.
-    fn sync(&mut self, at: usize) {
+    pub(crate) fn sync(&mut self, at: usize) {
         let salt = self.random.next();
         if !self.peers[at].disk.begin_sync(salt) {
             return;
@@ -468,7 +495,7 @@ impl World {
     }
 
     /// Sets the alarm for the node's next deadline.
-    fn wind(&mut self, at: usize) {
+    pub(crate) fn wind(&mut self, at: usize) {
         let peer = &self.peers[at];
         let Some(deadline) = peer.node.as_ref().and_then(Node::deadline) else { return };
         let due = peer.clock.when(deadline).max(self.now + 1);
@@ -479,13 +506,14 @@ impl World {
         }
     }
 
-    fn start(&mut self, at: usize) -> Result<(), String> {
+    pub(crate) fn start(&mut self, at: usize) -> Result<(), String> {
         let (saved, torn) = self.peers[at].disk.recover().map_err(|e| e.to_string())?;
         let local = self.peers[at].clock.local(self.now);
         let mut config = Config::new(self.peers[at].id, self.random.next());
         config.drift_ppm = u32::try_from(2 * self.plan.faults.drift_ppm + 1_000).expect("small");
         config.append_bytes_max = self.plan.append_bytes_max;
         config.chunk_bytes_max = 7;
+        config.tail_entries = self.plan.tail_entries;
         config.bug = self.plan.bug;
         self.outcome.torn += u64::from(torn > 0);
         let peer = &mut self.peers[at];
@@ -494,7 +522,7 @@ impl World {
         peer.missed.clear();
         peer.tick_at = Nanos::MAX;
         peer.machine = match &*saved.snapshot.data {
-            [] => Machine::default(),
+            [] => Machine::new(self.plan.agreed),
             data => Machine::from_bytes(data).map_err(|e| e.to_string())?,
         };
         let id = peer.id;
@@ -505,7 +533,7 @@ impl World {
         Ok(())
     }
 
-    fn crash(&mut self, at: usize) {
+    pub(crate) fn crash(&mut self, at: usize) {
         let random = &mut self.random;
         let peer = &mut self.peers[at];
         if peer.node.take().is_none() {
@@ -515,12 +543,20 @@ impl World {
         peer.writes.clear();
         peer.reads.clear();
         peer.missed.clear();
+        peer.watch = None;
         let id = peer.id;
+        for client in &mut self.clients {
+            if let Work::Holder(holder) = &mut client.work
+                && holder.place == at
+            {
+                holder.die();
+            }
+        }
         self.outcome.crashes += 1;
         self.say(|| format!("{id} crashes"));
     }
 
-    fn resume(&mut self, at: usize) -> Result<(), String> {
+    pub(crate) fn resume(&mut self, at: usize) -> Result<(), String> {
         if !self.peers[at].paused || self.absent(at) {
             return Ok(());
         }
@@ -533,233 +569,25 @@ impl World {
         self.step(at, Input::Tick)
     }
 
-    fn compact_when_long(&mut self, at: usize) -> Result<(), String> {
+    pub(crate) fn compact_when_long(&mut self, at: usize) -> Result<(), String> {
         let long = self.peers[at].node.as_ref().is_some_and(|n| n.uncompacted() > COMPACT_AFTER);
         if long { self.compact(at) } else { Ok(()) }
     }
 
-    fn compact(&mut self, at: usize) -> Result<(), String> {
+    pub(crate) fn compact(&mut self, at: usize) -> Result<(), String> {
         let peer = &mut self.peers[at];
         let Some(node) = &mut peer.node else { return Ok(()) };
         if node.uncompacted() == 0 {
             return Ok(());
         }
         let (index, term, members) = node.applied();
-        let data = Arc::from(peer.machine.to_bytes());
+        let data: Arc<[u8]> = Arc::from(peer.machine.to_bytes());
+        self.checker.snapshot(peer.id, index, &data)?;
         let mut out = Vec::new();
         node.compact(peer.clock.local(self.now), Snapshot { index, term, members, data }, &mut out);
         let id = peer.id;
         self.outcome.snapshots += 1;
         self.say(|| format!("{id} takes a snapshot of {index}"));
         self.act(at, out)
-    }
-
-    // Clients.
-
-    fn ask(&mut self, client: usize) -> Result<(), String> {
-        if self.clients[client].busy {
-            return Ok(());
-        }
-        let alive: Vec<usize> = (0..self.peers.len())
-            .filter(|&at| !self.absent(at) && !self.peers[at].paused)
-            .collect();
-        let believed = self.clients[client].believes.map(|id| self.place(id));
-        let at = believed.filter(|at| alive.contains(at)).or(self.random.pick(&alive).copied());
-        let Some(at) = at else {
-            self.after(10 * MILLI, Event::Ask { client });
-            return Ok(());
-        };
-        let operation = self.clients[client].operation + 1;
-        let reads = self.random.chance(300_000);
-        let local = self.peers[at].clock.local(self.now);
-        let floor = self.checker.known;
-        let mut out = Vec::new();
-        let peer = &mut self.peers[at];
-        let Some(node) = &mut peer.node else { return Ok(()) };
-        let result = if reads {
-            self.reads += 1;
-            let read = self.reads;
-            // The answer may come at once.
-            peer.reads.insert(read, (floor, client, operation));
-            let asked = node.read(local, read, &mut out);
-            if asked.is_err() {
-                peer.reads.remove(&read);
-            }
-            asked
-        } else {
-            let mut command = (client as u64).to_bytes();
-            operation.encode(&mut command);
-            command.resize(8 + self.random.index(40), 7);
-            node.propose(local, vec![Arc::from(command)], &mut out).map(|position| {
-                peer.writes.insert(position.index, (position, client, operation));
-            })
-        };
-        let id = peer.id;
-        let state = &mut self.clients[client];
-        match result {
-            Ok(()) => {
-                state.operation = operation;
-                state.busy = true;
-                state.begun = self.now;
-                state.believes = Some(id);
-                self.after(PATIENCE, Event::GiveUp { client, operation });
-            }
-            Err(refusal) => {
-                state.believes = match refusal {
-                    Refusal::NotLeader { leader } => leader,
-                    Refusal::Busy
-                    | Refusal::ChangeUnderWay
-                    | Refusal::Behind
-                    | Refusal::NoChange
-                    | Refusal::LastVoter => Some(id),
-                };
-                let wait = self.random.within(MILLI..20 * MILLI);
-                self.after(wait, Event::Ask { client });
-            }
-        }
-        self.act(at, out)
-    }
-
-    /// Something was applied where somebody waits for it.
-    fn answer_write(&mut self, at: usize, position: Position) -> Result<(), String> {
-        let Some((wanted, client, operation)) = self.peers[at].writes.remove(&position.index)
-        else {
-            return Ok(());
-        };
-        // Another leader's entry stands there: this one never took effect.
-        if wanted.term == position.term {
-            self.checker.acknowledged(position)?;
-            self.outcome.writes += 1;
-        }
-        self.done(client, operation);
-        Ok(())
-    }
-
-    fn done(&mut self, client: usize, operation: u64) {
-        let state = &mut self.clients[client];
-        if !state.busy || state.operation != operation {
-            return;
-        }
-        state.busy = false;
-        if self.calm && self.plan.storm <= state.begun {
-            state.done_in_calm += 1;
-        }
-        let wait = self.random.within(0..5 * MILLI);
-        self.after(wait, Event::Ask { client });
-    }
-
-    // Faults.
-
-    fn faults(&mut self) -> Result<(), String> {
-        let faults = self.plan.faults.clone();
-        let ids: Vec<NodeId> = self.peers.iter().map(|peer| peer.id).collect();
-        if self.random.chance(faults.cut_ppm) {
-            let from = ids[self.random.index(ids.len())];
-            let both = self.random.chance(600_000);
-            // From everybody, or from one.
-            let others: Vec<NodeId> = if self.random.chance(500_000) {
-                ids.clone()
-            } else {
-                vec![ids[self.random.index(ids.len())]]
-            };
-            for to in others.into_iter().filter(|&to| to != from) {
-                self.network.cut(from, to);
-                if both {
-                    self.network.cut(to, from);
-                }
-            }
-            self.say(|| format!("cut {from}, both ways: {both}"));
-        }
-        if self.random.chance(faults.star_ppm) {
-            let hub = ids[self.random.index(ids.len())];
-            self.network.star(&ids, hub);
-            self.say(|| format!("a star around {hub}"));
-        }
-        if !self.network.is_whole() && self.random.chance(faults.heal_ppm) {
-            self.network.heal();
-            self.say(|| "heal".to_owned());
-        }
-        if self.random.chance(faults.crash_all_ppm) {
-            for at in 0..self.peers.len() {
-                self.crash(at);
-            }
-        }
-        for at in 0..self.peers.len() {
-            let (node, life) = (self.peers[at].id, self.peers[at].life);
-            if self.absent(at) {
-                if self.random.chance(faults.restart_ppm) {
-                    self.after(0, Event::Restart { node, life });
-                }
-                continue;
-            }
-            if self.random.chance(faults.crash_ppm) {
-                self.crash(at);
-                continue;
-            }
-            if !self.peers[at].paused && self.random.chance(faults.pause_ppm) {
-                self.peers[at].paused = true;
-                self.say(|| format!("{node} is paused"));
-                let wait = self.random.within(0..800 * MILLI);
-                self.after(wait, Event::Resume { node, life });
-            }
-            if self.peers[at].paused {
-                continue;
-            }
-            if self.random.chance(faults.change_ppm) {
-                self.change(at, &ids)?;
-            }
-            if self.random.chance(faults.transfer_ppm) {
-                self.transfer(at, &ids)?;
-            }
-            if self.random.chance(faults.compact_ppm) {
-                self.compact(at)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn change(&mut self, at: usize, ids: &[NodeId]) -> Result<(), String> {
-        let whom = ids[self.random.index(ids.len())];
-        let change = match self.random.within(0..5) {
-            0 => Change::AddLearner(whom),
-            1 | 2 => Change::Promote(whom),
-            3 => Change::Demote(whom),
-            _ => Change::Remove(whom),
-        };
-        let local = self.peers[at].clock.local(self.now);
-        let mut out = Vec::new();
-        let Some(node) = &mut self.peers[at].node else { return Ok(()) };
-        if node.change(local, change, &mut out).is_ok() {
-            self.outcome.changes += 1;
-            self.say(|| format!("{change:?}"));
-        }
-        self.act(at, out)
-    }
-
-    fn transfer(&mut self, at: usize, ids: &[NodeId]) -> Result<(), String> {
-        let to = ids[self.random.index(ids.len())];
-        let local = self.peers[at].clock.local(self.now);
-        let mut out = Vec::new();
-        let Some(node) = &mut self.peers[at].node else { return Ok(()) };
-        if node.transfer(local, to, &mut out).is_ok() {
-            self.outcome.transfers += 1;
-            self.say(|| format!("transfer to {to}"));
-        }
-        self.act(at, out)
-    }
-
-    /// The storm is over: everybody lives, everybody reaches everybody.
-    fn heal_all(&mut self) -> Result<(), String> {
-        self.calm = true;
-        self.say(|| "calm".to_owned());
-        self.network.heal();
-        for at in 0..self.peers.len() {
-            if self.absent(at) {
-                self.start(at)?;
-            } else {
-                self.resume(at)?;
-            }
-        }
-        Ok(())
     }
 }

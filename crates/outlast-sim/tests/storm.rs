@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use outlast_raft::Bug;
-use outlast_sim::{Outcome, Plan, Violation, run};
+use outlast_sim::{Outcome, Plan, Slip, Violation, run};
 
 /// `OUTLAST_SEEDS=FROM..TO` runs those; a single number runs one and prints its log.
 fn seeds(most: u64) -> std::ops::Range<u64> {
@@ -84,24 +84,39 @@ fn what_must_hold_holds_through_every_storm() {
     }
 }
 
+/// Too rare for storms: `directed.rs` shows that its absence is noticed.
+const LED_BY_HAND: [Bug; 1] = [Bug::SnapshotTakesAll];
+
 #[test]
 fn every_guard_that_is_taken_away_is_missed() {
     let only = std::env::var("OUTLAST_BUG").ok();
-    for bug in Bug::ALL {
-        if only.as_ref().is_some_and(|only| *only != format!("{bug:?}")) {
-            continue;
-        }
+    let wanted = |bug: &Bug| match &only {
+        Some(only) => *only == format!("{bug:?}"),
+        None => !LED_BY_HAND.contains(bug),
+    };
+    let mut missed = Vec::new();
+    for bug in Bug::ALL.into_iter().filter(wanted) {
         let begun = std::time::Instant::now();
-        let (sum, violation) = storm(seeds(2_000), |seed| Plan::aimed(seed, bug));
+        let (sum, violation) = storm(seeds(40_000), |seed| Plan::aimed(seed, bug));
         match violation {
             Some(v) => println!(
                 "{bug:?}: {} ({:?})",
                 v.to_string().lines().next().unwrap_or_default(),
                 begun.elapsed()
             ),
-            None if only.is_none() => println!("{bug:?} is not found in {sum:?}"),
-            None => panic!("{bug:?} is not found in {sum:?}"),
+            None => missed.push(format!("{bug:?} is not found in {sum:?}")),
         }
+    }
+    assert!(missed.is_empty(), "{}", missed.join("\n"));
+}
+
+#[test]
+fn every_guard_of_leases_that_is_taken_away_is_missed() {
+    for slip in Slip::ALL {
+        let begun = std::time::Instant::now();
+        let (sum, violation) = storm(0..4_000, |seed| Plan::slipping(seed, slip));
+        let violation = violation.unwrap_or_else(|| panic!("{slip:?} is not found in {sum:?}"));
+        println!("{slip:?}: {violation} ({:?})", begun.elapsed());
     }
 }
 

@@ -217,7 +217,7 @@ impl Consensus {
     pub async fn change(&self, change: Change) -> Result<Position, Refusal> {
         let (answer, result) = oneshot::channel();
         let gone = Refusal::NotLeader { leader: None };
-        self.ask(Event::Change { change, answer }).map_err(|_| gone)?;
+        self.ask(Event::Change { change, answer }).map_err(|_refused| gone)?;
         result.await.unwrap_or(Err(gone))
     }
 
@@ -225,7 +225,7 @@ impl Consensus {
     pub async fn transfer(&self, to: NodeId) -> Result<(), Refusal> {
         let (answer, result) = oneshot::channel();
         let gone = Refusal::NotLeader { leader: None };
-        self.ask(Event::Transfer { to, answer }).map_err(|_| gone)?;
+        self.ask(Event::Transfer { to, answer }).map_err(|_refused| gone)?;
         result.await.unwrap_or(Err(gone))
     }
 
@@ -399,7 +399,7 @@ impl<M: Machine, O: Outgoing> Stepper<M, O> {
         for action in out {
             match action {
                 Action::Write(write) => {
-                    self.to_disk.send(write).map_err(|_| {
+                    self.to_disk.send(write).map_err(|_ended| {
                         End::Failed("the thread that writes the log has ended".to_owned())
                     })?;
                 }

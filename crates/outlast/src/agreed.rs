@@ -1,5 +1,10 @@
 //! The verbs that speak to what is agreed: `outlast kv` and `outlast node`.
 
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a question has one kind of answer, and all others are told to people alike"
+)]
+
 use std::io::{Read as _, Write as _};
 use std::time::Duration;
 

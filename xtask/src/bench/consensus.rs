@@ -335,7 +335,7 @@ impl Etcd {
         })
     }
 
-    async fn leader(&mut self) -> Result<usize> {
+    async fn leader(&self) -> Result<usize> {
         let mut leader = None;
         let found = wait_until(START_LIMIT, async || {
             for at in 0..NODES {

@@ -20,16 +20,7 @@ pub(super) enum Ask {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
-    Who {
-        /// It has a log.
-        joined: bool,
-        plan: u64,
-        /// Stands for its disk.
-        token: u64,
-        /// The id that the asker's name has in the registry, and the token of the disk that has taken it.
-        your_id: Option<u64>,
-        your_claim: Option<u64>,
-    },
+    Who(Who),
     Done {
         index: u64,
         reply: Reply,
@@ -47,6 +38,19 @@ pub(super) enum Answer {
     Refused {
         reason: String,
     },
+}
+
+/// Who a node is, to one that has no place yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Who {
+    /// It has a log.
+    pub(super) joined: bool,
+    pub(super) plan: u64,
+    /// Stands for its disk.
+    pub(super) token: u64,
+    /// The id that the asker's name has in the registry, and the token of the disk that has taken it.
+    pub(super) your_id: Option<u64>,
+    pub(super) your_claim: Option<u64>,
 }
 
 impl Code for Ask {
@@ -86,7 +90,7 @@ impl Code for Answer {
     fn encode(&self, to: &mut Vec<u8>) {
         to.push(VERSION);
         match self {
-            Answer::Who { joined, plan, token, your_id, your_claim } => {
+            Answer::Who(Who { joined, plan, token, your_id, your_claim }) => {
                 to.push(1);
                 joined.encode(to);
                 plan.encode(to);
@@ -119,13 +123,13 @@ impl Code for Answer {
     fn decode(from: &mut Reader<'_>) -> Result<Answer, Malformed> {
         version(from)?;
         Ok(match from.byte()? {
-            1 => Answer::Who {
+            1 => Answer::Who(Who {
                 joined: Code::decode(from)?,
                 plan: Code::decode(from)?,
                 token: Code::decode(from)?,
                 your_id: Code::decode(from)?,
                 your_claim: Code::decode(from)?,
-            },
+            }),
             2 => Answer::Done { index: Code::decode(from)?, reply: Code::decode(from)? },
             3 => Answer::Index { index: Code::decode(from)? },
             4 => Answer::NotLeader { leader: Code::decode(from)? },

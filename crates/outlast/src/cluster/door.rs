@@ -17,8 +17,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
+use super::agree::{Client, Failure, is_own};
 use super::ask::version;
-use super::thread::{Failure, Hub, is_own, look};
+use super::thread::Hub;
 
 /// Bytes of one question or answer.
 const MESSAGE_MAX: usize = 4 << 20;
@@ -146,7 +147,7 @@ async fn serve(hub: &Hub, stream: UnixStream) -> io::Result<()> {
             Question::Write { command } => write(hub, &mut client, command).await,
             Question::Get { key, fresh } => match ready(hub, fresh).await {
                 Ok(()) => {
-                    let item = look(hub, |agreed| agreed.space().items().get(&key).cloned());
+                    let item = hub.replica.read(|agreed| agreed.space().items().get(&key).cloned());
                     Said::Item { item }
                 }
                 Err(failure) => failed(failure),
@@ -160,7 +161,7 @@ async fn serve(hub: &Hub, stream: UnixStream) -> io::Result<()> {
             }
             Question::Nodes { fresh } => match ready(hub, fresh).await {
                 Ok(()) => {
-                    let nodes = look(hub, |agreed| {
+                    let nodes = hub.replica.read(|agreed| {
                         let nodes = agreed.registry().nodes().iter();
                         nodes.map(|(&id, node)| (id, node.clone())).collect()
                     });
@@ -175,7 +176,7 @@ async fn serve(hub: &Hub, stream: UnixStream) -> io::Result<()> {
     Ok(())
 }
 
-async fn write(hub: &Hub, client: &mut Option<super::thread::Client>, command: Command) -> Said {
+async fn write(hub: &Hub, client: &mut Option<Client>, command: Command) -> Said {
     if is_own(&command) {
         let reason = "keys below `outlast/` are the cluster's own".to_owned();
         return Said::Unavailable { reason };
@@ -194,7 +195,7 @@ async fn ready(hub: &Hub, fresh: bool) -> Result<(), Failure> {
 }
 
 fn list(hub: &Hub, prefix: &[u8], after: Option<&[u8]>) -> Said {
-    look(hub, |agreed| {
+    hub.replica.read(|agreed| {
         let page = agreed.space().items().page(prefix, after, PAGE_KEYS_MAX);
         let items = page.items.iter().map(|&(key, item)| (key.to_vec(), item.clone())).collect();
         Said::Page { items, more: page.more }
@@ -202,7 +203,7 @@ fn list(hub: &Hub, prefix: &[u8], after: Option<&[u8]>) -> Said {
 }
 
 async fn lead(hub: &Hub, node: &str) -> Said {
-    let id = look(hub, |agreed| agreed.registry().id_of(node));
+    let id = hub.replica.read(|agreed| agreed.registry().id_of(node));
     let (Some(id), Some(consensus)) = (id, hub.consensus()) else {
         return Said::Unavailable { reason: format!("there is no node `{node}` in the cluster") };
     };
@@ -220,9 +221,9 @@ async fn watch(
     from: u64,
 ) -> io::Result<()> {
     let mut reached = hub.replica.reached.subscribe();
-    let mut next = if from == 0 { look(hub, |agreed| agreed.index() + 1) } else { from };
+    let mut next = if from == 0 { hub.replica.read(|agreed| agreed.index() + 1) } else { from };
     loop {
-        let known = look(hub, |agreed| agreed.changes(next, prefix, CHANGES_MAX));
+        let known = hub.replica.read(|agreed| agreed.changes(next, prefix, CHANGES_MAX));
         match known {
             Watched::Changes { changes, next: after } => {
                 let more = !changes.is_empty();

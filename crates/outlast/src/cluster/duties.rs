@@ -87,7 +87,7 @@ mod tests {
         assert_eq!(ids.len(), 3);
         let agreed = outlast_core::agreed::Agreed::restore(&snapshot.data).unwrap();
         assert_eq!(difference(agreed.registry(), &snapshot.members), None);
-        let mut fewer = snapshot.members.clone();
+        let mut fewer = snapshot.members;
         let lost = fewer.learners.pop_first().unwrap();
         assert_eq!(difference(agreed.registry(), &fewer), Some(Change::AddLearner(lost)));
     }

@@ -3,11 +3,15 @@
 //! All of it runs on threads of its own. The agent's loop and the traffic can be as busy as they like: heartbeats and votes
 //! go out in time.
 
+mod agree;
+mod answer;
 mod ask;
 pub mod door;
+mod draw;
 mod duties;
 mod found;
 mod identity;
+mod place;
 mod replica;
 mod thread;
 mod view;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use outlast_consensus::{Consensus, ProposeError, Role};
+use outlast_consensus::{Consensus, NodeId, ProposeError, Role};
 use outlast_core::agreed::{ClientId, Command, Entry, KvCommand, Reply};
 use outlast_core::codec::Code as _;
 use outlast_link::RequestError;
@@ -87,7 +87,7 @@ impl Hub {
                         None => Answer::NotLeader { leader: None },
                         Some(name) => {
                             let ask = Ask::Propose { entry: entry.clone() }.to_bytes();
-                            self.asked(&name, ask, deadline).await
+                            self.asked_while_leading(&name, ask, leader, deadline).await
                         }
                     }
                 };
@@ -137,7 +137,10 @@ impl Hub {
                 } else {
                     match leader.and_then(|leader| self.replica.names().get(&leader.0).cloned()) {
                         None => Answer::NotLeader { leader: None },
-                        Some(name) => self.asked(&name, Ask::ReadIndex.to_bytes(), deadline).await,
+                        Some(name) => {
+                            let ask = Ask::ReadIndex.to_bytes();
+                            self.asked_while_leading(&name, ask, leader, deadline).await
+                        }
                     }
                 };
                 if let Answer::Index { index } = answer {
@@ -154,6 +157,29 @@ impl Hub {
             tokio::time::sleep(TRY_AGAIN).await;
         }
         Err(Failure::Unavailable(why))
+    }
+
+    /// Asks the leader; gives up at once when another one leads, because the one that was asked may be out of reach.
+    async fn asked_while_leading(
+        &self,
+        name: &str,
+        ask: Vec<u8>,
+        leader: Option<NodeId>,
+        deadline: Instant,
+    ) -> Answer {
+        let other = async {
+            match self.consensus().map(Consensus::standing) {
+                Some(mut standing) => {
+                    standing.wait_for(|now| now.leader != leader).await.ok();
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            answer = self.asked(name, ask, deadline) => answer,
+            // What was asked may have been done.
+            () = other => Answer::Unknown,
+        }
     }
 
     pub(super) async fn asked(&self, name: &str, ask: Vec<u8>, deadline: Instant) -> Answer {

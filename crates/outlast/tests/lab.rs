@@ -712,3 +712,30 @@ fn what_cannot_be_done_is_said() {
     }
     assert!(!lab.has_faults(), "what was refused is not there");
 }
+
+#[test]
+fn nodes_agree_over_real_links_and_go_on_when_the_leader_is_cut_off() {
+    each_user(|user| {
+        let lab = Lab::up(user, THREE);
+        let leader = |node: &str| -> Option<String> {
+            let output = lab.exec(node, &["outlast", "status", "--format", "json"]);
+            let status: Value = serde_json::from_slice(&output.stdout).ok()?;
+            status["agreement"]["leader"].as_str().map(str::to_owned)
+        };
+        let first = wait("a leader", || leader("a"));
+        assert!(lab.exec(&first, &["outlast", "kv", "put", "k", "before"]).status.success());
+        let other = if first == "a" { "b" } else { "a" };
+        lab.good(&["cut", &first, "--for", "20s"]);
+        let put = lab.exec(other, &["outlast", "kv", "put", "k", "after"]);
+        assert!(put.status.success(), "{}", String::from_utf8_lossy(&put.stderr));
+        // The one that was cut off has what it had, and does not call it newest.
+        let old = lab.exec(&first, &["outlast", "kv", "get", "k", "--local"]);
+        assert_eq!(String::from_utf8_lossy(&old.stdout).trim(), "before");
+        wait_until("it knows that it does not lead", || leader(&first).is_none());
+        lab.good(&["heal"]);
+        wait_until("it has what the others agreed on", || {
+            let get = lab.exec(&first, &["outlast", "kv", "get", "k"]);
+            get.stdout == b"after\n"
+        });
+    });
+}

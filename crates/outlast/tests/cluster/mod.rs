@@ -1,5 +1,7 @@
 //! Three real agents: they found a cluster, agree, outlive any one of them, and take back who was away.
 
+mod history;
+
 use std::path::PathBuf;
 
 use rustix::process::Signal;
@@ -49,6 +51,10 @@ impl Nodes {
         let agent = self.agents[at].take().expect("it runs");
         agent.signal(Signal::KILL);
         agent.end();
+    }
+
+    fn signal(&self, node: &str, signal: Signal) {
+        self.agents[self.at(node)].as_ref().expect("it runs").signal(signal);
     }
 
     fn restart(&mut self, node: &str) {

@@ -62,8 +62,11 @@ enum Flow {
     Stream {
         in_flight: VecDeque<Index>,
     },
+    /// Sending a snapshot piece by piece: until this many bytes have arrived, an answer asks for nothing more. Otherwise
+    /// each answer that comes twice would begin a conversation of its own.
     Snapshot {
         index: Index,
+        waits: Option<u64>,
     },
 }
 
@@ -290,7 +293,11 @@ impl Node {
         let Some(progress) = leader.progress.get_mut(&peer) else { return };
         let next = progress.next;
         match &mut progress.flow {
-            Flow::Snapshot { .. } => self.send_chunk(peer, None, out),
+            // The last piece may be lost: whatever the answer says has arrived is where it goes on.
+            Flow::Snapshot { waits, .. } => {
+                *waits = None;
+                self.send_chunk(peer, None, out);
+            }
             // What is sent to look for the place asks as well.
             Flow::Probe { waits, .. } => *waits = false,
             Flow::Stream { .. } => self.send_append(peer, next, Vec::new(), out),
@@ -350,9 +357,21 @@ impl Node {
         if let Some(leader) = self.leading_mut()
             && let Some(progress) = leader.progress.get_mut(&peer)
         {
-            progress.flow = Flow::Snapshot { index };
+            progress.flow = Flow::Snapshot { index, waits: None };
         }
-        self.send_chunk(peer, Some(0), out);
+        self.send_piece(peer, 0, out);
+    }
+
+    fn send_piece(&mut self, peer: NodeId, offset: u64, out: &mut Vec<Action>) {
+        let end = offset.saturating_add(self.config.chunk_bytes_max.max(1) as u64);
+        let end = end.min(self.log.snapshot.data.len() as u64);
+        if let Some(leader) = self.leading_mut()
+            && let Some(progress) = leader.progress.get_mut(&peer)
+            && let Flow::Snapshot { waits, .. } = &mut progress.flow
+        {
+            *waits = Some(end);
+        }
+        self.send_chunk(peer, Some(offset), out);
     }
 
     /// Sends the part of the snapshot at `offset`; without one, a question how much has arrived.
@@ -387,17 +406,17 @@ impl Node {
         let (current, length) = (self.log.snapshot.index, self.log.snapshot.data.len() as u64);
         let Some(leader) = self.leading_mut() else { return };
         let Some(progress) = leader.progress.get_mut(&from) else { return };
-        let Flow::Snapshot { index: sending } = progress.flow else { return };
-        if index == sending && index == current && have == length {
+        let Flow::Snapshot { index: sending, waits } = progress.flow else { return };
+        if sending != current {
+            // There is a newer one by now.
+            self.begin_snapshot(from, out);
+        } else if index == sending && have == length {
             progress.matched = progress.matched.max(index);
             progress.next = index + 1;
             progress.flow = Flow::Stream { in_flight: VecDeque::new() };
             self.feed(from, out);
-        } else if index == current && index == sending {
-            self.send_chunk(from, Some(have), out);
-        } else {
-            // There is a newer one by now.
-            self.begin_snapshot(from, out);
+        } else if index == sending && waits.is_none_or(|waits| waits <= have) {
+            self.send_piece(from, have, out);
         }
         self.advance(now, out);
     }
@@ -440,7 +459,7 @@ impl Node {
                         progress.flow = Flow::Stream { in_flight: VecDeque::new() };
                     }
                     Flow::Probe { .. } => {}
-                    Flow::Snapshot { index } if *index <= progress.matched => {
+                    Flow::Snapshot { index, .. } if *index <= progress.matched => {
                         progress.flow = Flow::Stream { in_flight: VecDeque::new() };
                     }
                     Flow::Snapshot { .. } => {}

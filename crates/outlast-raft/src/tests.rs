@@ -1,1 +1,2 @@
-use super::*;
+mod codec;
+mod wal;

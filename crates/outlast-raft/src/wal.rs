@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! segment  "outlast\0" version:u8 0:u8*7  number:u64  first_frame:u64  salt:u64  crc:u32 0:u32      48 bytes
-//! frame    length:u32  crc:u32  frame_number:u64  payload, then zeros up to a multiple of eight
+//! frame    length:u32  crc:u32  frame_number^salt:u64  payload, then zeros up to a multiple of eight
 //! payload  records: 1 term, vote · 2 entry · 3 index and term of a snapshot that is on disk
 //! ```
 //!
@@ -10,7 +10,8 @@
 //! sync, so that at most one frame can be torn. A segment is zeros until it is written; after it comes the next one.
 //!
 //! A torn end is cut off: nobody was told of it. A bad frame that a good one follows is damage to what others rely on, and
-//! is never passed over. The salt keeps bytes that users store from looking like a frame.
+//! is never passed over. The salt keeps bytes that users store from looking like a frame, so that to look for one costs
+//! little, whatever they store.
 
 use alloc::collections::BTreeMap;
 use alloc::string::String;
@@ -30,6 +31,9 @@ const FRAME_HEADER: usize = 16;
 
 /// Bytes of one frame; a longer one is not ours.
 const FRAME_MAX: usize = 64 << 20;
+
+/// A frame that has this many bytes is followed by another one; the last entry in it may go beyond.
+const FRAME_FULL: usize = 8 << 20;
 
 const SNAPSHOT_MAGIC: &[u8; 8] = b"outlsnap";
 
@@ -113,7 +117,7 @@ impl Wal {
             encode_hard(self.hard, &mut payload);
             encode_mark(self.snapshot, &mut payload);
         }
-        let reach = self.reach.entry(self.number).or_default();
+        let mut reach = self.reach.get(&self.number).copied().unwrap_or(0);
         for write in writes {
             if let Some(hard) = write.hard {
                 self.hard = hard;
@@ -125,15 +129,20 @@ impl Wal {
                 encode_mark(self.snapshot, &mut payload);
             }
             for entry in &write.entries {
-                *reach = entry.index.max(*reach);
+                reach = entry.index.max(reach);
                 payload.push(2);
                 entry.encode(&mut payload);
+                if FRAME_FULL <= payload.len() {
+                    ops.push(self.frame_of(&payload));
+                    payload.clear();
+                }
             }
         }
-        let bytes = self.seal(&payload);
-        let (number, offset) = (self.number, self.offset);
-        self.offset += bytes.len();
-        ops.push(Op::Append { number, offset, bytes });
+        self.reach.insert(self.number, reach);
+        if !payload.is_empty() {
+            ops.push(self.frame_of(&payload));
+        }
+        let number = self.number;
         if let Some(snapshot) = newest {
             let index = snapshot.index;
             let old = self.reach.range(..number).take_while(|&(_, &reach)| reach <= index);
@@ -159,10 +168,19 @@ impl Wal {
         bytes
     }
 
-    /// The next frame.
+    /// The next frame, in its place.
+    fn frame_of(&mut self, payload: &[u8]) -> Op {
+        let bytes = self.seal(payload);
+        let (number, offset) = (self.number, self.offset);
+        self.offset += bytes.len();
+        Op::Append { number, offset, bytes }
+    }
+
     fn seal(&mut self, payload: &[u8]) -> Vec<u8> {
-        let length = u32::try_from(payload.len()).expect("a frame is far below 4 GiB");
-        let number = self.frame.to_le_bytes();
+        // What could not be read again must not be acknowledged.
+        assert!(payload.len() <= FRAME_MAX, "an entry is far smaller than the longest frame");
+        let length = u32::try_from(payload.len()).expect("far below 4 GiB");
+        let number = (self.frame ^ self.salt).to_le_bytes();
         self.frame += 1;
         let mut bytes = Vec::with_capacity(FRAME_HEADER + payload.len() + 8);
         bytes.extend(length.to_le_bytes());
@@ -331,7 +349,7 @@ fn frame(bytes: &[u8], at: usize, salt: u64, number: u64) -> Option<(&[u8], usiz
     let length = usize::try_from(length).ok().filter(|&l| 0 < l && l <= FRAME_MAX)?;
     let crc = u32::from_le_bytes(head[4..8].try_into().expect("four bytes"));
     let stored: [u8; 8] = head[8..16].try_into().expect("eight bytes");
-    if u64::from_le_bytes(stored) != number {
+    if u64::from_le_bytes(stored) ^ salt != number {
         return None;
     }
     let from = at + FRAME_HEADER;
@@ -348,8 +366,10 @@ fn holds_a_frame(bytes: &[u8], from: usize, salt: u64, number: u64) -> bool {
         if head[..4] == [0; 4] {
             return false;
         }
-        let stored = u64::from_le_bytes(head[8..16].try_into().expect("eight bytes"));
-        number <= stored && frame(bytes, at, salt, stored).is_some()
+        let stored = u64::from_le_bytes(head[8..16].try_into().expect("eight bytes")) ^ salt;
+        // A segment has room for so many frames at most; what users stored gives another number.
+        let plausible = number..=number.saturating_add((bytes.len() / FRAME_HEADER) as u64);
+        plausible.contains(&stored) && frame(bytes, at, salt, stored).is_some()
     })
 }
 

@@ -41,6 +41,8 @@ pub struct Stage {
     wire: BTreeMap<(Nanos, u64), Message>,
     sent: u64,
     hold: Option<Wish>,
+    /// Every message arrives twice.
+    pub doubles: bool,
     held: Vec<Message>,
     checker: Checker,
     /// What must never be, and was; the first of its kind.
@@ -92,6 +94,7 @@ impl Stage {
             wire: BTreeMap::new(),
             sent: 0,
             hold: None,
+            doubles: false,
             held: Vec::new(),
             checker: Checker::default(),
             violation: None,
@@ -146,7 +149,7 @@ impl Stage {
         actor.texts.clear();
         let mut config = Config::new(NodeId(id), id.wrapping_mul(0x9e37_79b9));
         config.bug = bug;
-        config.chunk_bytes_max = 7;
+        config.chunk_bytes_max = 1;
         config.tail_entries = tail;
         actor.node = Some(Node::start(config, saved, now));
     }
@@ -409,6 +412,9 @@ impl Stage {
         if self.hold.as_ref().is_some_and(|wish| wish(&message)) {
             self.held.push(message);
         } else {
+            if self.doubles {
+                self.carry(message.clone());
+            }
             self.carry(message);
         }
     }

@@ -269,6 +269,26 @@ fn a_learner_gets_a_snapshot_in_pieces_and_then_votes() {
     assert_eq!(stage.violation, None);
 }
 
+/// Each answer that came twice once began a conversation of its own, so that their number doubled with each piece.
+#[test]
+fn a_snapshot_over_a_network_that_doubles_everything_is_not_sent_a_thousand_times() {
+    let mut stage = Stage::new(3, 1, None).without_tail();
+    stage.elect(1);
+    stage.let_all_tick();
+    stage.run(50);
+    for n in 0..50 {
+        stage.propose(1, &format!("entry {n}")).unwrap();
+    }
+    stage.run(50);
+    stage.compact(1);
+    stage.doubles = true;
+    let before = stage.spoken[&1];
+    stage.change(1, Change::AddLearner(NodeId(4))).unwrap();
+    assert!(stage.wait(500, |stage| stage.status(4).commit == stage.status(1).commit));
+    let spoken = stage.spoken[&1] - before;
+    assert!(spoken < 100, "{spoken}");
+}
+
 /// The log cannot know that a voter has lost its disk: whoever starts a node must refuse to do it under its old id.
 #[test]
 fn a_voter_with_an_empty_disk_under_its_old_id_loses_what_was_acknowledged() {

@@ -108,12 +108,7 @@ impl Holder {
         Some(entry)
     }
 
-    fn command(
-        &mut self,
-        local: Instant,
-        agreed: &Agreed,
-        random: &mut Random,
-    ) -> Option<Command> {
+    fn command(&mut self, local: Instant, agreed: &Agreed, random: &mut Random) -> Option<Command> {
         let role = ROLE.to_owned();
         let Some(node) = self.node else {
             let (name, address) = (format!("node{}", self.place), "nowhere".to_owned());
@@ -128,8 +123,11 @@ impl Holder {
                 return Some(Command::Lease(LeaseCommand::Release { role, node, epoch }));
             }
             let due = self.ttl / 3 <= local.since(self.renewed);
-            return (due && !self.forgets)
-                .then_some(Command::Lease(LeaseCommand::Renew { role, node, epoch }));
+            return (due && !self.forgets).then_some(Command::Lease(LeaseCommand::Renew {
+                role,
+                node,
+                epoch,
+            }));
         }
         // What has ended may still be running for a while.
         let free = agreed.leases().get(ROLE).is_none() && self.acts(local).is_none();
@@ -174,7 +172,20 @@ impl Holder {
                     | Refusal::OtherEpoch { .. }
                     | Refusal::OtherHolder { .. },
             } => {}
-            reply => return Err(format!("a holder is told that {reply}: {entry:?}")),
+            Reply::Introduced { .. }
+            | Reply::Proposed { .. }
+            | Reply::Applied { .. }
+            | Reply::Posted { .. }
+            | Reply::Begun { .. }
+            | Reply::Started { .. }
+            | Reply::Written { .. }
+            | Reply::Deleted { .. }
+            | Reply::SessionOpened { .. }
+            | Reply::Locked { .. }
+            | Reply::Queued { .. }
+            | Reply::Refused { .. } => {
+                return Err(format!("a holder is told that {reply}: {entry:?}"));
+            }
         }
         Ok(())
     }

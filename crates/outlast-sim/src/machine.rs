@@ -72,11 +72,8 @@ impl Code for Machine {
 
     fn decode(from: &mut Reader<'_>) -> Result<Machine, Malformed> {
         let (applied, digest) = (u64::decode(from)?, u64::decode(from)?);
-        let agreed = if bool::decode(from)? {
-            Some(Box::new(Agreed::restore(from.rest())?))
-        } else {
-            None
-        };
+        let agreed =
+            if bool::decode(from)? { Some(Box::new(Agreed::restore(from.rest())?)) } else { None };
         Ok(Machine { applied, digest, agreed })
     }
 }

@@ -3,9 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use outlast_core::agreed::{
-    Agreed, ClientId, Command, Entry, Expected, KvCommand, Refusal, Reply,
-};
+use outlast_core::agreed::{Agreed, ClientId, Command, Entry, Expected, KvCommand, Refusal, Reply};
 use outlast_core::linear::{Call, Operation};
 use outlast_core::time::Timestamp;
 
@@ -79,11 +77,13 @@ impl User {
         let value = format!("{}-{}", self.number, self.sequence).into_bytes();
         let seen = self.seen.get(&key).cloned();
         let (operation, command) = match (random.within(0..10), seen) {
-            (0..2, _) => (Operation::Delete, KvCommand::Delete { key: key.clone(), expected: None }),
+            (0..2, _) => {
+                (Operation::Delete, KvCommand::Delete { key: key.clone(), expected: None })
+            }
             (2..7, Some(seen)) => {
-                let expected = seen.as_ref().map_or(Expected::Absent, |(_, index)| {
-                    Expected::Modified { index: *index }
-                });
+                let expected = seen
+                    .as_ref()
+                    .map_or(Expected::Absent, |(_, index)| Expected::Modified { index: *index });
                 let (key, session) = (key.clone(), None);
                 let command = KvCommand::Cas { key, expected, value: value.clone(), session };
                 let expected = seen.map(|(value, _)| value);

@@ -90,16 +90,40 @@ pub fn run(plan: &Plan) -> Result<Outcome, Box<Violation>> {
 #[derive(Debug)]
 pub(crate) enum Event {
     Deliver(Message),
-    Synced { node: NodeId, life: u64 },
-    Tick { node: NodeId, life: u64 },
-    Ask { client: usize },
-    GiveUp { client: usize, operation: u64 },
-    Restart { node: NodeId, life: u64 },
-    Resume { node: NodeId, life: u64 },
+    Synced {
+        node: NodeId,
+        life: u64,
+    },
+    Tick {
+        node: NodeId,
+        life: u64,
+    },
+    Ask {
+        client: usize,
+    },
+    GiveUp {
+        client: usize,
+        operation: u64,
+    },
+    Restart {
+        node: NodeId,
+        life: u64,
+    },
+    Resume {
+        node: NodeId,
+        life: u64,
+    },
     /// An answer reaches a holder.
-    Told { client: usize, operation: u64, life: u64, reply: Reply },
+    Told {
+        client: usize,
+        operation: u64,
+        life: u64,
+        reply: Reply,
+    },
     /// An order reaches whoever carries it out.
-    Order { epoch: u64 },
+    Order {
+        epoch: u64,
+    },
     Look,
 }
 
@@ -175,10 +199,11 @@ impl World {
         let peers = peers.collect();
         let repeats = plan.slip == Some(Slip::RepeatsAsNew);
         let users = (0..plan.clients).map(|number| match plan.agreed {
-            true => Work::User(User::new(number, repeats)),
+            true => Work::User(Box::new(User::new(number, repeats))),
             false => Work::Noise,
         });
-        let holders = if plan.agreed { 0..usize::try_from(plan.voters).expect("small") } else { 0..0 };
+        let holders =
+            if plan.agreed { 0..usize::try_from(plan.voters).expect("small") } else { 0..0 };
         let ttl = Duration::from_nanos(plan.ttl);
         let holders =
             holders.map(|place| Work::Holder(Box::new(Holder::new(place, ttl, plan.slip))));
@@ -232,7 +257,7 @@ impl World {
     }
 
     /// Every voter has caught up, or will: nothing that a client knows is missing where it counts.
-    pub(crate) fn end(&mut self) -> Result<(), String> {
+    pub(crate) fn end(&self) -> Result<(), String> {
         self.judge_calls()?;
         let known = self.checker.known;
         let leader = self.peers.iter().filter(|p| self.may_act(p)).map(|p| p.machine.applied).max();
@@ -397,7 +422,8 @@ impl World {
                         self.checker.applied(id, &entry)?;
                         let reply = self.peers[at].machine.apply(&entry);
                         self.checker.state(id, &self.peers[at].machine)?;
-                        self.checker.took_effect(&entry, self.peers[at].machine.has_changed_keys())?;
+                        self.checker
+                            .took_effect(&entry, self.peers[at].machine.has_changed_keys())?;
                         let position = Position { index: entry.index, term: entry.term };
                         self.answer_write(at, position, reply)?;
                     }

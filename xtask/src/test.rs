@@ -39,6 +39,12 @@ const STEPS: &[Step] = &[
         env: &[],
     },
     Step { name: "tests", args: &["test", "--workspace", "--locked", "--no-fail-fast"], env: &[] },
+    // Twenty thousand seeds, and every guard taken away once: they need the optimizer.
+    Step {
+        name: "storms",
+        args: &["test", "--release", "--locked", "-p", "outlast-sim", "--", "--show-output"],
+        env: &[],
+    },
     Step {
         name: "documentation",
         args: &["doc", "--workspace", "--no-deps", "--document-private-items", "--locked"],

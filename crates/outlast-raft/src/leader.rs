@@ -54,20 +54,12 @@ struct Progress {
 #[derive(Debug)]
 enum Flow {
     /// Looking for where the logs agree: one message at a time, whose end is known.
-    Probe {
-        waits: bool,
-        end: Index,
-    },
+    Probe { waits: bool, end: Index },
     /// Sending ahead; the last index of each message that is not acknowledged.
-    Stream {
-        in_flight: VecDeque<Index>,
-    },
+    Stream { in_flight: VecDeque<Index> },
     /// Sending a snapshot piece by piece: until this many bytes have arrived, an answer asks for nothing more. Otherwise
     /// each answer that comes twice would begin a conversation of its own.
-    Snapshot {
-        index: Index,
-        waits: Option<u64>,
-    },
+    Snapshot { index: Index, waits: Option<u64> },
 }
 
 #[derive(Debug)]

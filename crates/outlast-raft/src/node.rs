@@ -640,7 +640,7 @@ impl Node {
             Body::Append(append) => self.on_append(now, from, append, out),
             Body::Snapshot(chunk) => self.on_snapshot(now, from, chunk, out),
             Body::AppendReply { round, reply } => {
-                self.on_append_reply(now, from, round, reply, out)
+                self.on_append_reply(now, from, round, reply, out);
             }
             Body::SnapshotReply { index, have, round } => {
                 self.on_snapshot_reply(now, from, index, have, round, out);
@@ -674,7 +674,7 @@ impl Node {
     }
 
     fn on_pre_vote(
-        &mut self,
+        &self,
         now: Instant,
         from: NodeId,
         term: Term,

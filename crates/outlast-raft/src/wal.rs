@@ -101,7 +101,7 @@ impl Wal {
     /// What makes these writes durable, all at once. `salt` is any number that users cannot guess.
     pub fn plan(&mut self, writes: &[Write], salt: u64) -> Vec<Op> {
         let mut ops = Vec::new();
-        let newest = writes.iter().filter_map(|write| write.snapshot.as_ref()).last();
+        let newest = writes.iter().rev().find_map(|write| write.snapshot.as_ref());
         if let Some(snapshot) = newest {
             let bytes = encode_snapshot(snapshot);
             ops.push(Op::SaveSnapshot { index: snapshot.index, bytes });

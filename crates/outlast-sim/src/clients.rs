@@ -21,7 +21,7 @@ const PATIENCE: Nanos = 400 * MILLI;
 pub(crate) enum Work {
     /// Bytes that say who wrote them.
     Noise,
-    User(User),
+    User(Box<User>),
     Holder(Box<Holder>),
 }
 

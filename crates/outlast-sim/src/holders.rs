@@ -172,7 +172,20 @@ impl Holder {
                     | Refusal::OtherEpoch { .. }
                     | Refusal::OtherHolder { .. },
             } => {}
-            reply => return Err(format!("a holder is told that {reply}: {entry:?}")),
+            Reply::Introduced { .. }
+            | Reply::Proposed { .. }
+            | Reply::Applied { .. }
+            | Reply::Posted { .. }
+            | Reply::Begun { .. }
+            | Reply::Started { .. }
+            | Reply::Written { .. }
+            | Reply::Deleted { .. }
+            | Reply::SessionOpened { .. }
+            | Reply::Locked { .. }
+            | Reply::Queued { .. }
+            | Reply::Refused { .. } => {
+                return Err(format!("a holder is told that {reply}: {entry:?}"));
+            }
         }
         Ok(())
     }

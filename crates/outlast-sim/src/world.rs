@@ -199,7 +199,7 @@ impl World {
         let peers = peers.collect();
         let repeats = plan.slip == Some(Slip::RepeatsAsNew);
         let users = (0..plan.clients).map(|number| match plan.agreed {
-            true => Work::User(User::new(number, repeats)),
+            true => Work::User(Box::new(User::new(number, repeats))),
             false => Work::Noise,
         });
         let holders =
@@ -257,7 +257,7 @@ impl World {
     }
 
     /// Every voter has caught up, or will: nothing that a client knows is missing where it counts.
-    pub(crate) fn end(&mut self) -> Result<(), String> {
+    pub(crate) fn end(&self) -> Result<(), String> {
         self.judge_calls()?;
         let known = self.checker.known;
         let leader = self.peers.iter().filter(|p| self.may_act(p)).map(|p| p.machine.applied).max();

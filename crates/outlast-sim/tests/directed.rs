@@ -66,7 +66,7 @@ fn a_snapshot_comes_to_whoever_holds_more(bug: Option<Bug>) -> Stage {
     // 2 gets all of it before anything is committed; 3 gets entry 4 late, because too much is on the way to it.
     stage.hold(|m| matches!(&m.body, Body::Append(a) if m.to == NodeId(3) && a.prev_index == 3));
     for text in ["two", "three", "four"] {
-        stage.propose(1, text).unwrap();
+        stage.propose(1, text).expect("it leads");
     }
     stage.run(2);
     stage.hold(|message| message.from == NodeId(1));

@@ -38,7 +38,11 @@ fn payload() -> impl Strategy<Value = Payload> {
 }
 
 fn entry() -> impl Strategy<Value = Entry> {
-    (number(), number(), payload()).prop_map(|(index, term, payload)| Entry { index, term, payload })
+    (number(), number(), payload()).prop_map(|(index, term, payload)| Entry {
+        index,
+        term,
+        payload,
+    })
 }
 
 fn append() -> impl Strategy<Value = Append> {

@@ -71,7 +71,11 @@ impl Home {
         let mut segments = BTreeMap::new();
         for (number, path) in numbered(dir, "log-")? {
             segments.insert(number, doing("read", &path, std::fs::read(&path))?);
+            // What the kernel shows may not be on the disk yet: whoever wrote it may have died before its sync.
+            doing("sync", &path, File::open(&path).and_then(|file| file.sync_all()))?;
         }
+        doing("sync", newest, File::open(newest).and_then(|file| file.sync_all()))?;
+        doing("sync", dir, File::open(dir).and_then(|dir| dir.sync_all()))?;
         let recovered = wal::recover(&segments).map_err(DiskError::Damaged)?;
         let (wal, torn) = (Wal::new(SEGMENT_BYTES, &recovered), recovered.torn);
         let saved = recovered.with(snapshot).map_err(DiskError::Damaged)?;
@@ -100,7 +104,10 @@ impl Home {
 
     /// Parts into what the log was, and the one who goes on with it.
     pub(crate) fn split(self) -> (Saved, Files) {
-        (self.saved, Files { dir: self.dir, wal: self.wal, segment: None, spare: None })
+        (
+            self.saved,
+            Files { dir: self.dir, wal: self.wal, segment: None, random: None, spare: None },
+        )
     }
 }
 
@@ -142,6 +149,7 @@ pub(crate) struct Files {
     dir: PathBuf,
     wal: Wal,
     segment: Option<(u64, File)>,
+    random: Option<File>,
     /// Makes the next segment ahead.
     spare: Option<JoinHandle<io::Result<()>>>,
 }
@@ -157,7 +165,7 @@ impl Drop for Files {
 impl Files {
     /// Makes these writes durable. After an error, nobody knows what is on the disk.
     pub(crate) fn write(&mut self, writes: &[Write]) -> Result<(), DiskError> {
-        let salt = salt()?;
+        let salt = salt(&mut self.random)?;
         for op in self.wal.plan(writes, salt) {
             self.carry_out(op)?;
         }
@@ -239,9 +247,14 @@ fn gone(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-fn salt() -> Result<u64, DiskError> {
-    let mut bytes = [0; 8];
+fn salt(random: &mut Option<File>) -> Result<u64, DiskError> {
     let path = Path::new("/dev/urandom");
-    doing("read", path, File::open(path).and_then(|mut file| file.read_exact(&mut bytes)))?;
+    // Opened once: a moment without free descriptors must not end this node's part.
+    let file = match random {
+        Some(file) => file,
+        None => random.insert(doing("open", path, File::open(path))?),
+    };
+    let mut bytes = [0; 8];
+    doing("read", path, file.read_exact(&mut bytes))?;
     Ok(u64::from_le_bytes(bytes))
 }

@@ -178,9 +178,22 @@ impl Consensus {
         let writer = std::thread::Builder::new()
             .name("consensus-disk".to_owned())
             .spawn(move || write(files, &writes, &back))?;
-        let stepper = std::thread::Builder::new()
-            .name("consensus".to_owned())
-            .spawn(move || stepper.run(&events))?;
+        let stepper =
+            std::thread::Builder::new().name("consensus".to_owned()).spawn(move || {
+                // A broken invariant must not leave a node that seems to lead.
+                let (lease, publish) = (stepper.acts_until.clone(), stepper.publish.clone());
+                let run = std::panic::AssertUnwindSafe(|| stepper.run(&events));
+                if std::panic::catch_unwind(run).is_err() {
+                    lease.store(0, Ordering::Release);
+                    publish.send_modify(|standing| {
+                        standing.role = Role::Follower;
+                        standing.leader = None;
+                        standing.may_act = false;
+                        standing.failed =
+                            Some("an invariant is broken; the log says which".to_owned());
+                    });
+                }
+            })?;
         Ok(Consensus { inbox, standing, acts_until, threads: vec![stepper, writer] })
     }
 
@@ -326,6 +339,7 @@ impl<M: Machine, O: Outgoing> Stepper<M, O> {
         self.machine.leads(false);
         let mut last = Standing::of(self.node.status(boottime()));
         last.role = Role::Follower;
+        last.leader = None;
         last.may_act = false;
         last.failed = failed;
         self.publish.send_replace(last);
@@ -334,10 +348,12 @@ impl<M: Machine, O: Outgoing> Stepper<M, O> {
 
     /// Takes in what has come, then does what follows from it.
     fn turn(&mut self, events: impl Iterator<Item = Event>) -> Result<(), End> {
-        let now = boottime();
         let mut out = Vec::new();
         let mut proposals = Vec::new();
+        let mut now = boottime();
         for event in events {
+            // Events that come while earlier ones are handled are later than those: whoever was heard was heard then.
+            now = boottime();
             match event {
                 Event::Propose { command, answer } => proposals.push((command, answer)),
                 Event::Message(message) => self.node.step(now, Input::Message(message), &mut out),
@@ -368,10 +384,20 @@ impl<M: Machine, O: Outgoing> Stepper<M, O> {
         if self.node.deadline().is_some_and(|at| at <= now) {
             self.node.step(now, Input::Tick, &mut out);
         }
+        // Before anything is sent that lets another one lead.
+        self.publish_lease();
         self.act(out)?;
         self.snapshot_when_long(now)?;
         self.show(now);
         Ok(())
+    }
+
+    fn publish_lease(&self) {
+        let until = self
+            .node
+            .acts_until()
+            .map_or(0, |until| u64::try_from(until.since_start().as_nanos()).unwrap_or(u64::MAX));
+        self.acts_until.store(until, Ordering::Release);
     }
 
     fn propose(

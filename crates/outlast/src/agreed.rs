@@ -6,6 +6,7 @@
 )]
 
 use std::io::{Read as _, Write as _};
+use std::os::unix::process::ExitStatusExt as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -15,7 +16,9 @@ use outlast_core::agreed::{
     Changed, Command, Expected, Item, KvCommand, LockCommand, NodeCommand, NodeRole, Reply,
     SessionCommand,
 };
+use rustix::process::{Pid, Signal};
 use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::AtArgs;
 use crate::{Outcome, output, verbs};
@@ -470,26 +473,62 @@ async fn lock(
         }
     };
     let (program, rest) = command.split_first().context("name a command after --")?;
+    // The answer may be old: only a renewal that is sent now says that the session lives, and until when.
+    let mut held_until = renewed_until(&mut visitor, session, ttl).await?;
     let mut child = tokio::process::Command::new(program)
         .args(rest)
         .env("OUTLAST_TOKEN", token.to_string())
+        // With what it starts itself, so that all of it can be ended.
+        .process_group(0)
         .kill_on_drop(true)
         .spawn()
         .with_context(|| format!("start {program}"))?;
+    let group = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+    let end = |why: &str| {
+        if let Some(group) = group {
+            // It may have ended by itself.
+            rustix::process::kill_process_group(group, Signal::KILL).ok();
+        }
+        anyhow::anyhow!("{why}, and the command was ended")
+    };
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for Ctrl-C")?;
     let status = loop {
         tokio::select! {
             status = child.wait() => break status.context("wait for the command")?,
+            _ = terminate.recv() => return Err(end("SIGTERM came")),
+            _ = interrupt.recv() => return Err(end("Ctrl-C came")),
             () = tokio::time::sleep(ttl / 4) => {
-                if let Err(error) = renew(&mut visitor, session).await {
-                    child.kill().await.ok();
-                    return Err(error.context("the lock is lost, and the command was ended"));
+                let renewal = renewed_until(&mut visitor, session, ttl);
+                match tokio::time::timeout_at(held_until, renewal).await {
+                    Ok(Ok(until)) => held_until = until,
+                    Ok(Err(error)) => return Err(error.context(end("the lock is lost"))),
+                    Err(_elapsed) => return Err(end("the lock could not be renewed in time")),
                 }
             }
         }
     };
-    ask(&mut visitor, Command::Session(SessionCommand::Close { id: session })).await?;
-    let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(2);
+    // The command is over; that the lock is free a little later changes nothing about it.
+    ask(&mut visitor, Command::Session(SessionCommand::Close { id: session })).await.ok();
+    let code = match (status.code(), status.signal()) {
+        (Some(code), _) => u8::try_from(code).unwrap_or(u8::MAX),
+        // As shells say it.
+        (None, Some(signal)) => 128_u8.saturating_add(u8::try_from(signal).unwrap_or(0)),
+        (None, None) => u8::MAX,
+    };
     Ok(if code == 0 { Outcome::Fine } else { Outcome::Code(code) })
+}
+
+/// Renews the session; until when the lock is ours for certain, counted from when we asked.
+async fn renewed_until(
+    visitor: &mut Visitor,
+    session: u64,
+    ttl: Duration,
+) -> anyhow::Result<tokio::time::Instant> {
+    let asked = tokio::time::Instant::now();
+    renew(visitor, session).await?;
+    // A tenth for clocks, and for the time that it takes to end a command.
+    Ok(asked + ttl - ttl / 10)
 }
 
 /// What one client of the measurement saw.

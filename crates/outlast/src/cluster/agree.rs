@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use outlast_consensus::{Consensus, NodeId, ProposeError, Role};
-use outlast_core::agreed::{ClientId, Command, Entry, KvCommand, Reply};
+use outlast_core::agreed::{ClientId, Command, Entry, KvCommand, Refusal, Reply};
 use outlast_core::codec::Code as _;
 use outlast_link::RequestError;
 use tokio::time::Instant;
@@ -47,11 +47,32 @@ impl Hub {
         limit: Duration,
     ) -> Result<(u64, Reply), Failure> {
         let deadline = Instant::now() + limit;
+        let was_known = client.is_some();
+        let done = self.write_once(client, command.clone(), deadline).await?;
+        if was_known && matches!(done.1, Reply::Refused { why: Refusal::Forgotten }) {
+            // Many others were introduced since; who is forgotten had nothing done, and begins anew.
+            *client = None;
+            return self.write_once(client, command, deadline).await;
+        }
+        Ok(done)
+    }
+
+    async fn write_once(
+        &self,
+        client: &mut Option<Client>,
+        command: Command,
+        deadline: Instant,
+    ) -> Result<(u64, Reply), Failure> {
         let known = match client {
             Some(client) => client,
             None => {
                 let introduce = entry(ClientId::NOBODY, 0, Command::Introduce);
-                match self.propose(&introduce, deadline).await? {
+                let introduced = self.propose(&introduce, deadline).await;
+                // Being introduced twice harms nobody, and the command itself was not sent yet.
+                let introduced = introduced.map_err(|failure| match failure {
+                    Failure::Unavailable(why) | Failure::Unknown(why) => Failure::Unavailable(why),
+                })?;
+                match introduced {
                     (_, Reply::Introduced { client: id }) => {
                         client.insert(Client { id: ClientId(id), sequence: 0 })
                     }
@@ -81,7 +102,11 @@ impl Hub {
                     (now.role, now.leader)
                 };
                 let answer = if role == Role::Leader {
-                    proposed(consensus.propose(entry.to_bytes()).await)
+                    let proposal = consensus.propose(entry.to_bytes());
+                    match tokio::time::timeout_at(deadline, proposal).await {
+                        Ok(result) => proposed(result),
+                        Err(_elapsed) => Answer::Unknown,
+                    }
                 } else {
                     match leader.and_then(|leader| self.replica.names().get(&leader.0).cloned()) {
                         None => Answer::NotLeader { leader: None },
@@ -106,8 +131,12 @@ impl Hub {
                         why = "an answer to another question".to_owned();
                     }
                 }
+                if standing.borrow().failed.is_some() {
+                    why = "this node takes no part in the cluster any more".to_owned();
+                    break;
+                }
                 tokio::select! {
-                    _ = standing.changed() => {}
+                    Ok(()) = standing.changed() => {}
                     () = tokio::time::sleep(TRY_AGAIN) => {}
                 }
             } else {
@@ -130,9 +159,10 @@ impl Hub {
                     (now.role, now.leader)
                 };
                 let answer = if role == Role::Leader {
-                    match consensus.read().await {
-                        Ok(index) => return Ok(index),
-                        Err(error) => refused(error),
+                    match tokio::time::timeout_at(deadline, consensus.read()).await {
+                        Ok(Ok(index)) => return Ok(index),
+                        Ok(Err(error)) => refused(error),
+                        Err(_elapsed) => Answer::Busy,
                     }
                 } else {
                     match leader.and_then(|leader| self.replica.names().get(&leader.0).cloned()) {
@@ -170,7 +200,10 @@ impl Hub {
         let other = async {
             match self.consensus().map(Consensus::standing) {
                 Some(mut standing) => {
-                    standing.wait_for(|now| now.leader != leader).await.ok();
+                    if standing.wait_for(|now| now.leader != leader).await.is_err() {
+                        // This node takes no part any more; the leader may answer all the same.
+                        std::future::pending::<()>().await;
+                    }
                 }
                 None => std::future::pending().await,
             }

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use super::agree::{Failure, proposed, refused};
 use super::ask::{Answer, Ask, Who};
 use super::found::claim_key;
-use super::thread::Hub;
+use super::thread::{ANSWER_MAX, Hub};
 
 /// Questions of other nodes that are worked on at the same time.
 const QUESTIONS_MAX: usize = 1024;
@@ -74,7 +74,7 @@ impl Hub {
                     (id, id.and_then(|id| claim_of(agreed, id)))
                 });
                 Answer::Who(Who {
-                    joined: self.consensus().is_some(),
+                    joined: self.consensus().is_some() || self.identity().id.is_some(),
                     plan: self.founding.plan,
                     token: self.identity().token,
                     your_id,
@@ -83,13 +83,24 @@ impl Hub {
             }
             Ask::Propose { entry } => match self.consensus() {
                 None => Answer::NotLeader { leader: None },
-                Some(consensus) => proposed(consensus.propose(entry.to_bytes()).await),
+                Some(_) if entry.command.check().is_err() => {
+                    Answer::Refused { reason: "the command is too large".to_owned() }
+                }
+                Some(consensus) => {
+                    let proposal = consensus.propose(entry.to_bytes());
+                    // Whoever asked has given up by then; it may still take effect.
+                    match tokio::time::timeout(ANSWER_MAX, proposal).await {
+                        Ok(result) => proposed(result),
+                        Err(_elapsed) => Answer::Unknown,
+                    }
+                }
             },
             Ask::ReadIndex => match self.consensus() {
                 None => Answer::NotLeader { leader: None },
-                Some(consensus) => match consensus.read().await {
-                    Ok(index) => Answer::Index { index },
-                    Err(error) => refused(error),
+                Some(consensus) => match tokio::time::timeout(ANSWER_MAX, consensus.read()).await {
+                    Ok(Ok(index)) => Answer::Index { index },
+                    Ok(Err(error)) => refused(error),
+                    Err(_elapsed) => Answer::Busy,
                 },
             },
             Ask::Claim { id, token } => {

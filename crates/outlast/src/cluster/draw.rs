@@ -23,7 +23,14 @@ impl Hub {
     pub(super) async fn hear_links(self: Arc<Self>, mut events: mpsc::Receiver<LinkEvent>) {
         while let Some(event) = events.recv().await {
             let fact = match event {
-                LinkEvent::Up { node, hello } => Fact::LinkUp { node, build: hello.build },
+                LinkEvent::Up { node, hello } => {
+                    if hello.id != 0 {
+                        // Until a leader brings the registry, this is how a node with another id is found.
+                        let mut heard = self.heard.lock().expect("no panic while held");
+                        heard.insert(hello.id, node.clone());
+                    }
+                    Fact::LinkUp { node, build: hello.build }
+                }
                 LinkEvent::Down { node, reason, .. } => Fact::LinkDown { node, reason },
                 LinkEvent::Unreachable { node, address, reason } => {
                     Fact::LinkDown { node, reason: format!("{address}: {reason}") }
@@ -74,7 +81,9 @@ impl Hub {
                         let mut standing = consensus.standing();
                         standing.mark_unchanged();
                         let before = standing.borrow().leader;
-                        standing.wait_for(|now| now.leader != before).await.ok();
+                        if standing.wait_for(|now| now.leader != before).await.is_err() {
+                            std::future::pending::<()>().await;
+                        }
                     }
                     None => std::future::pending().await,
                 }

@@ -34,40 +34,71 @@ pub(super) async fn look_after(hub: Arc<Hub>) {
 
 /// One change at a time; the next look makes the next one.
 async fn change_members(hub: &Hub, consensus: &Consensus) {
-    let (role, members) = {
+    let (role, own, members) = {
         let standing = consensus.standing();
         let now = standing.borrow();
-        (now.role, now.members.clone())
+        (now.role, now.id, now.members.clone())
     };
-    let change = hub.replica.read(|agreed| difference(agreed.registry(), &members));
-    if role == Role::Leader
-        && let Some(change) = change
-        && let Err(refusal) = consensus.change(change).await
-    {
-        tracing::debug!(?change, ?refusal, "change the members a little later");
+    if role != Role::Leader {
+        return;
+    }
+    let (names, peers) = (hub.replica.names(), hub.links().peers());
+    let lives = |id: NodeId| {
+        let peer = names.get(&id.0).and_then(|name| peers.get(name));
+        id == own || peer.is_some_and(|peer| peer.connection.is_some())
+    };
+    for change in hub.replica.read(|agreed| differences(agreed.registry(), &members)) {
+        if !survives(change, &members, lives) {
+            tracing::warn!(?change, "wait with it: without this voter no majority would be there");
+            continue;
+        }
+        match consensus.change(change).await {
+            Ok(_) => return,
+            // A learner that lacks entries holds up nobody else.
+            Err(refusal) => {
+                tracing::debug!(?change, ?refusal, "change the members a little later");
+            }
+        }
     }
 }
 
-/// What is to change first, so that the members are those that are registered.
-fn difference(registry: &Registry, members: &Members) -> Option<Change> {
+/// Whether a majority of the voters that the change leaves can be spoken to: else it would be the last change.
+fn survives(change: Change, members: &Members, lives: impl Fn(NodeId) -> bool) -> bool {
+    let mut voters = members.voters.clone();
+    match change {
+        Change::AddLearner(_) => return true,
+        Change::Promote(id) => {
+            voters.insert(id);
+        }
+        Change::Demote(id) | Change::Remove(id) => {
+            // A learner that goes changes nothing for the voters.
+            if !voters.remove(&id) {
+                return true;
+            }
+        }
+    }
+    let alive = voters.iter().filter(|&&id| lives(id)).count();
+    voters.len() / 2 < alive
+}
+
+/// What is to change, in this order, so that the members are those that are registered.
+fn differences(registry: &Registry, members: &Members) -> Vec<Change> {
     let nodes = registry.nodes();
     // Without a registry there is nothing to be guided by.
     if nodes.is_empty() {
-        return None;
+        return Vec::new();
     }
-    let come = nodes.keys().map(|&id| NodeId(id)).find(|id| !members.contains(*id));
-    let rise = nodes
-        .iter()
-        .find(|(id, node)| node.role.votes() && members.learners.contains(&NodeId(**id)));
-    let fall = nodes
-        .iter()
-        .find(|(id, node)| !node.role.votes() && members.voters.contains(&NodeId(**id)));
-    let leave = members.all().find(|id| !nodes.contains_key(&id.0));
+    let ids = || nodes.iter().map(|(&id, node)| (NodeId(id), node.role.votes()));
+    let come = ids().filter(|(id, _)| !members.contains(*id));
+    let rise = ids().filter(|(id, votes)| *votes && members.learners.contains(id));
+    let fall = ids().filter(|(id, votes)| !votes && members.voters.contains(id));
+    let leave = members.all().filter(|id| !nodes.contains_key(&id.0));
     // Who comes is counted before who goes.
-    come.map(Change::AddLearner)
-        .or(rise.map(|(&id, _)| Change::Promote(NodeId(id))))
-        .or(fall.map(|(&id, _)| Change::Demote(NodeId(id))))
-        .or(leave.map(Change::Remove))
+    come.map(|(id, _)| Change::AddLearner(id))
+        .chain(rise.map(|(id, _)| Change::Promote(id)))
+        .chain(fall.map(|(id, _)| Change::Demote(id)))
+        .chain(leave.map(Change::Remove))
+        .collect()
 }
 
 #[cfg(test)]
@@ -86,9 +117,19 @@ mod tests {
         let (snapshot, ids) = Founding::of(&topology).begin(&BTreeMap::from([("a".to_owned(), 7)]));
         assert_eq!(ids.len(), 3);
         let agreed = outlast_core::agreed::Agreed::restore(&snapshot.data).unwrap();
-        assert_eq!(difference(agreed.registry(), &snapshot.members), None);
+        assert_eq!(differences(agreed.registry(), &snapshot.members), []);
         let mut fewer = snapshot.members;
         let lost = fewer.learners.pop_first().unwrap();
-        assert_eq!(difference(agreed.registry(), &fewer), Some(Change::AddLearner(lost)));
+        assert_eq!(differences(agreed.registry(), &fewer), [Change::AddLearner(lost)]);
+    }
+
+    #[test]
+    fn nobody_is_taken_out_whom_a_majority_needs() {
+        let three = Members::voters([1, 2, 3]);
+        let without = |dead: u64| move |id: NodeId| id.0 != dead;
+        assert!(!survives(Change::Remove(NodeId(3)), &three, without(2)));
+        assert!(survives(Change::Remove(NodeId(2)), &three, without(2)));
+        assert!(!survives(Change::Demote(NodeId(1)), &three, without(2)));
+        assert!(survives(Change::Promote(NodeId(4)), &three, without(2)));
     }
 }

@@ -56,15 +56,7 @@ impl Hub {
             let own = self.settings.node.clone();
             let other =
                 answers.iter().find(|(_, who)| !who.joined && who.plan != self.founding.plan);
-            if let Some((peer, Who { plan, .. })) = other {
-                self.set_phase(Phase::Joining {
-                    reason: format!(
-                        "node `{peer}` would found another cluster than this node (plan {plan:x} and {:x}): \
-                         give all nodes the same nodes, addresses and voters in the topology file",
-                        self.founding.plan
-                    ),
-                });
-            } else if let Some((id, claim)) = joined(&answers) {
+            if let Some((id, claim)) = joined(&answers) {
                 let reason = match id {
                     None => format!(
                         "the cluster does not know this node: on one of its nodes run `outlast node add {own}`"
@@ -80,6 +72,14 @@ impl Hub {
                     },
                 };
                 self.set_phase(Phase::Joining { reason });
+            } else if let Some((peer, Who { plan, .. })) = other {
+                self.set_phase(Phase::Joining {
+                    reason: format!(
+                        "node `{peer}` would found another cluster than this node (plan {plan:x} and {:x}): \
+                         give all nodes the same nodes, addresses and voters in the topology file",
+                        self.founding.plan
+                    ),
+                });
             } else {
                 let mut tokens = BTreeMap::from([(own.clone(), self.identity().token)]);
                 tokens.extend(answers.iter().map(|(name, who)| (name.clone(), who.token)));

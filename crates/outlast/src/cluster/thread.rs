@@ -186,8 +186,9 @@ impl Hub {
             }
         };
         let hub = Arc::new(self);
+        // Lives until all is over: what the lead is handed over with is heard by these tasks.
+        let mut tasks = JoinSet::new();
         let ended = runtime.block_on(async {
-            let mut tasks = JoinSet::new();
             hub.clone().begin(listener, security, home, addresses, &mut tasks)?;
             // Ends at the first of: told to, or a task that must not end has ended.
             tokio::select! {
@@ -207,6 +208,7 @@ impl Hub {
         if let Some(links) = hub.links.get() {
             runtime.block_on(links.stop());
         }
+        drop(tasks);
         runtime.shutdown_background();
     }
 

@@ -44,7 +44,7 @@ struct Client {
 
 impl Client {
     fn now(&self) -> u64 {
-        u64::try_from(self.begun.elapsed().as_nanos()).unwrap()
+        u64::try_from(self.begun.elapsed().as_nanos()).expect("it fits, and a runtime can be built")
     }
 
     /// A value that nobody else writes.
@@ -119,23 +119,26 @@ impl Client {
             (Ok(Said::Unknown { .. }) | Err(_), _) => call.returned = None,
             (Ok(other), operation) => panic!("{other:?} is no answer to {operation:?}"),
         }
-        self.calls.lock().unwrap().push(call);
+        self.calls.lock().expect("no panic while held").push(call);
         (!gone).then_some(())
     }
 
     async fn live(&mut self, dirs: &[std::path::PathBuf], over: &AtomicBool) {
         while !over.load(Ordering::Acquire) {
-            let at = usize::try_from(self.random.below(dirs.len() as u64)).unwrap();
+            let at = usize::try_from(self.random.below(dirs.len() as u64))
+                .expect("it fits, and a runtime can be built");
             let Ok(mut visitor) = Visitor::connect(&dirs[at]).await else {
                 tokio::time::sleep(Duration::from_millis(5)).await;
                 continue;
             };
-            let mut seen = vec![None; usize::try_from(KEYS).unwrap()];
+            let mut seen =
+                vec![None; usize::try_from(KEYS).expect("it fits, and a runtime can be built")];
             // A connection for a while, so that clients move from node to node.
             for _ in 0..self.random.below(40) + 1 {
                 let key = self.random.below(KEYS);
                 let name = format!("k{key}").into_bytes();
-                let place = &mut seen[usize::try_from(key).unwrap()];
+                let place =
+                    &mut seen[usize::try_from(key).expect("it fits, and a runtime can be built")];
                 // A node that stands still answers late or never.
                 let asked = self.ask(&mut visitor, &name, place).await;
                 if asked.is_none() || over.load(Ordering::Acquire) {
@@ -159,7 +162,9 @@ fn torment(nodes: &mut Nodes, random: &mut Random, until: Instant) -> (u64, u64)
         let count = 1 + u64::from(random.below(5) == 0);
         let first = random.below(3);
         let chosen: Vec<&str> = (first..first + count)
-            .map(|at| nodes.names[usize::try_from(at % 3).unwrap()])
+            .map(|at| {
+                nodes.names[usize::try_from(at % 3).expect("it fits, and a runtime can be built")]
+            })
             .collect();
         if random.below(3) > 0 {
             for node in &chosen {
@@ -194,8 +199,10 @@ fn one_order_explains_what_clients_saw_while_agents_were_killed_and_frozen() {
         .map(|number| {
             let (calls, over, dirs) = (calls.clone(), over.clone(), dirs.clone());
             std::thread::spawn(move || {
-                let runtime =
-                    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+                    .expect("it fits, and a runtime can be built");
                 let random = Random(number);
                 let mut client = Client { number, random, begun, calls, writes: 0 };
                 runtime.block_on(client.live(&dirs, &over));
@@ -209,9 +216,9 @@ fn one_order_explains_what_clients_saw_while_agents_were_killed_and_frozen() {
     });
     over.store(true, Ordering::Release);
     for client in clients {
-        client.join().unwrap();
+        client.join().expect("it fits, and a runtime can be built");
     }
-    let calls = std::mem::take(&mut *calls.lock().unwrap());
+    let calls = std::mem::take(&mut *calls.lock().expect("no panic while held"));
     let unanswered = calls.iter().filter(|call| call.returned.is_none()).count();
     println!(
         "{} calls, {unanswered} without an answer, {kills} kills, {freezes} freezes",

@@ -140,6 +140,10 @@ impl Leader {
     }
 
     fn heard(&mut self, from: NodeId, round: u64, from_answer: Option<Instant>) {
+        // A round that never began was never asked.
+        if self.round < round {
+            return;
+        }
         let began = self.rounds.iter().find(|&&(known, _)| known == round).map(|&(_, at)| at);
         let Some(progress) = self.progress.get_mut(&from) else { return };
         progress.round = progress.round.max(round);
@@ -261,6 +265,8 @@ impl Node {
 
     /// Asks everybody whether we still lead; confirms all reads that have come so far once a majority has answered.
     fn begin_round(&mut self, now: Instant, out: &mut Vec<Action>) {
+        // Here too: with steady reads, no tick may come.
+        self.leave_a_silent_disk(now, out);
         let heartbeat = self.config.heartbeat;
         let Some(leader) = self.leading_mut() else { return };
         leader.heartbeat_at = now + heartbeat;
@@ -288,6 +294,8 @@ impl Node {
             // The last piece may be lost: whatever the answer says has arrived is where it goes on.
             Flow::Snapshot { waits, .. } => {
                 *waits = None;
+                // Pieces of a snapshot travel behind everything else; what keeps an election away must not.
+                self.send_append(peer, next, Vec::new(), out);
                 self.send_chunk(peer, None, out);
             }
             // What is sent to look for the place asks as well.

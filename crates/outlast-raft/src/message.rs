@@ -101,7 +101,7 @@ impl Code for Message {
         Ok(Message {
             from: NodeId::decode(from)?,
             to: NodeId::decode(from)?,
-            term: u64::decode(from)?,
+            term: bounded(from)?,
             body: Body::decode(from)?,
         })
     }
@@ -190,8 +190,8 @@ impl Code for Body {
                 reply: AppendReply::Rejected { prev: u64::decode(from)?, hint: u64::decode(from)? },
             },
             7 => Body::Snapshot(SnapshotChunk {
-                index: u64::decode(from)?,
-                term: u64::decode(from)?,
+                index: bounded(from)?,
+                term: bounded(from)?,
                 members: Members::decode(from)?,
                 offset: u64::decode(from)?,
                 length: u64::decode(from)?,
@@ -209,18 +209,27 @@ impl Code for Body {
     }
 }
 
+/// Terms and indices that count up from here would overflow; nobody gets there honestly.
+const COUNT_MAX: u64 = 1 << 62;
+
+fn bounded(from: &mut Reader<'_>) -> Result<u64, Malformed> {
+    let count = u64::decode(from)?;
+    if count <= COUNT_MAX { Ok(count) } else { Err(Malformed("a term or index beyond all reason")) }
+}
+
 /// The entries of a message follow each other; nothing behind this line checks that again.
 fn decode_append(from: &mut Reader<'_>) -> Result<Append, Malformed> {
     let append = Append {
-        prev_index: u64::decode(from)?,
-        prev_term: u64::decode(from)?,
+        prev_index: bounded(from)?,
+        prev_term: bounded(from)?,
         commit: u64::decode(from)?,
         round: u64::decode(from)?,
         entries: decode_list(from)?,
     };
     let mut before = (append.prev_index, append.prev_term);
     for entry in &append.entries {
-        if Some(entry.index) != before.0.checked_add(1) || entry.term < before.1 {
+        let follows = Some(entry.index) == before.0.checked_add(1) && before.1 <= entry.term;
+        if !follows || COUNT_MAX < entry.term {
             return Err(Malformed("entries that do not follow each other"));
         }
         before = (entry.index, entry.term);

@@ -624,6 +624,9 @@ impl Node {
             self.follow(now, term, None, out);
         }
         match body {
+            // A term has one leader. Whoever says otherwise is broken, and not obeyed.
+            Body::Append(_) | Body::Snapshot(_)
+                if matches!(self.state, State::Leader(_)) && !self.planted_any() => {}
             Body::Vote { last_index, last_term, transfer } => {
                 // In a term that we have learned of from somebody else, the leader whom we hear counts as much: it may
                 // act because we have just answered it.

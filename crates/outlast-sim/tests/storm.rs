@@ -88,6 +88,7 @@ fn what_must_hold_holds_through_every_storm() {
 const LED_BY_HAND: [Bug; 1] = [Bug::SnapshotTakesAll];
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "slow without the optimizer; the step `storms` runs it")]
 fn every_guard_that_is_taken_away_is_missed() {
     let only = std::env::var("OUTLAST_BUG").ok();
     let wanted = |bug: &Bug| match &only {
@@ -111,6 +112,7 @@ fn every_guard_that_is_taken_away_is_missed() {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "slow without the optimizer; the step `storms` runs it")]
 fn every_guard_of_leases_that_is_taken_away_is_missed() {
     for slip in Slip::ALL {
         let begun = std::time::Instant::now();

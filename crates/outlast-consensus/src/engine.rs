@@ -205,7 +205,7 @@ impl Consensus {
     pub async fn change(&self, change: Change) -> Result<Position, Refusal> {
         let (answer, result) = oneshot::channel();
         let gone = Refusal::NotLeader { leader: None };
-        self.ask(Event::Change { change, answer }).map_err(|_| gone)?;
+        self.ask(Event::Change { change, answer }).ok().ok_or(gone)?;
         result.await.unwrap_or(Err(gone))
     }
 
@@ -213,7 +213,7 @@ impl Consensus {
     pub async fn transfer(&self, to: NodeId) -> Result<(), Refusal> {
         let (answer, result) = oneshot::channel();
         let gone = Refusal::NotLeader { leader: None };
-        self.ask(Event::Transfer { to, answer }).map_err(|_| gone)?;
+        self.ask(Event::Transfer { to, answer }).ok().ok_or(gone)?;
         result.await.unwrap_or(Err(gone))
     }
 
@@ -387,9 +387,9 @@ impl<M: Machine, O: Outgoing> Stepper<M, O> {
         for action in out {
             match action {
                 Action::Write(write) => {
-                    self.to_disk.send(write).map_err(|_| {
-                        End::Failed("the thread that writes the log has ended".to_owned())
-                    })?;
+                    let gone = "the thread that writes the log has ended";
+                    let sent = self.to_disk.send(write).ok();
+                    sent.ok_or_else(|| End::Failed(gone.to_owned()))?;
                 }
                 Action::Send(message) => {
                     let bulk = matches!(message.body, outlast_raft::Body::Snapshot(_));

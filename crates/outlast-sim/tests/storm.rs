@@ -14,6 +14,9 @@ fn seeds(most: u64) -> std::ops::Range<u64> {
     from.parse().expect("a number")..to.parse().expect("a number")
 }
 
+/// Why a lock can always be taken.
+const HELD: &str = "no thread stops while it holds it";
+
 /// Runs plans on all cores; the first violation by seed, and the sums of what came to pass.
 fn storm(
     range: std::ops::Range<u64>,
@@ -28,7 +31,7 @@ fn storm(
             scope.spawn(|| {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if range.end <= seed || !found.lock().unwrap().is_empty() {
+                    if range.end <= seed || !found.lock().expect(HELD).is_empty() {
                         return;
                     }
                     let plan = plan(seed);
@@ -46,17 +49,17 @@ fn storm(
                         }),
                     };
                     match ended {
-                        Ok(outcome) => add(&mut sum.lock().unwrap(), &outcome),
+                        Ok(outcome) => add(&mut sum.lock().expect(HELD), &outcome),
                         Err(violation) => {
-                            found.lock().unwrap().insert(seed, *violation);
+                            found.lock().expect(HELD).insert(seed, *violation);
                         }
                     }
                 }
             });
         }
     });
-    let first = found.into_inner().unwrap().into_iter().next().map(|(_, violation)| violation);
-    (sum.into_inner().unwrap(), first)
+    let first = found.into_inner().expect(HELD).into_iter().next().map(|(_, violation)| violation);
+    (sum.into_inner().expect(HELD), first)
 }
 
 fn add(sum: &mut Outcome, one: &Outcome) {

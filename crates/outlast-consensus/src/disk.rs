@@ -77,7 +77,8 @@ impl Home {
         doing("sync", newest, File::open(newest).and_then(|file| file.sync_all()))?;
         doing("sync", dir, File::open(dir).and_then(|dir| dir.sync_all()))?;
         let recovered = wal::recover(&segments).map_err(DiskError::Damaged)?;
-        let (wal, torn) = (Wal::new(SEGMENT_BYTES, &recovered), recovered.torn);
+        let mark = (snapshot.index, snapshot.term);
+        let (wal, torn) = (Wal::new(SEGMENT_BYTES, &recovered, mark), recovered.torn);
         let saved = recovered.with(snapshot).map_err(DiskError::Damaged)?;
         Ok(Some(Home { dir: dir.to_owned(), saved, wal, torn }))
     }
@@ -98,7 +99,7 @@ impl Home {
         }
         let nothing = wal::recover(&BTreeMap::new()).map_err(DiskError::Damaged)?;
         let saved = Saved { snapshot: begin, ..Saved::begin(Members::default()) };
-        let wal = Wal::new(SEGMENT_BYTES, &nothing);
+        let wal = Wal::new(SEGMENT_BYTES, &nothing, (saved.snapshot.index, saved.snapshot.term));
         Ok(Home { dir: dir.to_owned(), saved, wal, torn: 0 })
     }
 

@@ -1,4 +1,7 @@
-//! One node: who leads, who may be voted for, what is in the log.
+//! One node: what it is asked, what it hears, what it wants done; `voting` and `following` say how it decides.
+
+mod following;
+mod voting;
 
 use alloc::boxed::Box;
 use alloc::collections::{BTreeSet, VecDeque};
@@ -11,14 +14,12 @@ use outlast_core::time::Instant;
 use crate::entry::{Entry, HardState, Index, Members, NodeId, Payload, Saved, Snapshot, Term};
 use crate::leader::{Change, Leader};
 use crate::log::Log;
-use crate::message::{Append, AppendReply, Body, Message, SnapshotChunk};
+use crate::message::{AppendReply, Body, Message};
 use crate::plant::Bug;
+use following::Incoming;
 
 /// Numbers the writes of a node; they are done in this order.
 pub type Ticket = u64;
-
-/// A snapshot that a leader sends may have this many bytes.
-const SNAPSHOT_MAX: u64 = 256 << 20;
 
 /// Who a node is and how patient. The three durations are the same on all nodes.
 #[derive(Clone, Debug)]
@@ -165,25 +166,6 @@ struct Dirty {
     hard: bool,
     entries_from: Option<Index>,
     snapshot: Option<Snapshot>,
-}
-
-/// A snapshot that is coming in.
-#[derive(Debug)]
-struct Incoming {
-    index: Index,
-    term: Term,
-    /// The term of the leader that sends it.
-    reign: Term,
-    members: Members,
-    length: u64,
-    bytes: Vec<u8>,
-}
-
-impl Incoming {
-    fn is_of(&self, other: &Incoming) -> bool {
-        (self.index, self.term, self.reign, self.length)
-            == (other.index, other.term, other.reign, other.length)
-    }
 }
 
 #[derive(Debug)]
@@ -395,43 +377,10 @@ impl Node {
         false
     }
 
-    /// Whether this node may have to lead. Who is about to be removed must be able to see it through: its log may be the
-    /// only one that has the removal, and then nobody else can be elected (Ongaro's thesis, 4.2.2).
-    fn votes(&self) -> bool {
-        let log = &self.log;
-        log.members().voters.contains(&self.config.id)
-            || (log.commit < log.members_index()
-                && log.members_at(log.commit).voters.contains(&self.config.id))
-    }
-
     pub(crate) fn append(&mut self, payload: Payload) {
         let entry = Entry { index: self.log.last_index() + 1, term: self.hard.term, payload };
         self.dirty.entries_from.get_or_insert(entry.index);
         self.log.push(entry);
-    }
-
-    fn wait_for_leader(&mut self, now: Instant) {
-        let span = self.config.election_max - self.config.election_min;
-        let nanos = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX).max(1);
-        let wait = Duration::from_nanos(self.draw() % nanos);
-        self.election_at = now + self.config.election_min + wait;
-    }
-
-    /// Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators" (2014): SplitMix64.
-    fn draw(&mut self) -> u64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.random;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Whether a leader may still believe that nobody else is elected.
-    fn leader_is_heard(&self, now: Instant) -> bool {
-        if self.planted(Bug::NoStickiness) {
-            return false;
-        }
-        matches!(self.state, State::Leader(_)) || now.since(self.heard) < self.config.election_min
     }
 
     fn message(&self, to: NodeId, body: Body) -> Message {
@@ -511,62 +460,8 @@ impl Node {
         }
     }
 
-    fn tick(&mut self, now: Instant, out: &mut Vec<Action>) {
-        match self.state {
-            State::Leader(_) => self.lead(now, out),
-            State::Follower | State::PreCandidate { .. } | State::Candidate { .. } => {
-                if self.election_at <= now && self.votes() {
-                    self.leader = None;
-                    self.ask_before_standing(now, out);
-                }
-            }
-        }
-    }
-
-    /// Asks who would vote for us, without disturbing anybody.
-    fn ask_before_standing(&mut self, now: Instant, out: &mut Vec<Action>) {
-        self.wait_for_leader(now);
-        self.state = State::PreCandidate { votes: BTreeSet::from([self.config.id]) };
-        let (last_index, last_term) = (self.log.last_index(), self.log.last_term());
-        for peer in self.peers() {
-            let mut message = self.message(peer, Body::PreVote { last_index, last_term });
-            message.term += 1;
-            out.push(Action::Send(message));
-        }
-        self.count_votes(now, out);
-    }
-
-    fn stand(&mut self, now: Instant, transfer: bool, out: &mut Vec<Action>) {
-        self.hard = HardState { term: self.hard.term + 1, voted_for: Some(self.config.id) };
-        self.dirty.hard = true;
-        self.leader = None;
-        self.wait_for_leader(now);
-        self.state = State::Candidate { votes: BTreeSet::from([self.config.id]) };
-        let (last_index, last_term) = (self.log.last_index(), self.log.last_term());
-        for peer in self.peers() {
-            let body = Body::Vote { last_index, last_term, transfer };
-            self.send_when(self.hard_needs(), peer, body, out);
-        }
-    }
-
     pub(crate) fn peers(&self) -> Vec<NodeId> {
         self.log.members().all().filter(|&id| id != self.config.id).collect()
-    }
-
-    fn count_votes(&mut self, now: Instant, out: &mut Vec<Action>) {
-        let (State::PreCandidate { votes } | State::Candidate { votes }) = &self.state else {
-            return;
-        };
-        let members = self.log.members();
-        if votes.intersection(&members.voters).count() < members.majority() {
-            return;
-        }
-        if matches!(self.state, State::PreCandidate { .. }) {
-            self.stand(now, false, out);
-        } else if !self.dirty.hard && self.hard_ticket <= self.written {
-            // Our own vote counts only once it cannot be forgotten.
-            self.begin_to_lead(now, out);
-        }
     }
 
     /// Follows in `term`; a leader that we led or waited for is forgotten unless it is named.
@@ -674,195 +569,6 @@ impl Node {
             | Body::TimeoutNow => return,
         };
         self.send_when(self.hard_needs(), from, reply, out);
-    }
-
-    fn on_pre_vote(
-        &self,
-        now: Instant,
-        from: NodeId,
-        term: Term,
-        last_index: Index,
-        last_term: Term,
-        out: &mut Vec<Action>,
-    ) {
-        let granted = self.hard.term < term
-            && !self.leader_is_heard(now)
-            && self.would_lose_nothing(last_index, last_term);
-        let mut message = self.message(from, Body::PreVoteReply { granted });
-        if granted {
-            message.term = term;
-        }
-        out.push(Action::Send(message));
-    }
-
-    /// Whether a candidate whose log ends so has everything that may be committed here.
-    fn would_lose_nothing(&self, last_index: Index, last_term: Term) -> bool {
-        self.log.is_covered_by(last_index, last_term) || self.planted(Bug::VoteForShorterLog)
-    }
-
-    fn on_pre_vote_granted(
-        &mut self,
-        now: Instant,
-        from: NodeId,
-        term: Term,
-        out: &mut Vec<Action>,
-    ) {
-        if let State::PreCandidate { votes } = &mut self.state
-            && term == self.hard.term + 1
-        {
-            votes.insert(from);
-            self.count_votes(now, out);
-        }
-    }
-
-    fn on_vote(
-        &mut self,
-        now: Instant,
-        from: NodeId,
-        (last_index, last_term): (Index, Term),
-        may: bool,
-        out: &mut Vec<Action>,
-    ) {
-        let free = self.hard.voted_for.is_none_or(|voted| voted == from);
-        let covered = self.would_lose_nothing(last_index, last_term);
-        let granted = may && free && covered && matches!(self.state, State::Follower);
-        if granted && self.hard.voted_for.is_none() {
-            self.hard.voted_for = Some(from);
-            self.dirty.hard = true;
-        }
-        if granted {
-            self.wait_for_leader(now);
-        }
-        let needs = if self.planted(Bug::VoteBeforeDisk) { 0 } else { self.hard_needs() };
-        self.send_when(needs, from, Body::VoteReply { granted }, out);
-    }
-
-    /// Somebody leads in our term.
-    fn hear_leader(&mut self, now: Instant, from: NodeId, out: &mut Vec<Action>) {
-        let we_lead = matches!(self.state, State::Leader(_));
-        assert!(!we_lead || self.planted_any(), "a term has one leader");
-        self.follow(now, self.hard.term, Some(from), out);
-        self.heard = now;
-        self.wait_for_leader(now);
-    }
-
-    /// Broken on purpose, a node may see what it otherwise never sees.
-    fn planted_any(&self) -> bool {
-        #[cfg(feature = "plant")]
-        let planted = self.config.bug.is_some();
-        #[cfg(not(feature = "plant"))]
-        let planted = false;
-        planted
-    }
-
-    fn on_append(&mut self, now: Instant, from: NodeId, append: Append, out: &mut Vec<Action>) {
-        self.hear_leader(now, from, out);
-        let Append { prev_index, prev_term, commit, round, entries } = append;
-        // What is committed here is in every later leader's log.
-        let follows = prev_index <= self.log.commit || self.log.term(prev_index) == Some(prev_term);
-        if !follows {
-            let reply = AppendReply::Rejected { prev: prev_index, hint: self.hint(prev_index) };
-            let body = Body::AppendReply { round, reply };
-            return self.send_when(self.hard_needs(), from, body, out);
-        }
-        let covered = prev_index + entries.len() as u64;
-        for entry in entries {
-            if entry.index <= self.log.commit || self.log.term(entry.index) == Some(entry.term) {
-                continue;
-            }
-            if entry.index <= self.log.last_index() {
-                self.log.truncate(entry.index);
-                let first = self.dirty.entries_from.unwrap_or(entry.index);
-                self.dirty.entries_from = Some(first.min(entry.index));
-            }
-            self.dirty.entries_from.get_or_insert(entry.index);
-            self.log.push(entry);
-        }
-        self.commit_to(commit.min(covered), out);
-        let written = self.dirty.entries_from.is_none() || self.planted(Bug::AckBeforeDisk);
-        let (needs, durable) = if self.planted(Bug::AckBeforeDisk) {
-            (0, covered)
-        } else if written {
-            (self.hard_needs(), covered.min(self.log.durable()))
-        } else {
-            (self.hard_needs().max(self.log_needs()), covered)
-        };
-        let reply = AppendReply::Accepted { durable };
-        self.send_when(needs, from, Body::AppendReply { round, reply }, out);
-    }
-
-    /// Where a leader may try next: before everything of the term that does not fit.
-    fn hint(&self, prev_index: Index) -> Index {
-        let last = self.log.last_index();
-        if last < prev_index {
-            return last;
-        }
-        let wrong = self.log.term(prev_index);
-        let mut hint = prev_index - 1;
-        while self.log.commit < hint && self.log.term(hint) == wrong {
-            hint -= 1;
-        }
-        hint.max(self.log.commit)
-    }
-
-    fn on_snapshot(
-        &mut self,
-        now: Instant,
-        from: NodeId,
-        chunk: SnapshotChunk,
-        out: &mut Vec<Action>,
-    ) {
-        self.hear_leader(now, from, out);
-        let SnapshotChunk { index, term, members, offset, length, round, bytes } = chunk;
-        // What it stands for may be here already. Then it must not take the place of anything: entries that follow may be
-        // committed because we have acknowledged them.
-        let here = self.log.term(index) == Some(term);
-        if self.log.commit < index && here && !self.planted(Bug::SnapshotTakesAll) {
-            self.incoming = None;
-            self.commit_to(index, out);
-        }
-        if index <= self.log.commit {
-            let reply = AppendReply::Accepted { durable: index.min(self.log.durable()) };
-            let body = Body::AppendReply { round, reply };
-            return self.send_when(self.hard_needs(), from, body, out);
-        }
-        if length > SNAPSHOT_MAX {
-            return;
-        }
-        // Pieces of two leaders' snapshots do not fit together, even of the same entry.
-        let (reign, bytes_before) = (self.hard.term, Vec::new());
-        let begun = Incoming { index, term, reign, members, length, bytes: bytes_before };
-        let incoming = self.incoming.take().filter(|i| i.is_of(&begun));
-        let mut incoming = incoming.unwrap_or(begun);
-        if offset == incoming.bytes.len() as u64 {
-            incoming.bytes.extend_from_slice(&bytes);
-        }
-        let have = incoming.bytes.len() as u64;
-        if incoming.length < have {
-            // Not what was announced: from the beginning.
-            return;
-        }
-        if have < incoming.length {
-            self.incoming = Some(incoming);
-            return self.send_when(
-                self.hard_needs(),
-                from,
-                Body::SnapshotReply { index, have, round },
-                out,
-            );
-        }
-        let Incoming { index, term, reign: _, members, length: _, bytes } = incoming;
-        let snapshot = Snapshot { index, term, members, data: Arc::from(bytes) };
-        self.log.install(snapshot.clone());
-        self.dirty =
-            Dirty { snapshot: Some(snapshot.clone()), entries_from: None, ..self.dirty_hard() };
-        out.push(Action::Restore(snapshot));
-        let needs = self.hard_needs().max(self.log_needs());
-        self.send_when(needs, from, Body::SnapshotReply { index, have, round }, out);
-    }
-
-    fn dirty_hard(&self) -> Dirty {
-        Dirty { hard: self.dirty.hard, ..Dirty::default() }
     }
 
     /// Everything up to `index` is committed.

@@ -83,7 +83,8 @@ pub struct Wal {
 
 impl Wal {
     /// Goes on behind what was recovered, in a segment of its own.
-    pub fn new(segment_bytes: usize, recovered: &Recovered) -> Wal {
+    /// `snapshot` is the newest on disk; its own mark may have been lost, and entries that go on from it need one.
+    pub fn new(segment_bytes: usize, recovered: &Recovered, snapshot: (Index, Term)) -> Wal {
         let number = recovered.last_segment;
         Wal {
             segment_bytes,
@@ -93,7 +94,7 @@ impl Wal {
             frame: recovered.frame,
             salt: 0,
             hard: recovered.hard,
-            snapshot: recovered.snapshot,
+            snapshot: recovered.snapshot.max(snapshot),
             reach: recovered.reach.clone(),
         }
     }

@@ -108,9 +108,10 @@ impl Plan {
             // Somebody who answers a leader hears late of another's term, and then of its candidate.
             Bug::NoStickinessInTerm => {
                 let delay = (MILLI, r.within(2..20) * MILLI);
-                let late = Faults { delay, late_ppm: 200_000, late: 300 * MILLI, ..cuts };
+                let (late_ppm, late) = (r.within(100_000..500_000), r.within(100..400) * MILLI);
+                let late = Faults { delay, late_ppm, late, ..cuts };
                 return Plan {
-                    voters: [3, 5][r.index(2)],
+                    voters: 3,
                     spares: 0,
                     clients: 0,
                     storm: 10 * SECOND,

@@ -16,6 +16,11 @@ fn number() -> impl Strategy<Value = u64> {
     prop_oneof![0..200_u64, Just(u64::MAX), any::<u64>()]
 }
 
+/// A term or an index as they may come from others.
+fn count() -> impl Strategy<Value = u64> {
+    prop_oneof![0..200_u64, Just(1 << 62), 0..1_u64 << 62]
+}
+
 fn node() -> impl Strategy<Value = NodeId> {
     number().prop_map(NodeId)
 }
@@ -61,7 +66,7 @@ fn append() -> impl Strategy<Value = Append> {
 }
 
 fn chunk() -> impl Strategy<Value = SnapshotChunk> {
-    (number(), number(), members(), number(), number(), number(), bytes()).prop_map(
+    (count(), count(), members(), number(), number(), number(), bytes()).prop_map(
         |(index, term, members, offset, length, round, bytes)| SnapshotChunk {
             index,
             term,
@@ -105,7 +110,7 @@ fn body() -> impl Strategy<Value = Body> {
 }
 
 fn message() -> impl Strategy<Value = Message> {
-    (node(), node(), number(), body()).prop_map(|(from, to, term, body)| Message {
+    (node(), node(), count(), body()).prop_map(|(from, to, term, body)| Message {
         from,
         to,
         term,
@@ -120,6 +125,13 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
         members,
         data,
     })
+}
+
+#[test]
+fn terms_and_indices_beyond_all_reason_are_refused() {
+    let message =
+        Message { from: NodeId(1), to: NodeId(2), term: u64::MAX, body: Body::TimeoutNow };
+    assert!(Message::from_bytes(&message.to_bytes()).is_err());
 }
 
 fn check<T: Code + PartialEq + Debug>(value: &T) {

@@ -30,7 +30,7 @@ fn carry_out(segments: &mut BTreeMap<u64, Vec<u8>>, op: Op) {
 /// A log of our own, with some of its bytes changed: three bytes say which and how.
 fn changed(changes: &[u8]) -> BTreeMap<u64, Vec<u8>> {
     let nothing = wal::recover(&BTreeMap::new()).expect("nothing is not damaged");
-    let (mut wal, mut segments) = (Wal::new(SEGMENT, &nothing), BTreeMap::new());
+    let (mut wal, mut segments) = (Wal::new(SEGMENT, &nothing, (0, 0)), BTreeMap::new());
     for index in 1..=40_u64 {
         let payload = Payload::Command(vec![1; usize::try_from(index).expect("small")].into());
         let hard = (index % 5 == 0).then_some(HardState { term: index, voted_for: Some(NodeId(1)) });
@@ -55,7 +55,7 @@ fuzz_target!(|bytes: &[u8]| {
         None => return,
     };
     let Ok(before) = wal::recover(&segments) else { return };
-    let mut wal = Wal::new(SEGMENT, &before);
+    let mut wal = Wal::new(SEGMENT, &before, before.snapshot);
     let index = before.log.last_key_value().map_or(before.snapshot.0, |(&last, _)| last);
     let Some(index) = index.checked_add(1) else { return };
     let entry = Entry { index, term: 9, payload: Payload::Blank };

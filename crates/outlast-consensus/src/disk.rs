@@ -73,7 +73,8 @@ impl Home {
             segments.insert(number, doing("read", &path, std::fs::read(&path))?);
         }
         let recovered = wal::recover(&segments).map_err(DiskError::Damaged)?;
-        let (wal, torn) = (Wal::new(SEGMENT_BYTES, &recovered), recovered.torn);
+        let newest = (snapshot.index, snapshot.term);
+        let (wal, torn) = (Wal::new(SEGMENT_BYTES, &recovered, newest), recovered.torn);
         let saved = recovered.with(snapshot).map_err(DiskError::Damaged)?;
         Ok(Some(Home { dir: dir.to_owned(), saved, wal, torn }))
     }
@@ -91,7 +92,7 @@ impl Home {
         Ok(Home {
             dir: dir.to_owned(),
             saved: Saved { snapshot, ..Saved::begin(Members::default()) },
-            wal: Wal::new(SEGMENT_BYTES, &nothing),
+            wal: Wal::new(SEGMENT_BYTES, &nothing, (0, 0)),
             torn: 0,
         })
     }

@@ -82,8 +82,9 @@ pub struct Wal {
 }
 
 impl Wal {
-    /// Goes on behind what was recovered, in a segment of its own.
-    pub fn new(segment_bytes: usize, recovered: &Recovered) -> Wal {
+    /// Goes on behind what was recovered, in a segment of its own, and from the newest snapshot on disk: the log may not know
+    /// of it yet, and what is written from now on follows it.
+    pub fn new(segment_bytes: usize, recovered: &Recovered, snapshot: (Index, Term)) -> Wal {
         let number = recovered.last_segment;
         Wal {
             segment_bytes,
@@ -93,7 +94,7 @@ impl Wal {
             frame: recovered.frame,
             salt: 0,
             hard: recovered.hard,
-            snapshot: recovered.snapshot,
+            snapshot: snapshot.max(recovered.snapshot),
             reach: recovered.reach.clone(),
         }
     }

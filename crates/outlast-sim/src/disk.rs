@@ -116,7 +116,7 @@ impl Disk {
         let nothing = wal::recover(&BTreeMap::new()).expect("nothing is not damaged");
         Disk {
             platter: Platter::default(),
-            wal: Wal::new(SEGMENT, &nothing),
+            wal: Wal::new(SEGMENT, &nothing, (0, 0)),
             waiting: Vec::new(),
             under_way: None,
             lies,
@@ -176,10 +176,10 @@ impl Disk {
     pub(crate) fn recover(&mut self) -> Result<(Saved, usize), Damaged> {
         let recovered: Recovered = wal::recover(&self.platter.segments)?;
         let torn = recovered.torn;
-        self.wal = Wal::new(SEGMENT, &recovered);
         let newest = self.platter.snapshots.last_key_value().map(|(_, bytes)| bytes);
         let snapshot = newest.map(|bytes| wal::decode_snapshot(bytes).expect("renamed when whole"));
         let snapshot = snapshot.unwrap_or(Snapshot::begin(Members::default()));
+        self.wal = Wal::new(SEGMENT, &recovered, (snapshot.index, snapshot.term));
         Ok((recovered.with(snapshot)?, torn))
     }
 }

@@ -30,10 +30,11 @@ fn carry_out(segments: &mut BTreeMap<u64, Vec<u8>>, op: Op) {
 /// A log of our own, with some of its bytes changed: three bytes say which and how.
 fn changed(changes: &[u8]) -> BTreeMap<u64, Vec<u8>> {
     let nothing = wal::recover(&BTreeMap::new()).expect("nothing is not damaged");
-    let (mut wal, mut segments) = (Wal::new(SEGMENT, &nothing, nothing.snapshot), BTreeMap::new());
+    let (mut wal, mut segments) = (Wal::new(SEGMENT, &nothing, (0, 0)), BTreeMap::new());
     for index in 1..=40_u64 {
         let payload = Payload::Command(vec![1; usize::try_from(index).expect("small")].into());
-        let hard = (index % 5 == 0).then_some(HardState { term: index, voted_for: Some(NodeId(1)) });
+        let hard =
+            (index % 5 == 0).then_some(HardState { term: index, voted_for: Some(NodeId(1)) });
         let entries = vec![Entry { index, term: index / 5, payload }];
         for op in wal.plan(&[Write { ticket: index, hard, entries, snapshot: None }], index << 9) {
             carry_out(&mut segments, op);
@@ -60,8 +61,7 @@ fuzz_target!(|bytes: &[u8]| {
     let Some(index) = index.checked_add(1) else { return };
     let entry = Entry { index, term: 9, payload: Payload::Blank };
     let hard = HardState { term: 99, voted_for: None };
-    let write =
-        Write { ticket: 1, hard: Some(hard), entries: vec![entry.clone()], snapshot: None };
+    let write = Write { ticket: 1, hard: Some(hard), entries: vec![entry.clone()], snapshot: None };
     for op in wal.plan(&[write], 77) {
         carry_out(&mut segments, op);
     }

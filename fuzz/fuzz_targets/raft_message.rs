@@ -31,21 +31,26 @@ fn is_near(message: &Message) -> bool {
 
 fuzz_target!(|bytes: &[u8]| {
     let _ = wal::decode_snapshot(bytes);
-    for kind in [Entry::from_bytes(bytes).map(|v| v.to_bytes()), Snapshot::from_bytes(bytes).map(|v| v.to_bytes())] {
+    for kind in [
+        Entry::from_bytes(bytes).map(|v| v.to_bytes()),
+        Snapshot::from_bytes(bytes).map(|v| v.to_bytes()),
+    ] {
         if let Ok(again) = kind {
             assert_eq!(again, bytes, "one value, one form");
         }
     }
     let mut reader = Reader::new(bytes);
     let id = NodeId(1);
-    let mut node = Node::start(Config::new(id, 7), Saved::begin(Members::voters(1..=3)), Instant::default());
+    let mut node =
+        Node::start(Config::new(id, 7), Saved::begin(Members::voters(1..=3)), Instant::default());
     let mut out = Vec::new();
     let mut now = Instant::default();
     while let Ok(message) = Message::decode(&mut reader) {
         assert_eq!(Message::from_bytes(&message.to_bytes()), Ok(message.clone()));
         now = now + Duration::from_millis(20);
         // Members are believed; what they would never say together is not what this is about.
-        let replaces = matches!(&message.body, Body::Append(a) if !a.entries.is_empty() || a.commit > 0);
+        let replaces =
+            matches!(&message.body, Body::Append(a) if !a.entries.is_empty() || a.commit > 0);
         if is_near(&message) && !replaces {
             node.step(now, Input::Message(Message { to: id, ..message }), &mut out);
             node.step(now, Input::Tick, &mut out);

@@ -82,8 +82,8 @@ pub struct Wal {
 }
 
 impl Wal {
-    /// Goes on behind what was recovered, in a segment of its own.
-    /// `snapshot` is the newest on disk; its own mark may have been lost, and entries that go on from it need one.
+    /// Goes on behind what was recovered, in a segment of its own, and from the newest snapshot on disk: the log may not know
+    /// of it yet, and what is written from now on follows it.
     pub fn new(segment_bytes: usize, recovered: &Recovered, snapshot: (Index, Term)) -> Wal {
         let number = recovered.last_segment;
         Wal {
@@ -94,7 +94,7 @@ impl Wal {
             frame: recovered.frame,
             salt: 0,
             hard: recovered.hard,
-            snapshot: recovered.snapshot.max(snapshot),
+            snapshot: snapshot.max(recovered.snapshot),
             reach: recovered.reach.clone(),
         }
     }

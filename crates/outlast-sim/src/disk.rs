@@ -116,7 +116,7 @@ impl Disk {
         let nothing = wal::recover(&BTreeMap::new()).expect("nothing is not damaged");
         Disk {
             platter: Platter::default(),
-            wal: Wal::new(SEGMENT, &nothing, nothing.snapshot),
+            wal: Wal::new(SEGMENT, &nothing, (0, 0)),
             waiting: Vec::new(),
             under_way: None,
             lies,

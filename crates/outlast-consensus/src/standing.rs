@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use outlast_raft::{Index, Members, NodeId, Role, Status, Term};
 
-/// A picture of a node's part in the agreement, at most [`crate::engine::PICTURE_EVERY`] old.
+/// A picture of a node's part in the agreement, at most a fifth of a second old.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
     pub id: NodeId,

@@ -338,14 +338,17 @@ impl Etcd {
     async fn leader(&self) -> Result<usize> {
         let mut leader = None;
         let found = wait_until(START_LIMIT, async || {
+            // All of them, also one that has just been started again.
+            let mut answering = 0;
             for at in 0..NODES {
                 let asked = async { Connection::open(self.clients[at]).await?.leads().await };
                 let asked = tokio::time::timeout(Duration::from_secs(1), asked).await;
+                answering += usize::from(matches!(asked, Ok(Ok(_))));
                 if matches!(asked, Ok(Ok(true))) {
                     leader = Some(at);
                 }
             }
-            leader.is_some()
+            leader.is_some() && answering == NODES
         });
         let found = found.await;
         ensure!(found, "etcd has no leader{}", self.members[0].log_tail());

@@ -86,7 +86,7 @@ impl Held {
 }
 
 impl Inflow {
-    /// Takes a frame. Data has been charged with [`Held::receive`] by the caller, who knows its lane.
+    /// Takes a frame. Data has been charged with `Held::receive` by the caller, who knows its lane.
     pub fn take(&mut self, frame: Frame<'_>) -> Result<Got, Malformed> {
         Ok(match frame {
             Frame::Ping(number) => Got::Ping(number),

@@ -187,6 +187,17 @@ impl<T: Code> Code for Option<T> {
     }
 }
 
+impl<A: Code, B: Code> Code for (A, B) {
+    fn encode(&self, to: &mut Vec<u8>) {
+        self.0.encode(to);
+        self.1.encode(to);
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Result<(A, B), Malformed> {
+        Ok((A::decode(from)?, B::decode(from)?))
+    }
+}
+
 /// Milliseconds; small ones are short on both sides of 1970.
 impl Code for Timestamp {
     fn encode(&self, to: &mut Vec<u8>) {

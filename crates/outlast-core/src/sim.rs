@@ -38,6 +38,8 @@ pub(crate) enum Bug {
     SideKept,
     /// The end of a pause is slept through.
     Oversleeps,
+    /// A new side serves before everybody has left the old one.
+    SettledEarly,
 }
 
 std::thread_local! {

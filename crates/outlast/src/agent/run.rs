@@ -5,6 +5,7 @@ mod names;
 mod reload;
 mod requests;
 mod stop;
+mod together;
 mod traffic;
 mod upgrade;
 
@@ -32,7 +33,7 @@ use super::shared::{self, Picture, Recent, Shared, StatsAt, Vitals, wall};
 use super::standby::Fence;
 use super::start::{self, Options};
 use super::table::{self, Certificates};
-use super::{admin, face, standby, state};
+use super::{admin, face, state};
 use crate::cluster::{self, Cluster};
 use crate::dataplane::link::FromLink;
 
@@ -117,17 +118,6 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
     }
 }
 
-/// What happens in the cluster; never, where there is none.
-async fn next_fact(cluster: &mut Option<Cluster>) -> Option<Fact> {
-    match cluster {
-        Some(cluster) => match cluster.fact().await {
-            Some(fact) => Some(fact),
-            None => std::future::pending().await,
-        },
-        None => std::future::pending().await,
-    }
-}
-
 /// How many threads the proxy has: what the file says, or one a core.
 fn proxy_threads(topology: &Topology) -> usize {
     let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -167,6 +157,8 @@ struct Loop {
     face: face::Face,
     /// `None` where there is only one node.
     cluster: Option<Cluster>,
+    /// Since when the data plane lacks a route that was agreed on.
+    behind_since: Option<outlast_core::time::Instant>,
     /// Held for as long as the agent answers.
     _admin: admin::Admin,
 }
@@ -195,11 +187,14 @@ impl Loop {
         let opened = start::open_missing(&topology, &plane.sockets)?;
         plane.sockets.extend(opened);
         let inherited = inherited.unwrap_or_default();
+        let (pairs, moving) = state::load(&data_dir)?;
         let resume = Resume {
             beliefs: inherited.beliefs(),
             draining: inherited.draining(),
             // An order under an epoch that was obeyed before would be refused: epochs go on behind those too.
-            pairs: state::with_obeyed(state::load(&data_dir)?, Fence::at(&data_dir).all()?),
+            pairs: state::with_obeyed(pairs, Fence::at(&data_dir).all()?),
+            moving,
+            joint: cluster::wanted(&topology).then(|| node.clone()),
         };
         let names = names::Names::new(inherited.resolved(&topology));
         let now = Now { instant: outlast_core::time::Instant::default(), wall: wall() };
@@ -271,6 +266,7 @@ impl Loop {
             reports,
             face,
             cluster,
+            behind_since: None,
             _admin: admin,
         };
         agent.record_all(facts);
@@ -316,7 +312,7 @@ impl Loop {
                 },
                 Some(said) = self.links.recv() => self.hear_proxy(said),
                 Some(report) = self.reports.recv() => self.hear_process(report),
-                Some(fact) = next_fact(&mut self.cluster) => self.record(fact),
+                news = together::next_news(&mut self.cluster) => self.hear_cluster(news),
                 () = tokio::time::sleep(wake) => {
                     self.look_after_proxies();
                     self.step(Input::Tick);
@@ -397,29 +393,25 @@ impl Loop {
             for action in actions {
                 match action {
                     Action::Record(fact) => self.record(fact),
-                    Action::SavePairs => saved = state::save(&self.data_dir, &self.core.pairs()),
+                    Action::SavePairs => {
+                        let (pairs, moving) = (self.core.pairs(), self.core.moving());
+                        saved = state::save(&self.data_dir, &pairs, moving);
+                    }
                     Action::Publish => self.publish(),
                     Action::StandbyCommand { service, epoch } => {
-                        standby::begin(
-                            &self.topology,
-                            &self.data_dir,
-                            &service,
-                            epoch,
-                            self.sender.clone(),
-                        );
+                        self.order_standby(service, epoch, false);
                     }
                     Action::StandbyStop { service, epoch } => {
-                        standby::stop(
-                            &self.topology,
-                            &self.data_dir,
-                            &service,
-                            epoch,
-                            self.sender.clone(),
-                        );
+                        self.order_standby(service, epoch, true);
                     }
+                    Action::Agree(command) => self.agree(command),
                 }
             }
             if !self.core.awaits_save() {
+                // What others have agreed on holds, whatever this disk says.
+                if let Err(error) = saved {
+                    tracing::error!(error = format!("{error:#}"), "remember who serves each pair");
+                }
                 return;
             }
             actions = Vec::new();
@@ -480,6 +472,7 @@ impl Loop {
             at: wall(),
         };
         self.picture.send_replace(Arc::new(picture));
+        self.tell_others();
     }
 }
 

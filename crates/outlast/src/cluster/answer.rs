@@ -5,12 +5,13 @@ use std::sync::Arc;
 use outlast_core::agreed::{Agreed, Command, Expected, KvCommand, Reply};
 use outlast_core::codec::Code as _;
 use outlast_link::{Inbox, Request, Requests};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 
 use super::agree::{Failure, proposed, refused};
 use super::ask::{Answer, Ask, Who};
 use super::found::claim_key;
+use super::share::{Answering, Asked, News};
 use super::thread::{ANSWER_MAX, Hub};
 
 /// Questions of other nodes that are worked on at the same time.
@@ -34,10 +35,6 @@ impl Hub {
                 tracing::warn!(node = name, %error, "drop what is no message of this node");
             }
         }
-    }
-
-    pub(super) async fn drop_all(self: Arc<Self>, mut inbox: Inbox) {
-        while inbox.next().await.is_some() {}
     }
 
     pub(super) async fn answer_all(self: Arc<Self>, mut requests: Requests) {
@@ -110,6 +107,23 @@ impl Hub {
                 }
                 self.claimed(id, token).await
             }
+            Ask::Failback { service } => {
+                self.ask_loop(|answer| Asked::Failback { service, answer }).await
+            }
+            Ask::Standby(order) => self.ask_loop(|answer| Asked::Standby(order, answer)).await,
+        }
+    }
+
+    /// Has the agent's loop do something, which has its own limit.
+    async fn ask_loop(&self, ask: impl FnOnce(Answering) -> Asked) -> Answer {
+        let (answer, answered) = oneshot::channel();
+        if self.news.send(News::Asked(ask(answer))).await.is_err() {
+            return Answer::Busy;
+        }
+        match answered.await {
+            Ok(Ok(text)) => Answer::Told { text },
+            Ok(Err(reason)) => Answer::Refused { reason },
+            Err(_) => Answer::Unknown,
         }
     }
 

@@ -22,8 +22,8 @@ use crate::time::{Instant, Timestamp};
 use crate::topology::{self, Failback, PartKind, PartRef, Pool, Service, Standby, Topology};
 use crate::view::{BackendView, PartView, ProcessView, ServiceState, ServiceView, View};
 
-pub use joint::Agreement;
 use joint::Joint;
+pub use joint::{Agreement, ROUTING_LEASE, routing_role};
 
 /// Everything that can happen to an agent. Closed: there is no other way in.
 #[derive(Clone, Debug, PartialEq)]
@@ -368,7 +368,10 @@ impl Agent {
             Input::Failback { .. } => {}
             Input::Routed { service, epoch } => {
                 self.confirmed(&service, epoch);
-                self.step_pair(now, &service, pair::Input::Routed { epoch }, out);
+                // Of a pair that moves, the old side is out of traffic; the new one is not in it yet.
+                if !self.moving.contains(&service) {
+                    self.step_pair(now, &service, pair::Input::Routed { epoch }, out);
+                }
             }
             Input::Process { process, view } => {
                 // The last words of a process that the topology no longer has change nothing.
@@ -494,6 +497,11 @@ impl Agent {
         }
         let names: Vec<String> = self.pairs.keys().cloned().collect();
         for name in names {
+            if self.moving.contains(&name)
+                && let Some(pair) = self.pairs.get_mut(&name)
+            {
+                pair.postpone(now.instant);
+            }
             if let Some(seen) = self.seen(now, &name) {
                 self.step_pair(now, &name, pair::Input::Look(seen), out);
             }

@@ -305,6 +305,13 @@ impl Pair {
         self.route(active, out);
     }
 
+    /// Nobody routes to the new side yet: its switch is counted from when they may.
+    pub fn postpone(&mut self, now: Instant) {
+        if let Some(switching) = &mut self.switching {
+            switching.since = now;
+        }
+    }
+
     /// This is agreed on. What was under way here ends, and what was never agreed on is forgotten, its epochs, too.
     pub fn follow(&mut self, active: Side, epoch: Epoch, out: &mut Vec<Action>) {
         self.end("another node decides now", out);

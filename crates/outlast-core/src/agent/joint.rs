@@ -3,12 +3,13 @@
 
 use alloc::borrow::ToOwned as _;
 use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::{Action, Agent, Now, Unsaved, say};
-use crate::agreed::{AgreedSide, SideCommand};
+use crate::agreed::{Agreed, AgreedSide, SideCommand, Stamp};
 use crate::event::{Fact, Target};
 use crate::health::Health;
 use crate::observers::{
@@ -28,6 +29,17 @@ const SETTLE_EVERY: Duration = Duration::from_secs(1);
 const NO_LEASE: &str =
     "this node's lease is over: which side serves is not known here until a majority answers";
 
+/// How long a node may route to pairs after it last asked a majority. A failover waits for it only where a node that held
+/// one is not heard any more.
+pub const ROUTING_LEASE: Duration = Duration::from_secs(3);
+
+const ROUTING: &str = "routes/";
+
+/// The role under which a node may route to pairs.
+pub fn routing_role(node: &str) -> String {
+    format!("{ROUTING}{node}")
+}
+
 /// What is agreed, as far as an agent goes by it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Agreement {
@@ -38,6 +50,21 @@ pub struct Agreement {
     pub sides: BTreeMap<String, AgreedSide>,
     /// This node leads.
     pub leads: bool,
+}
+
+impl Agreement {
+    pub fn of(agreed: &Agreed, leads: bool) -> Agreement {
+        let nodes = agreed.registry().nodes();
+        let holders = agreed.leases().held().iter().filter_map(|(role, lease)| {
+            let name = role.strip_prefix(ROUTING)?;
+            // The lease of a node that was removed runs out like any other.
+            let known = nodes.get(&lease.holder).is_some_and(|node| node.name == name);
+            Some(if known { name.to_owned() } else { format!("{name} (removed)") })
+        });
+        let holders = holders.collect();
+        let nodes = nodes.values().map(|node| node.name.clone()).collect();
+        Agreement { nodes, holders, sides: agreed.sides().all().clone(), leads }
+    }
 }
 
 /// What an agent knows because it is one of several.
@@ -111,7 +138,13 @@ impl Joint {
     }
 
     fn verdict(&self, now: Instant, target: &Target, own: Health) -> Verdict {
-        self.observers.verdict(now, target, own, self.agreed.nodes.len().max(1))
+        let of = self.agreed.nodes.len().max(1);
+        let verdict = self.observers.verdict(now, target, own, of);
+        #[cfg(test)]
+        let alone = Verdict { health: own, ..verdict };
+        #[cfg(test)]
+        let verdict = instead(Bug::OneObserver, verdict, alone);
+        verdict
     }
 
     /// Whether every other node that may route to pairs was heard a moment ago.
@@ -382,6 +415,7 @@ impl Agent {
                 if self.save_trouble.take().is_some() {
                     out.push(Action::Record(Fact::PairsSaved));
                 }
+                self.note_agreed(command);
                 self.pairs.insert(service.clone(), unsaved.after);
                 if !settled && !self.is_settled(service, *epoch) {
                     self.moving.insert(service.clone());
@@ -399,6 +433,18 @@ impl Agent {
                 }
                 self.refused(now, reason, out);
             }
+        }
+    }
+
+    /// It is agreed, although it has not been applied here yet.
+    fn note_agreed(&mut self, command: &SideCommand) {
+        let SideCommand::Move { service, to, epoch, settled } = command else { return };
+        let Some(joint) = &mut self.joint else { return };
+        let side =
+            AgreedSide { side: *to, epoch: *epoch, settled: *settled, moved: Stamp::default() };
+        let known = joint.agreed.sides.entry(service.clone()).or_insert(side);
+        if known.epoch < side.epoch {
+            *known = side;
         }
     }
 

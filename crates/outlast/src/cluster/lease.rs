@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use outlast_consensus::boottime;
+use outlast_core::agent::{ROUTING_LEASE as LEASE, routing_role};
 use outlast_core::agreed::{ClientId, Command, Entry, Held, LeaseCommand, Moment, Reply};
 use outlast_core::time::Instant;
 use tokio::sync::watch;
@@ -13,21 +14,10 @@ use super::share::News;
 use super::thread::Hub;
 use crate::agent::shared::wall;
 
-/// How long a node may route to pairs after it last asked a majority. A failover waits for it only where a node that held
-/// one is not heard any more.
-pub(super) const LEASE: Duration = Duration::from_secs(3);
-
 const RENEW_EVERY: Duration = Duration::from_secs(1);
 
 /// After a refusal, or where no majority answers.
 const AGAIN: Duration = Duration::from_millis(200);
-
-const ROLE: &str = "routes/";
-
-/// The node that a lease is of, if it is one of these.
-pub(super) fn holder_of(role: &str) -> Option<&str> {
-    role.strip_prefix(ROLE)
-}
 
 fn moment() -> Moment {
     Moment { now: boottime(), wall: wall() }
@@ -50,7 +40,7 @@ impl Hub {
                 tokio::time::sleep(AGAIN).await;
                 continue;
             };
-            let role = format!("{ROLE}{}", self.settings.node);
+            let role = routing_role(&self.settings.node);
             let sent = moment();
             let grant = LeaseCommand::Grant { role: role.clone(), node: id, ttl: LEASE };
             match self.write(&mut client, Command::Lease(grant), LEASE / 2).await {
@@ -59,6 +49,8 @@ impl Hub {
                     let mut reached = self.replica.reached.subscribe();
                     let here = reached.wait_for(|&reached| index <= reached);
                     if tokio::time::timeout(LEASE / 2, here).await.is_ok_and(|here| here.is_ok()) {
+                        let agreement = self.replica.agreement.borrow().as_ref().clone();
+                        self.news.send(News::Agreed(agreement)).await.ok();
                         self.keep(Held::granted(epoch, LEASE, sent), &role, id, &mut wanted).await;
                         self.news.send(News::Lease(None)).await.ok();
                     }

@@ -10,8 +10,6 @@ use outlast_core::agreed::{Agreed, Command, Entry, LeaseClock};
 use outlast_core::codec::{Code as _, Malformed};
 use tokio::sync::watch;
 
-use super::share::agreement;
-
 /// What the threads of the cluster share of it.
 #[derive(Debug)]
 pub(super) struct Replica {
@@ -57,7 +55,7 @@ impl Replica {
     /// Draws what an agent goes by anew.
     fn learn_agreement(&self) {
         let leads = self.leads.load(Ordering::Acquire);
-        let now = self.read(|agreed| agreement(agreed, leads));
+        let now = self.read(|agreed| Agreement::of(agreed, leads));
         self.agreement.send_if_modified(|before| {
             let changed = **before != now;
             if changed {

@@ -1,12 +1,11 @@
 //! What nodes tell each other of what they see, and what the agent's loop and the agreement tell each other.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use outlast_consensus::Consensus;
 use outlast_core::agent::Agreement;
-use outlast_core::agreed::{Agreed, ClientId, Command, Entry, Reply, SideCommand};
+use outlast_core::agreed::{ClientId, Command, Entry, Reply, SideCommand};
 use outlast_core::codec::Code as _;
 use outlast_core::event::Fact;
 use outlast_core::observers::{Report, SAY_EVERY};
@@ -17,8 +16,7 @@ use tokio::task::JoinSet;
 
 use super::agree::proposed;
 use super::ask::{Answer, Ask};
-use super::lease::holder_of;
-use super::thread::{ANSWER_MAX, Hub};
+use super::thread::{ANSWER_MAX, ASK_EVERY, Hub};
 use crate::agent::shared::wall;
 
 /// News that wait for the agent's loop.
@@ -79,24 +77,6 @@ pub struct StandbyOrder {
     pub stop: bool,
 }
 
-/// What an agent goes by, of all that is agreed.
-pub(super) fn agreement(agreed: &Agreed, leads: bool) -> Agreement {
-    let nodes = agreed.registry().nodes();
-    let names: BTreeSet<String> = nodes.values().map(|node| node.name.clone()).collect();
-    let holders = agreed.leases().held().iter().filter_map(|(role, lease)| {
-        let name = holder_of(role)?;
-        // The lease of a node that was removed runs out like any other.
-        let known = nodes.get(&lease.holder).is_some_and(|node| node.name == name);
-        Some(if known { name.to_owned() } else { format!("{name} (removed)") })
-    });
-    Agreement {
-        holders: holders.collect(),
-        nodes: names,
-        sides: agreed.sides().all().clone(),
-        leads,
-    }
-}
-
 impl Hub {
     /// Tells the other nodes what this one sees: at once if it has changed, and every second.
     pub(super) async fn say(self: Arc<Self>) {
@@ -142,6 +122,11 @@ impl Hub {
 
     /// Tells the loop what is agreed, whenever that changes.
     pub(super) async fn tell_agreement(self: Arc<Self>) {
+        // A node that has just started applies old entries again. Its data plane may still route by newer ones, so what
+        // they say counts once the newest are there.
+        while self.catch_up(DECIDE_MAX).await.is_err() {
+            tokio::time::sleep(ASK_EVERY).await;
+        }
         let mut agreement = self.replica.agreement.subscribe();
         agreement.mark_changed();
         while agreement.changed().await.is_ok() {

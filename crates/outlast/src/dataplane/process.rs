@@ -10,7 +10,9 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use outlast_proxy::{Applying, Notice, Proxy, Refused};
+use outlast_core::time::Instant as Moment;
+use outlast_host::steady;
+use outlast_proxy::{Applying, Guard, Notice, Proxy, Refused};
 
 use super::wire::{self, FromProxy, Hello, ToProxy};
 
@@ -22,6 +24,9 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a table may take until every worker uses it and fenced work has ended.
 const SETTLE_MAX: Duration = Duration::from_secs(2);
+
+/// What the guard's stack may take: it is locked in memory.
+const GUARD_STACK: usize = 256 << 10;
 
 /// The name of a proxy's control socket.
 pub fn socket_path(data_dir: &Path, pid: u32) -> PathBuf {
@@ -36,6 +41,12 @@ pub fn run(data_dir: &Path, threads: usize) -> anyhow::Result<()> {
     let native = rustls_native_certs::load_native_certs();
     roots.add_parsable_certificates(native.certs);
     let (proxy, mut notices) = Proxy::start(threads, roots).context("start the workers")?;
+    let guard = proxy.guard();
+    std::thread::Builder::new()
+        .name("guard".to_owned())
+        .stack_size(GUARD_STACK)
+        .spawn(move || keep_watch(guard))
+        .context("start the guard of the lease")?;
     let control = UnixListener::bind(&path).with_context(|| format!("bind {}", path.display()))?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
         .context("protect the control socket")?;
@@ -49,6 +60,7 @@ pub fn run(data_dir: &Path, threads: usize) -> anyhow::Result<()> {
     let teller = room.clone();
     spawn("notices", move || {
         while let Some(notice) = notices.blocking_recv() {
+            log(&notice);
             teller.tell(notice);
         }
     })?;
@@ -80,6 +92,34 @@ pub(crate) fn raise_descriptor_limit() {
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
     std::thread::Builder::new().name(name.to_owned()).spawn(body).context("start a thread")?;
     Ok(())
+}
+
+/// Whoever watches over the lease runs even when the machine is short of memory or of time, as far as it allows that.
+fn keep_watch(guard: Guard) {
+    if let Err(error) = steady::stay_in_memory() {
+        tracing::warn!(
+            %error,
+            "keep the guard of the lease in memory; it may be late on a machine that is short of memory"
+        );
+    }
+    if let Err(error) = steady::go_first() {
+        tracing::info!(%error, "put the guard of the lease before other threads; it goes on without that");
+    }
+    guard.watch();
+}
+
+/// What a person should find here even if there is no agent.
+fn log(notice: &Notice) {
+    match notice {
+        Notice::LeaseEnded { open } => {
+            tracing::warn!(
+                open,
+                "this node's lease has ended: what needs it is cut and not served"
+            );
+        }
+        Notice::NotCut { reason } => tracing::error!(reason, "cut what the lease no longer covers"),
+        Notice::Ejected { .. } | Notice::Returned { .. } | Notice::Suspect { .. } => {}
+    }
 }
 
 /// What the process's threads share.
@@ -186,6 +226,10 @@ impl Room {
                         reason: "the proxy is stopping".to_owned(),
                     },
                 }
+            }
+            ToProxy::Vouch { until } => {
+                self.with_proxy(|proxy| proxy.vouch(Moment::from_start(until)));
+                return;
             }
             ToProxy::GiveSockets => {
                 let sockets = self.with_proxy(Proxy::sockets).unwrap_or_default();

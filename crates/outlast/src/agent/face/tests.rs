@@ -140,6 +140,7 @@ fn stats() -> Stats {
         own: counted([0, 0, 0, 1, 3]),
         retries: 5,
         retries_denied: 1,
+        unvouched: false,
         connections: 17,
         in_flight: 4,
         backends: vec![
@@ -152,7 +153,7 @@ fn stats() -> Stats {
         backends: vec![one("tcp://10.0.0.1:4000", tunnels)],
         ..ServiceStats::default()
     };
-    Stats { services: vec![billing, web], connections: 18 }
+    Stats { services: vec![billing, web], connections: 18, ..Stats::default() }
 }
 
 fn picture() -> Picture {

@@ -217,7 +217,7 @@ impl DataPlane {
     }
 
     /// Lets the serving data plane serve what needs the lease of this node until that moment of the boottime clock
-    /// (`outlast_consensus::clock::boottime`, [`Held::ends`](outlast_core::agreed::Held::ends)): an absolute one, which only
+    /// (`outlast_consensus::boottime`, [`Held::ends`](outlast_core::agreed::Held::ends)): an absolute one, which only
     /// processes of one machine may pass on. `None` gives the lease up at once. A successor gets it before its first table.
     ///
     /// One that drains gets no tables any more, so nobody can vouch for what it knows: what it still has at pairs ends with

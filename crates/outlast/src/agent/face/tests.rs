@@ -347,6 +347,32 @@ fn ready_while_something_can_be_served_and_nothing_is_unknown() {
 }
 
 #[test]
+fn a_service_without_the_lease_of_this_node_is_down_here_whatever_its_backends_could_do() {
+    let withheld = |ended| {
+        but(move |scene, _| {
+            scene.stats.lease.ended = ended;
+            scene.stats.services[0].unvouched = true;
+        })
+    };
+    for (ended, why) in [
+        (0, "not served: this node holds no lease yet; the primary serves"),
+        (1, "not served: this node's lease has ended; the primary serves"),
+    ] {
+        let scene = withheld(ended);
+        let billing = &Status::of(&scene).services["billing"];
+        assert_eq!((billing.state, billing.why.as_str()), (Mark::Down, why));
+    }
+    check(
+        &withheld(1),
+        Question::Ready,
+        &expect![[r#"
+            warn
+            service:billing fail: not served: this node's lease has ended; the primary serves
+            service:web warn: 1 of 2 backends up"#]],
+    );
+}
+
+#[test]
 fn started_once_a_topology_is_in_force_and_the_proxy_runs() {
     check(&scene(), Question::Started, &expect!["pass"]);
     check(

@@ -53,3 +53,30 @@ pub(crate) fn cut(world: &World, orders: &watch::Sender<Orders>) -> Applying {
     world.tell(Notice::LeaseEnded { open });
     Applying { ledger: world.ledger.clone(), orders: number, fenced }
 }
+
+#[cfg(test)]
+mod tests {
+    use outlast_core::time::Instant;
+
+    use super::*;
+    use crate::lease::Lease;
+
+    #[test]
+    fn a_worker_that_does_not_cut_in_time_is_told_of() {
+        let (notices, mut inbox) = tokio::sync::mpsc::channel(2);
+        let world = Arc::new(World::new(notices, 1, Lease::none().unwrap()));
+        let orders = Arc::new(watch::channel(Orders::default()).0);
+        let guard = Guard { world: world.clone(), orders: Arc::downgrade(&orders) };
+        let watching = std::thread::spawn(move || guard.watch());
+        world.lease.vouch(Instant::from_start(std::time::Duration::MAX));
+        world.lease.vouch(Instant::default());
+        assert_eq!(inbox.blocking_recv(), Some(Notice::LeaseEnded { open: 0 }));
+        let Some(Notice::NotCut { reason }) = inbox.blocking_recv() else { panic!("no word") };
+        assert!(reason.starts_with("1 workers still use an older table"), "{reason}");
+        assert_eq!((orders.borrow().number, orders.borrow().lease_ends), (1, 1));
+        // Whoever has no proxy any more has nothing to watch over.
+        drop(orders);
+        world.lease.ring();
+        watching.join().unwrap();
+    }
+}

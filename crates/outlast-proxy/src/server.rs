@@ -36,7 +36,7 @@ const NOTICES_MAX: usize = 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What every worker follows.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Orders {
     /// Counts up with each change.
     pub(crate) number: u64,
@@ -85,14 +85,7 @@ impl Proxy {
         let (notices, inbox) = mpsc::channel(NOTICES_MAX);
         let count = threads.max(1);
         let world = Arc::new(World::new(notices, count, Lease::none()?));
-        let orders = Orders {
-            number: 0,
-            live: Arc::default(),
-            lease_ends: 0,
-            sockets: BTreeMap::new(),
-            draining: false,
-        };
-        let (orders, _) = watch::channel(orders);
+        let (orders, _) = watch::channel(Orders::default());
         let tls = crate::tls::client_config(roots);
         let threads = (0..count)
             .map(|n| {
@@ -160,7 +153,7 @@ impl Proxy {
 
     /// The table in force.
     pub fn table(&self) -> Table {
-        self.orders.borrow().live.table.clone()
+        self.live().table.clone()
     }
 
     /// The listening sockets held, to be handed to a successor.
@@ -169,7 +162,12 @@ impl Proxy {
     }
 
     pub fn stats(&self) -> Stats {
-        self.orders.borrow().live.stats(&self.world)
+        self.live().stats(&self.world)
+    }
+
+    /// What is in force, taken out of the lock: whoever changes the orders, the guard above all, does not wait for a reader.
+    fn live(&self) -> Arc<Live> {
+        self.orders.borrow().live.clone()
     }
 
     /// Stops accepting, closes what is idle; every answer from now on closes its connection. What a service still has open

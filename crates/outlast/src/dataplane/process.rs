@@ -28,6 +28,9 @@ const SETTLE_MAX: Duration = Duration::from_secs(2);
 /// What the guard's stack may take: it is locked in memory.
 const GUARD_STACK: usize = 256 << 10;
 
+/// How often somebody who waits for a table looks whether the agent has said something else.
+const LISTEN_EVERY: Duration = Duration::from_millis(5);
+
 /// The name of a proxy's control socket.
 pub fn socket_path(data_dir: &Path, pid: u32) -> PathBuf {
     data_dir.join(format!("proxy-{pid}.sock"))
@@ -131,6 +134,24 @@ struct Room {
     told: Condvar,
 }
 
+/// A table on its way into force.
+struct Settling {
+    generation: u64,
+    applying: Applying,
+    until: Instant,
+    /// It has taken too long, and the agent was told so.
+    late: bool,
+}
+
+/// Whether a read would not wait: for a message, or for the end.
+fn has_message(stream: &UnixStream) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::new(stream, PollFlags::IN)];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    // Whatever is wrong with it, the read will say.
+    poll(&mut fds, Some(&at_once)) != Ok(0)
+}
+
 impl Room {
     fn with_proxy<R>(&self, body: impl FnOnce(&Proxy) -> R) -> Option<R> {
         self.proxy.lock().expect("no panic while held").as_ref().map(body)
@@ -170,16 +191,11 @@ impl Room {
             }
             *agent = Some(stream.clone());
         }
-        // A table that took too long and may still come into force. The agent asks for counters again and again.
-        let mut late: Option<(u64, Applying)> = None;
+        let mut settling: Option<Settling> = None;
         loop {
+            self.settle(&stream, &mut settling);
             match wire::receive::<ToProxy>(&stream) {
-                Ok(Some((message, fds))) => {
-                    self.obey(&stream, message, fds, &mut late);
-                    if let Some((generation, _)) = late.take_if(|(_, table)| table.look().is_ok()) {
-                        self.answer(&stream, &FromProxy::Applied { generation }, &[]);
-                    }
-                }
+                Ok(Some((message, fds))) => self.obey(&stream, message, fds, &mut settling),
                 Ok(None) => break,
                 Err(error) => {
                     tracing::warn!(%error, "read from the agent");
@@ -193,29 +209,47 @@ impl Room {
         }
     }
 
+    /// Says when a table is in force, and once if that takes too long; then it may still come, and the agent asks for
+    /// counters again and again. Returns as soon as there is a message: a lease, above all, does not wait for a table.
+    fn settle(&self, stream: &UnixStream, settling: &mut Option<Settling>) {
+        while let Some(table) = settling {
+            let generation = table.generation;
+            let left = table.until.saturating_duration_since(Instant::now());
+            match table.applying.wait(left.min(LISTEN_EVERY)) {
+                Ok(()) => {
+                    *settling = None;
+                    self.answer(stream, &FromProxy::Applied { generation }, &[]);
+                }
+                Err(unsettled) if left.is_zero() && !table.late => {
+                    table.late = true;
+                    let reason = format!("not in force after {SETTLE_MAX:?}: {unsettled}");
+                    self.answer(stream, &FromProxy::NotApplied { generation, reason }, &[]);
+                }
+                Err(_unsettled) if table.late || has_message(stream) => return,
+                Err(_unsettled) => {}
+            }
+        }
+    }
+
     fn obey(
         &self,
         stream: &UnixStream,
         message: ToProxy,
         fds: Vec<OwnedFd>,
-        late: &mut Option<(u64, Applying)>,
+        settling: &mut Option<Settling>,
     ) {
         let answer = match message {
             ToProxy::Apply { table, sockets } => {
-                *late = None;
+                *settling = None;
                 let generation = table.generation;
                 let sockets: BTreeMap<SocketAddr, TcpListener> =
                     sockets.into_iter().zip(fds.into_iter().map(TcpListener::from)).collect();
                 match self.with_proxy(|proxy| proxy.apply(*table, sockets)) {
-                    // Waited for without the lock: counters and the end of the process must not wait with us.
-                    Some(Ok(applying)) => match applying.wait(SETTLE_MAX) {
-                        Ok(()) => FromProxy::Applied { generation },
-                        Err(unsettled) => {
-                            let reason = format!("not in force after {SETTLE_MAX:?}: {unsettled}");
-                            *late = Some((generation, applying));
-                            FromProxy::NotApplied { generation, reason }
-                        }
-                    },
+                    Some(Ok(applying)) => {
+                        let until = Instant::now() + SETTLE_MAX;
+                        *settling = Some(Settling { generation, applying, until, late: false });
+                        return;
+                    }
                     Some(Err(Refused::NoSocket(missing))) => FromProxy::NotApplied {
                         generation,
                         reason: format!("no socket for {missing:?}"),

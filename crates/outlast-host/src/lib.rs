@@ -12,5 +12,6 @@ pub mod probe;
 pub mod process;
 #[cfg(test)]
 mod scratch;
+pub mod steady;
 mod text;
 pub mod vitals;

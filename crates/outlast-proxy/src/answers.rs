@@ -13,7 +13,7 @@ pub(crate) fn status_of(kind: ErrorKind) -> u16 {
         | ErrorKind::BadAnswer
         | ErrorKind::Status5xx
         | ErrorKind::CutOff => 502,
-        ErrorKind::NoBackend | ErrorKind::Limit => 503,
+        ErrorKind::NoBackend | ErrorKind::Limit | ErrorKind::Unvouched => 503,
         ErrorKind::BadRequest | ErrorKind::ClientGone => 400,
     }
 }
@@ -30,7 +30,10 @@ pub(crate) fn reason_of(kind: ErrorKind) -> &'static str {
         ErrorKind::Limit => "too many requests at once",
         ErrorKind::BadRequest => "the request could not be understood",
         ErrorKind::ClientGone => "the client went away",
-        ErrorKind::CutOff => "the request was cut off: its backend is to leave, or the proxy ends",
+        ErrorKind::CutOff => {
+            "the request was cut off: its backend may not serve it any more, or the proxy ends"
+        }
+        ErrorKind::Unvouched => "this node holds no lease to serve it",
     }
 }
 

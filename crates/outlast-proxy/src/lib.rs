@@ -2,7 +2,8 @@
 //!
 //! [`Proxy::start`] starts the worker threads, [`Proxy::apply`] puts a [`table::Table`] in force, [`Proxy::drain`] lets it end.
 //! It decides nothing but what every request asks: which backend, once more or not, and when traffic itself shows that a
-//! backend is bad.
+//! backend is bad. What is served only while somebody vouches for it ([`Proxy::vouch`]) ends by itself, under the eyes of a
+//! [`Guard`].
 
 mod answers;
 pub mod balance;
@@ -11,10 +12,12 @@ pub mod budget;
 pub mod eject;
 mod fence;
 pub mod for_hyper;
+mod guard;
 pub mod head;
 mod http1;
 mod http2;
 mod io;
+mod lease;
 mod live;
 pub mod proxy_protocol;
 mod seats;
@@ -26,6 +29,7 @@ mod tcp;
 mod tls;
 mod worker;
 
+pub use guard::Guard;
 pub use live::Notice;
 pub use server::{Proxy, Refused};
 pub use settle::{Applying, Unsettled};

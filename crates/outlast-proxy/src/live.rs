@@ -14,7 +14,8 @@ use tokio::sync::Notify;
 use crate::balance;
 use crate::budget::Budget;
 use crate::eject::{Change, Ejection, Outcome};
-use crate::fence::Fence;
+use crate::fence::{Fence, Pass};
+use crate::lease::Lease;
 use crate::settle::Ledger;
 use crate::stats::{BackendStats, Counters, ServiceStats, Stats};
 use crate::table::{Backend, BackendState, Balance, Service, Table};
@@ -37,6 +38,14 @@ pub enum Notice {
         service: String,
         backend: String,
     },
+    /// Nobody vouches any more for what needs it; what is still under way there is being cut: `open` requests and connections.
+    LeaseEnded {
+        open: u64,
+    },
+    /// Something that was to be cut goes on.
+    NotCut {
+        reason: String,
+    },
 }
 
 /// A table compiled for use. Replaced whole.
@@ -55,6 +64,8 @@ pub(crate) struct LiveService {
     pub(crate) backends: Vec<LiveBackend>,
     pub(crate) state: Arc<ServiceState>,
     pub(crate) tls: Option<Arc<rustls::ServerConfig>>,
+    /// Of a service that is served only while vouched for.
+    pub(crate) lease: Option<Arc<Lease>>,
 }
 
 #[derive(Debug)]
@@ -119,13 +130,18 @@ pub(crate) struct World {
     /// How often any fence was closed or cut.
     pub(crate) fences: AtomicU64,
     pub(crate) ledger: Arc<Ledger>,
+    pub(crate) lease: Arc<Lease>,
 }
 
 /// A backend that failed is reported at most this often.
 const SUSPECT_EVERY_MS: i64 = 200;
 
 impl World {
-    pub(crate) fn new(notices: tokio::sync::mpsc::Sender<Notice>, workers: usize) -> World {
+    pub(crate) fn new(
+        notices: tokio::sync::mpsc::Sender<Notice>,
+        workers: usize,
+        lease: Lease,
+    ) -> World {
         World {
             start: Instant::now(),
             notices,
@@ -134,6 +150,7 @@ impl World {
             doors: Arc::default(),
             fences: AtomicU64::new(0),
             ledger: Arc::new(Ledger::new(workers)),
+            lease: Arc::new(lease),
         }
     }
 
@@ -200,6 +217,7 @@ impl World {
                 state: old
                     .map_or_else(|| Arc::new(self.service_state(now_ms)), |o| o.state.clone()),
                 tls,
+                lease: spec.vouched.then(|| self.lease.clone()),
                 spec: spec.clone(),
             };
             services.insert(spec.name.clone(), Arc::new(live));
@@ -248,9 +266,15 @@ impl World {
         let mut changed = false;
         for (name, old) in &before.services {
             for backend in &old.backends {
-                let now = after
-                    .get(name)
+                let service = after.get(name);
+                let now = service
                     .and_then(|s| s.backends.iter().find(|b| b.state.id == backend.state.id));
+                if service.is_some_and(|s| s.spec.vouched && !old.spec.vouched) {
+                    // What is under way was let in without a word and would not end with the lease.
+                    backend.state.requests.cut();
+                    backend.state.tunnels.cut();
+                    changed = true;
+                }
                 match now.map(|b| b.spec.state) {
                     // Its requests may finish: nobody else has taken its role.
                     None => changed |= backend.state.tunnels.close(),
@@ -300,6 +324,7 @@ impl Live {
             own: service.state.own.snapshot(),
             retries: service.state.retries.load(Relaxed),
             retries_denied: service.state.retries_denied.load(Relaxed),
+            unvouched: service.unvouched(),
             connections: u64::from(service.state.connections.load(Relaxed)),
             in_flight: u64::from(service.state.in_flight.load(Relaxed)),
             backends: service
@@ -313,11 +338,31 @@ impl Live {
                 })
                 .collect(),
         });
-        Stats { services: services.collect(), connections: world.connections.load(Relaxed) }
+        Stats {
+            services: services.collect(),
+            connections: world.connections.load(Relaxed),
+            lease: world.lease.stats(),
+        }
     }
 }
 
 impl LiveService {
+    /// Whether it may not be served now, because nobody vouches for it.
+    pub(crate) fn unvouched(&self) -> bool {
+        self.lease.as_ref().is_some_and(|lease| !lease.lasts())
+    }
+
+    /// What work is let in with, where somebody has to vouch for it.
+    pub(crate) fn lease_pass(&self) -> Option<Pass> {
+        self.lease.as_ref().map(|lease| lease.pass())
+    }
+
+    /// Whether work with this pass has to end with the lease that it began under.
+    pub(crate) fn lease_stops(&self, pass: Option<Pass>) -> bool {
+        let Some(lease) = &self.lease else { return false };
+        pass.is_none_or(|pass| lease.stops(pass))
+    }
+
     /// Chooses a backend that is not among `tried`; `None` if none can take a request now.
     pub(crate) fn pick(
         &self,

@@ -16,8 +16,10 @@ use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 
+use crate::guard::Guard;
 use crate::http1::{self, Door, QUIET};
 use crate::io::{Io, Rest, with_scratch};
+use crate::lease::Lease;
 use crate::live::{Counted, Live, Notice, World};
 use crate::proxy_protocol::{self, HEADER_MAX};
 use crate::seats::{self, Seat};
@@ -34,11 +36,13 @@ const NOTICES_MAX: usize = 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What every worker follows.
-#[derive(Clone, Debug)]
-struct Orders {
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Orders {
     /// Counts up with each change.
-    number: u64,
-    live: Arc<Live>,
+    pub(crate) number: u64,
+    pub(crate) live: Arc<Live>,
+    /// How often the lease of this node has ended.
+    pub(crate) lease_ends: u64,
     sockets: BTreeMap<SocketAddr, Arc<std::net::TcpListener>>,
     draining: bool,
 }
@@ -47,8 +51,20 @@ struct Orders {
 #[derive(Debug)]
 pub struct Proxy {
     world: Arc<World>,
-    orders: watch::Sender<Orders>,
+    orders: Arc<watch::Sender<Orders>>,
+    /// After `orders`: whoever is woken finds that they are gone.
+    bell: Bell,
     threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+/// Wakes the guard when its proxy goes.
+#[derive(Debug)]
+struct Bell(Arc<World>);
+
+impl Drop for Bell {
+    fn drop(&mut self) {
+        self.0.lease.ring();
+    }
 }
 
 /// Why a table was not taken.
@@ -68,10 +84,8 @@ impl Proxy {
     ) -> io::Result<(Proxy, mpsc::Receiver<Notice>)> {
         let (notices, inbox) = mpsc::channel(NOTICES_MAX);
         let count = threads.max(1);
-        let world = Arc::new(World::new(notices, count));
-        let orders =
-            Orders { number: 0, live: Arc::default(), sockets: BTreeMap::new(), draining: false };
-        let (orders, _) = watch::channel(orders);
+        let world = Arc::new(World::new(notices, count, Lease::none()?));
+        let (orders, _) = watch::channel(Orders::default());
         let tls = crate::tls::client_config(roots);
         let threads = (0..count)
             .map(|n| {
@@ -81,7 +95,8 @@ impl Proxy {
                     .spawn(move || work(world, n, orders, tls))
             })
             .collect::<io::Result<_>>()?;
-        Ok((Proxy { world, orders, threads }, inbox))
+        let bell = Bell(world.clone());
+        Ok((Proxy { world, orders: Arc::new(orders), bell, threads }, inbox))
     }
 
     /// Puts a table in force; the answer can be waited for until every worker uses it and fenced work has ended. `sockets`
@@ -122,9 +137,23 @@ impl Proxy {
         Ok(Applying { ledger: self.world.ledger.clone(), orders: number, fenced })
     }
 
+    /// Vouches for what this node knows until that moment of the boottime clock, be it later or earlier than said before; a
+    /// moment that has passed gives the lease up at once.
+    pub fn vouch(&self, until: outlast_core::time::Instant) {
+        if self.world.lease.vouch(until) {
+            // The guard was late, and has nothing to do any more.
+            crate::guard::cut(&self.world, &self.orders);
+        }
+    }
+
+    /// Who ends what is under way when the lease ends: one, on a thread of its own.
+    pub fn guard(&self) -> Guard {
+        Guard { world: self.world.clone(), orders: Arc::downgrade(&self.orders) }
+    }
+
     /// The table in force.
     pub fn table(&self) -> Table {
-        self.orders.borrow().live.table.clone()
+        self.live().table.clone()
     }
 
     /// The listening sockets held, to be handed to a successor.
@@ -133,7 +162,12 @@ impl Proxy {
     }
 
     pub fn stats(&self) -> Stats {
-        self.orders.borrow().live.stats(&self.world)
+        self.live().stats(&self.world)
+    }
+
+    /// What is in force, taken out of the lock: whoever changes the orders, the guard above all, does not wait for a reader.
+    fn live(&self) -> Arc<Live> {
+        self.orders.borrow().live.clone()
     }
 
     /// Stops accepting, closes what is idle; every answer from now on closes its connection. What a service still has open
@@ -160,6 +194,7 @@ impl Proxy {
     /// Ends every worker at once, with whatever is still open.
     pub fn stop(self) {
         drop(self.orders);
+        drop(self.bell);
         for thread in self.threads {
             // A worker that panicked has said so already.
             drop(thread.join());
@@ -189,7 +224,8 @@ async fn follow(n: usize, mut orders: watch::Receiver<Orders>) {
     loop {
         let now = orders.borrow_and_update().clone();
         let (fenced, draining) = worker::with(|w| {
-            let fenced = w.live.fences != now.live.fences;
+            let fenced = w.live.fences != now.live.fences || w.lease_ends != now.lease_ends;
+            w.lease_ends = now.lease_ends;
             let draining = now.draining && w.draining_since.is_none();
             w.live = now.live.clone();
             if draining {

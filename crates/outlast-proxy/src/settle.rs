@@ -117,7 +117,7 @@ mod tests {
     /// A world with two workers and one backend that has just been fenced with a request under way.
     fn fenced() -> (Applying, Flight) {
         let (notices, _inbox) = tokio::sync::mpsc::channel(1);
-        let world = World::new(notices, 2);
+        let world = World::new(notices, 2, crate::lease::Lease::none().unwrap());
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
         let mut service = Service::plain("web", address, Protocol::Http, &[address]);
         let table = |service: &Service| Table { generation: 0, services: vec![service.clone()] };

@@ -28,12 +28,14 @@ pub enum ErrorKind {
     BadRequest,
     /// The client went away.
     ClientGone,
-    /// Cut off: by a change of roles, or when the time for draining was over.
+    /// Cut off: by a change of roles, with the lease of this node, or when the time for draining was over.
     CutOff,
+    /// Nobody vouches for this service now.
+    Unvouched,
 }
 
 impl ErrorKind {
-    pub const ALL: [ErrorKind; 10] = [
+    pub const ALL: [ErrorKind; 11] = [
         ErrorKind::Connect,
         ErrorKind::Reset,
         ErrorKind::Timeout,
@@ -44,6 +46,7 @@ impl ErrorKind {
         ErrorKind::BadRequest,
         ErrorKind::ClientGone,
         ErrorKind::CutOff,
+        ErrorKind::Unvouched,
     ];
 
     /// The word in metrics.
@@ -59,6 +62,7 @@ impl ErrorKind {
             ErrorKind::BadRequest => "bad_request",
             ErrorKind::ClientGone => "client_gone",
             ErrorKind::CutOff => "cut_off",
+            ErrorKind::Unvouched => "unvouched",
         }
     }
 }
@@ -142,6 +146,16 @@ pub struct Stats {
     pub services: Vec<ServiceStats>,
     /// Open client connections.
     pub connections: u64,
+    pub lease: LeaseStats,
+}
+
+/// The lease of this node, as its data plane knows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseStats {
+    /// For how long it still lasts; `None`: nobody vouches.
+    pub left: Option<Duration>,
+    /// How often it has ended.
+    pub ended: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -151,6 +165,8 @@ pub struct ServiceStats {
     pub own: Snapshot,
     pub retries: u64,
     pub retries_denied: u64,
+    /// Not served now: it needs somebody to vouch for it, and nobody does.
+    pub unvouched: bool,
     pub connections: u64,
     pub in_flight: u64,
     pub backends: Vec<BackendStats>,

@@ -44,6 +44,9 @@ pub struct Service {
     pub accept_proxy: bool,
     #[serde(default)]
     pub send_proxy: Option<ProxyVersion>,
+    /// Served only while this node vouches for what it knows.
+    #[serde(default)]
+    pub vouched: bool,
 }
 
 /// PEM texts; the data plane itself reads no files.
@@ -231,6 +234,7 @@ impl Service {
             trusted: Vec::new(),
             accept_proxy: false,
             send_proxy: None,
+            vouched: false,
         }
     }
 

@@ -20,7 +20,7 @@ use crate::eject::Outcome;
 use crate::fence::Pass;
 use crate::http1::{Door, is_our_own_lack};
 use crate::io::{Deadline, Io, Rest, SCRATCH, with_scratch};
-use crate::live::{BackendRun, Flight, LiveBackend, ServiceState};
+use crate::live::{BackendRun, Flight, LiveBackend, LiveService};
 use crate::seats::Seat;
 use crate::stats::ErrorKind;
 use crate::worker;
@@ -80,12 +80,16 @@ pub(crate) async fn serve(io: Io, rest: Rest, door: Door) {
         if !Arc::ptr_eq(&now, &service) {
             (service, tried) = (now, Vec::new());
         }
+        if service.unvouched() {
+            service.state.own.failed(ErrorKind::Unvouched);
+            return;
+        }
         let Some(i) = service.pick(&world, &tried, worker::random(), key) else { break };
         tried.push(i);
         let backend = &service.backends[i];
         flight.goes_to(&backend.state);
         // Taken before the connection is made, so that a fence in between is not missed.
-        let cut = Cut::of(backend, &service.state, backend.state.tunnels.pass());
+        let cut = Cut::of(&service, backend, backend.state.tunnels.pass(), service.lease_pass());
         let connected = {
             // Gone before bytes are moved: one place in memory serves both.
             let connecting = pin!(worker::connect(&service, backend, door.client, door.local));
@@ -117,20 +121,27 @@ pub(crate) async fn serve(io: Io, rest: Rest, door: Door) {
 #[derive(Clone, Copy)]
 pub(crate) struct Cut<'a> {
     backend: &'a BackendRun,
-    service: &'a ServiceState,
+    service: &'a LiveService,
     pass: Pass,
+    lease: Option<Pass>,
 }
 
 impl<'a> Cut<'a> {
-    pub(crate) fn of(backend: &'a LiveBackend, service: &'a ServiceState, pass: Pass) -> Cut<'a> {
-        Cut { backend: &backend.state, service, pass }
+    pub(crate) fn of(
+        service: &'a LiveService,
+        backend: &'a LiveBackend,
+        pass: Pass,
+        lease: Option<Pass>,
+    ) -> Cut<'a> {
+        Cut { backend: &backend.state, service, pass, lease }
     }
 
-    /// The backend must not serve any more, or its or our time for draining is over.
+    /// The backend must not serve any more, nobody vouches for it, or its or our time for draining is over.
     fn now(&self) -> bool {
         worker::stops(&self.backend.tunnels, self.pass)
             || self.backend.over.load(Relaxed)
-            || self.service.over.load(Relaxed)
+            || self.service.state.over.load(Relaxed)
+            || self.service.lease_stops(self.lease)
     }
 
     /// Waits for something unless the tunnel is to end first.
@@ -176,6 +187,7 @@ pub(crate) async fn run(
     }));
     // Both sides see the end of the connection; there is nobody else to tell.
     if cut.unless(moving).await.is_none() {
+        counters.failed(ErrorKind::CutOff);
         client.reset();
         up.reset();
     }

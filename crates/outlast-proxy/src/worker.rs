@@ -26,6 +26,8 @@ thread_local! {
 pub(crate) struct Worker {
     pub(crate) world: Arc<World>,
     pub(crate) live: Arc<Live>,
+    /// The ends of the lease that this thread has acted on.
+    pub(crate) lease_ends: u64,
     idle: BTreeMap<u64, Vec<Idle>>,
     random: u64,
     /// Since when the process is to end: every answer closes its connection.
@@ -45,6 +47,7 @@ impl Worker {
         let worker = Worker {
             world,
             live: Arc::default(),
+            lease_ends: 0,
             idle: BTreeMap::new(),
             random: seed | 1,
             draining_since: None,

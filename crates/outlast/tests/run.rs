@@ -1,6 +1,7 @@
 //! The real binary: it starts and stops, survives what happens to it and to its backends, and says so in its journal.
 
 mod cluster;
+mod lease;
 mod stage;
 
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _};

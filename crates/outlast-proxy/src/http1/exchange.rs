@@ -22,7 +22,7 @@ use crate::eject::Outcome;
 use crate::fence::Pass;
 use crate::head::Refusal;
 use crate::io::{Io, Rest};
-use crate::live::{LiveBackend, LiveService};
+use crate::live::LiveService;
 use crate::stats::ErrorKind;
 use crate::table::Balance;
 use crate::worker;
@@ -94,6 +94,10 @@ impl Conn {
                 service = self.service.clone();
                 tried.forget();
             }
+            if service.unvouched() {
+                last = ErrorKind::Unvouched;
+                break;
+            }
             let random = worker::random();
             let again = || {
                 service.pick(&self.world, &[], random, key).filter(|_| !tried.as_slice().is_empty())
@@ -159,6 +163,10 @@ impl Conn {
             }
             last = kind;
             flight.leaves_backend();
+            if kind == ErrorKind::CutOff && service.unvouched() && self.is_safe(clean) {
+                last = ErrorKind::Unvouched;
+                break;
+            }
             if !self.may_repeat(&service, kind, clean, tried.count) {
                 break;
             }
@@ -194,10 +202,15 @@ impl Conn {
             ErrorKind::NoBackend
             | ErrorKind::Limit
             | ErrorKind::BadRequest
-            | ErrorKind::ClientGone => false,
+            | ErrorKind::ClientGone
+            | ErrorKind::Unvouched => false,
         };
-        let safe = clean || (self.request.method().idempotent() && self.body_intact());
-        wanted && safe && tries < usize::from(retry.attempts) && tries < ATTEMPTS_MAX
+        wanted && self.is_safe(clean) && tries < usize::from(retry.attempts) && tries < ATTEMPTS_MAX
+    }
+
+    /// Whether doing it once more is the same as doing it once; `clean`: nothing of it was sent.
+    fn is_safe(&self, clean: bool) -> bool {
+        clean || (self.request.method().idempotent() && self.body_intact())
     }
 
     /// Whether the whole request could be sent again.
@@ -226,7 +239,7 @@ impl Conn {
         // A PROXY header speaks for one client: connections that carry one are not shared.
         let alone = self.request.upgrade || service.spec.send_proxy.is_some();
         // Taken before a connection is, so that a fence in between is not missed.
-        let passes = Passes::of(backend);
+        let passes = Passes::of(service, i);
         let pooled = if alone { None } else { worker::take_idle(backend.state.id, age) };
         if let Some(io) = pooled {
             let end = self.run(service, i, tried, io, passes).await;
@@ -242,7 +255,7 @@ impl Conn {
             let client = (self.door.client, self.door.local);
             let mut connecting = pin!(worker::connect(service, backend, client.0, client.1));
             poll_fn(|cx| {
-                if passes.stop(backend) || self.over() {
+                if passes.stop(service, i) || self.over() {
                     return Poll::Ready(Ok(None));
                 }
                 match connecting.as_mut().poll(cx) {
@@ -308,16 +321,25 @@ impl Conn {
 pub(super) struct Passes {
     pub(super) request: Pass,
     pub(super) tunnel: Pass,
+    pub(super) lease: Option<Pass>,
 }
 
 impl Passes {
-    pub(super) fn of(backend: &LiveBackend) -> Passes {
-        Passes { request: backend.state.requests.pass(), tunnel: backend.state.tunnels.pass() }
+    pub(super) fn of(service: &LiveService, i: usize) -> Passes {
+        let backend = &service.backends[i].state;
+        Passes {
+            request: backend.requests.pass(),
+            tunnel: backend.tunnels.pass(),
+            lease: service.lease_pass(),
+        }
     }
 
-    /// Whether the backend has lost its role since, or has drained for long enough.
-    pub(super) fn stop(self, backend: &LiveBackend) -> bool {
-        worker::stops(&backend.state.requests, self.request) || backend.state.over.load(Relaxed)
+    /// Whether the backend has lost its role since or has drained for long enough, or nobody vouches for it any more.
+    pub(super) fn stop(self, service: &LiveService, i: usize) -> bool {
+        let backend = &service.backends[i].state;
+        worker::stops(&backend.requests, self.request)
+            || backend.over.load(Relaxed)
+            || service.lease_stops(self.lease)
     }
 }
 

@@ -65,7 +65,7 @@ pub(super) enum End {
 
 impl Run<'_> {
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        if self.passes.stop(&self.service.backends[self.i]) || self.conn.over() {
+        if self.passes.stop(self.service, self.i) || self.conn.over() {
             return Poll::Ready(End::Failed(ErrorKind::CutOff));
         }
         if matches!(self.sent, Sent::No | Sent::Some) {
@@ -253,7 +253,8 @@ impl Run<'_> {
                     std::mem::replace(&mut self.conn.io, Io::Memory(tokio::io::duplex(1).0));
                 let rest = std::mem::take(&mut self.conn.rest);
                 let idle = self.service.spec.timeouts.tunnel;
-                let cut = tcp::Cut::of(backend, &self.service.state, self.passes.tunnel);
+                let cut =
+                    tcp::Cut::of(self.service, backend, self.passes.tunnel, self.passes.lease);
                 tcp::run(client, rest, self.up, self.up_rest, idle, cut).await;
                 Try::Tunnelled
             }
@@ -276,8 +277,17 @@ impl Run<'_> {
             (End::ClientGone, _) => Try::ClientGone,
             (End::BadBody(refusal), None) => Try::BadBody(refusal),
             (End::BadBody(_), Some(_)) => Try::ClientGone,
-            (End::Failed(kind), None) => Try::Failed { kind, clean },
+            (End::Failed(kind), None) => {
+                if kind == ErrorKind::CutOff {
+                    // What the kernel still holds back for it must not reach it later.
+                    self.up.reset();
+                }
+                Try::Failed { kind, clean }
+            }
             (End::Failed(kind), Some(answer)) => {
+                if kind == ErrorKind::CutOff {
+                    self.up.reset();
+                }
                 if answer.dechunk || answer.until_close {
                     // Its end is the end of the connection: only a reset tells that this was not it.
                     let nothing = Io::Memory(tokio::io::duplex(1).0);

@@ -16,3 +16,4 @@ mod malformed;
 mod retry;
 mod tcp;
 mod tls;
+mod vouch;

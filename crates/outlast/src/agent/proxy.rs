@@ -42,6 +42,9 @@ pub(super) struct DataPlane {
     /// The table that the proxy last said it has.
     in_force: Option<u64>,
     refused: Option<String>,
+    /// Until when this node vouches for what it knows, on the boottime clock. `None`: this agent has not said anything, and a
+    /// data plane that it adopted holds to what an earlier one said.
+    vouched: Option<Instant>,
 }
 
 impl DataPlane {
@@ -66,6 +69,7 @@ impl DataPlane {
             generation: 0,
             in_force: None,
             refused: None,
+            vouched: None,
         };
         let (draining, serving): (Vec<Link>, Vec<Link>) =
             link::find(&plane.data_dir).into_iter().partition(|l| l.hello.draining);
@@ -178,6 +182,7 @@ impl DataPlane {
         }
         self.links.insert(pid, link);
         self.forget_what_it_has();
+        self.pass_on_lease(pid);
         self.step(now, Input::Started { pid }, facts);
     }
 
@@ -197,6 +202,9 @@ impl DataPlane {
         self.links.insert(pid, link);
         if self.proxies.serving() == Some(pid) {
             self.forget_what_it_has();
+            self.pass_on_lease(pid);
+        } else if self.vouched == Some(Instant::default()) {
+            self.pass_on_lease(pid);
         }
         self.step(now, Input::Regained { pid }, facts);
     }
@@ -206,6 +214,31 @@ impl DataPlane {
         self.sent = None;
         self.in_force = None;
         self.refused = None;
+    }
+
+    /// Lets the serving data plane serve what needs the lease of this node until that moment of the boottime clock
+    /// (`outlast_consensus::boottime`, [`Held::ends`](outlast_core::agreed::Held::ends)): an absolute one, which only
+    /// processes of one machine may pass on. `None` gives the lease up at once. A successor gets it before its first table.
+    ///
+    /// One that drains gets no tables any more, so nobody can vouch for what it knows: what it still has at pairs ends with
+    /// the lease that it had. A lease that is given up is given up there, too.
+    #[cfg_attr(not(test), expect(dead_code, reason = "no node has a lease yet"))]
+    pub(super) fn vouch(&mut self, until: Option<Instant>) {
+        self.vouched = Some(until.unwrap_or_default());
+        let given_up = until.is_none();
+        for &pid in
+            self.links.keys().filter(|&&pid| given_up || self.proxies.serving() == Some(pid))
+        {
+            self.pass_on_lease(pid);
+        }
+    }
+
+    fn pass_on_lease(&self, pid: u32) {
+        let (Some(until), Some(link)) = (self.vouched, self.links.get(&pid)) else { return };
+        // One of another build would not understand it. One that takes nothing any more keeps what it has until its end.
+        if link.hello.build == crate::build_id() {
+            link.send(ToProxy::Vouch { until: until.since_start() }, Vec::new());
+        }
     }
 
     /// The serving proxy is replaced by one with as many threads.
@@ -340,3 +373,6 @@ fn all_known(table: &Table) -> bool {
     let mut backends = table.services.iter().flat_map(|s| &s.backends);
     backends.all(|b| b.state != BackendState::Unknown)
 }
+
+#[cfg(test)]
+mod tests;

@@ -48,6 +48,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// How often backend host names are resolved again.
 const RESOLVE_EVERY: Duration = Duration::from_secs(10);
 
+/// Whether pairs are served under the lease of this node: no side is agreed on among nodes yet.
+pub(super) const LEASED: bool = false;
+
 /// How often the size of the proxies' log is looked at.
 const LOG_CHECK: Duration = Duration::from_secs(5);
 
@@ -459,7 +462,8 @@ impl Loop {
     fn publish(&mut self) {
         let now = self.now().instant;
         let view = self.core.view(now);
-        let table = table::table(0, &self.topology, &view, &self.names.known, &self.certificates);
+        let (names, certificates) = (&self.names.known, &self.certificates);
+        let table = table::table(0, &self.topology, &view, names, certificates, LEASED);
         // A change of sides waits for nobody.
         self.plane.apply(now, table, !self.core.switching().is_empty());
         let picture = Picture {

@@ -169,7 +169,7 @@ mod tests {
                 own: Snapshot { answers: vec![0, answers], ..Snapshot::default() },
                 ..ServiceStats::default()
             }],
-            connections: 0,
+            ..Stats::default()
         };
         let start = Instant::now();
         let mut stats = StatsAt::new(start);

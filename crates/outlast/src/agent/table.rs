@@ -20,13 +20,15 @@ pub type Resolved = BTreeMap<String, IpAddr>;
 /// Certificates by the paths of chain and key in the file; the data plane itself reads no files.
 pub type Certificates = BTreeMap<(String, String), Certificate>;
 
-/// The table for a view. A backend whose name does not resolve is left out: nothing could be sent to it.
+/// The table for a view. A backend whose name does not resolve is left out: nothing could be sent to it. `leased`: who serves a
+/// pair is agreed on with other nodes, so that this one routes to it only while it vouches for what it knows.
 pub fn table(
     generation: u64,
     topology: &Topology,
     view: &View,
     resolved: &Resolved,
     certificates: &Certificates,
+    leased: bool,
 ) -> Table {
     let services = topology.services.iter().filter_map(|(name, spec)| {
         let listen = spec.listen?;
@@ -79,6 +81,7 @@ pub fn table(
                 topology::ProxyVersion::V1 => ProxyVersion::V1,
                 topology::ProxyVersion::V2 => ProxyVersion::V2,
             }),
+            vouched: leased && matches!(spec.pool, Pool::Pair(_)),
         })
     });
     Table { generation, services: services.collect() }

@@ -10,7 +10,9 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use outlast_proxy::{Applying, Notice, Proxy, Refused};
+use outlast_core::time::Instant as Moment;
+use outlast_host::steady;
+use outlast_proxy::{Applying, Guard, Notice, Proxy, Refused};
 
 use super::wire::{self, FromProxy, Hello, ToProxy};
 
@@ -22,6 +24,12 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a table may take until every worker uses it and fenced work has ended.
 const SETTLE_MAX: Duration = Duration::from_secs(2);
+
+/// What the guard's stack may take: it is locked in memory.
+const GUARD_STACK: usize = 256 << 10;
+
+/// How often somebody who waits for a table looks whether the agent has said something else.
+const LISTEN_EVERY: Duration = Duration::from_millis(5);
 
 /// The name of a proxy's control socket.
 pub fn socket_path(data_dir: &Path, pid: u32) -> PathBuf {
@@ -36,6 +44,12 @@ pub fn run(data_dir: &Path, threads: usize) -> anyhow::Result<()> {
     let native = rustls_native_certs::load_native_certs();
     roots.add_parsable_certificates(native.certs);
     let (proxy, mut notices) = Proxy::start(threads, roots).context("start the workers")?;
+    let guard = proxy.guard();
+    std::thread::Builder::new()
+        .name("guard".to_owned())
+        .stack_size(GUARD_STACK)
+        .spawn(move || keep_watch(guard))
+        .context("start the guard of the lease")?;
     let control = UnixListener::bind(&path).with_context(|| format!("bind {}", path.display()))?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
         .context("protect the control socket")?;
@@ -49,6 +63,7 @@ pub fn run(data_dir: &Path, threads: usize) -> anyhow::Result<()> {
     let teller = room.clone();
     spawn("notices", move || {
         while let Some(notice) = notices.blocking_recv() {
+            log(&notice);
             teller.tell(notice);
         }
     })?;
@@ -82,6 +97,34 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> anyhow::Result<()>
     Ok(())
 }
 
+/// Whoever watches over the lease runs even when the machine is short of memory or of time, as far as it allows that.
+fn keep_watch(guard: Guard) {
+    if let Err(error) = steady::stay_in_memory() {
+        tracing::warn!(
+            %error,
+            "keep the guard of the lease in memory; it may be late on a machine that is short of memory"
+        );
+    }
+    if let Err(error) = steady::go_first() {
+        tracing::info!(%error, "put the guard of the lease before other threads; it goes on without that");
+    }
+    guard.watch();
+}
+
+/// What a person should find here even if there is no agent.
+fn log(notice: &Notice) {
+    match notice {
+        Notice::LeaseEnded { open } => {
+            tracing::warn!(
+                open,
+                "this node's lease has ended: what needs it is cut and not served"
+            );
+        }
+        Notice::NotCut { reason } => tracing::error!(reason, "cut what the lease no longer covers"),
+        Notice::Ejected { .. } | Notice::Returned { .. } | Notice::Suspect { .. } => {}
+    }
+}
+
 /// What the process's threads share.
 struct Room {
     proxy: Mutex<Option<Proxy>>,
@@ -89,6 +132,24 @@ struct Room {
     agent: Mutex<Option<Arc<UnixStream>>>,
     drain: Mutex<Option<Instant>>,
     told: Condvar,
+}
+
+/// A table on its way into force.
+struct Settling {
+    generation: u64,
+    applying: Applying,
+    until: Instant,
+    /// It has taken too long, and the agent was told so.
+    late: bool,
+}
+
+/// Whether a read would not wait: for a message, or for the end.
+fn has_message(stream: &UnixStream) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::new(stream, PollFlags::IN)];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    // Whatever is wrong with it, the read will say.
+    poll(&mut fds, Some(&at_once)) != Ok(0)
 }
 
 impl Room {
@@ -130,16 +191,11 @@ impl Room {
             }
             *agent = Some(stream.clone());
         }
-        // A table that took too long and may still come into force. The agent asks for counters again and again.
-        let mut late: Option<(u64, Applying)> = None;
+        let mut settling: Option<Settling> = None;
         loop {
+            self.settle(&stream, &mut settling);
             match wire::receive::<ToProxy>(&stream) {
-                Ok(Some((message, fds))) => {
-                    self.obey(&stream, message, fds, &mut late);
-                    if let Some((generation, _)) = late.take_if(|(_, table)| table.look().is_ok()) {
-                        self.answer(&stream, &FromProxy::Applied { generation }, &[]);
-                    }
-                }
+                Ok(Some((message, fds))) => self.obey(&stream, message, fds, &mut settling),
                 Ok(None) => break,
                 Err(error) => {
                     tracing::warn!(%error, "read from the agent");
@@ -153,29 +209,47 @@ impl Room {
         }
     }
 
+    /// Says when a table is in force, and once if that takes too long; then it may still come, and the agent asks for
+    /// counters again and again. Returns as soon as there is a message: a lease, above all, does not wait for a table.
+    fn settle(&self, stream: &UnixStream, settling: &mut Option<Settling>) {
+        while let Some(table) = settling {
+            let generation = table.generation;
+            let left = table.until.saturating_duration_since(Instant::now());
+            match table.applying.wait(left.min(LISTEN_EVERY)) {
+                Ok(()) => {
+                    *settling = None;
+                    self.answer(stream, &FromProxy::Applied { generation }, &[]);
+                }
+                Err(unsettled) if left.is_zero() && !table.late => {
+                    table.late = true;
+                    let reason = format!("not in force after {SETTLE_MAX:?}: {unsettled}");
+                    self.answer(stream, &FromProxy::NotApplied { generation, reason }, &[]);
+                }
+                Err(_unsettled) if table.late || has_message(stream) => return,
+                Err(_unsettled) => {}
+            }
+        }
+    }
+
     fn obey(
         &self,
         stream: &UnixStream,
         message: ToProxy,
         fds: Vec<OwnedFd>,
-        late: &mut Option<(u64, Applying)>,
+        settling: &mut Option<Settling>,
     ) {
         let answer = match message {
             ToProxy::Apply { table, sockets } => {
-                *late = None;
+                *settling = None;
                 let generation = table.generation;
                 let sockets: BTreeMap<SocketAddr, TcpListener> =
                     sockets.into_iter().zip(fds.into_iter().map(TcpListener::from)).collect();
                 match self.with_proxy(|proxy| proxy.apply(*table, sockets)) {
-                    // Waited for without the lock: counters and the end of the process must not wait with us.
-                    Some(Ok(applying)) => match applying.wait(SETTLE_MAX) {
-                        Ok(()) => FromProxy::Applied { generation },
-                        Err(unsettled) => {
-                            let reason = format!("not in force after {SETTLE_MAX:?}: {unsettled}");
-                            *late = Some((generation, applying));
-                            FromProxy::NotApplied { generation, reason }
-                        }
-                    },
+                    Some(Ok(applying)) => {
+                        let until = Instant::now() + SETTLE_MAX;
+                        *settling = Some(Settling { generation, applying, until, late: false });
+                        return;
+                    }
                     Some(Err(Refused::NoSocket(missing))) => FromProxy::NotApplied {
                         generation,
                         reason: format!("no socket for {missing:?}"),
@@ -186,6 +260,10 @@ impl Room {
                         reason: "the proxy is stopping".to_owned(),
                     },
                 }
+            }
+            ToProxy::Vouch { until } => {
+                self.with_proxy(|proxy| proxy.vouch(Moment::from_start(until)));
+                return;
             }
             ToProxy::GiveSockets => {
                 let sockets = self.with_proxy(Proxy::sockets).unwrap_or_default();

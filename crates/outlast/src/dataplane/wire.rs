@@ -40,6 +40,11 @@ pub enum ToProxy {
     },
     GiveSockets,
     GiveStats,
+    /// The node vouches for what it knows until then, on the boottime clock: the one clock that both processes read alike,
+    /// and no other machine does. No answer.
+    Vouch {
+        until: Duration,
+    },
     /// Stop accepting, finish what is open, end after `deadline` at the latest.
     Drain {
         deadline: Duration,

@@ -124,7 +124,8 @@ fn every_check(scene: &Scene) -> Vec<Check> {
     let view = &scene.picture.view;
     let mut checks = vec![agent_check(scene, Verdict::Warn), picture_check(scene)];
     checks.push(proxy_check(scene));
-    checks.extend(view.services.iter().map(|(name, s)| service_check(name, s, Verdict::Warn)));
+    checks
+        .extend(view.services.iter().map(|(name, s)| service_check(scene, name, s, Verdict::Warn)));
     checks.extend(view.processes.iter().map(|(name, p)| process_check(name, p)));
     checks.extend(view.externals.iter().map(|(name, part)| {
         // What hurts is the service that needs it, and that one says so itself.
@@ -152,9 +153,10 @@ fn ready(scene: &Scene) -> (Verdict, Vec<Check>) {
     let view = &scene.picture.view;
     let own =
         [agent_check(scene, Verdict::Fail), picture_check(scene), proxy_check(scene)].to_vec();
-    let services = view.services.iter().map(|(name, s)| service_check(name, s, Verdict::Fail));
+    let services = view.services.iter();
+    let services = services.map(|(name, s)| service_check(scene, name, s, Verdict::Fail));
     let services: Vec<Check> = services.collect();
-    let states = || view.services.values().map(|s| s.state);
+    let states = || view.services.iter().map(|(name, s)| scene.state(name, s));
     let none_serves = !view.services.is_empty()
         && !states().any(|s| matches!(s, ServiceState::Up | ServiceState::Degraded));
     let unknown = states().any(|s| s == ServiceState::Unknown);
@@ -215,18 +217,20 @@ fn proxy_check(scene: &Scene) -> Check {
     }
 }
 
-fn service_check(name: &str, service: &ServiceView, unknown: Verdict) -> Check {
-    let verdict = match service.state {
+fn service_check(scene: &Scene, name: &str, service: &ServiceView, unknown: Verdict) -> Check {
+    let state = scene.state(name, service);
+    let verdict = match state {
         ServiceState::Up => Verdict::Pass,
         ServiceState::Degraded => Verdict::Warn,
         ServiceState::Down => Verdict::Fail,
         ServiceState::Unknown => unknown,
     };
+    let withheld = scene.withheld(name).map(|why| format!("{why}; ")).unwrap_or_default();
     let next = service.next.as_ref().map(|next| format!("; {next}")).unwrap_or_default();
     Check::new(format!("service:{name}"), "component", verdict)
-        .observing(service.state.to_string())
+        .observing(state.to_string())
         .since(service.since)
-        .saying(format!("{}{next}", service.why))
+        .saying(format!("{withheld}{}{next}", service.why))
 }
 
 fn process_check(name: &str, process: &ProcessView) -> Check {

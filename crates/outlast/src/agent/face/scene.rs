@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use outlast_core::time::Timestamp;
 use outlast_core::topology::Service;
+use outlast_core::view::{ServiceState, ServiceView};
 use outlast_proxy::stats::{BackendStats, ServiceStats, Stats};
 
 use crate::agent::shared::{Picture, Shared, wall};
@@ -64,6 +65,20 @@ impl Scene {
         }
         let gone = self.picture.proxy.pid.is_none() && !self.stopping;
         gone.then(|| "no proxy runs; one is started".to_owned())
+    }
+
+    /// Why this node serves nobody at a service, whatever its backends could do.
+    pub fn withheld(&self, service: &str) -> Option<&'static str> {
+        let unvouched = self.counted(service).is_some_and(|s| s.unvouched);
+        unvouched.then_some(match self.stats.lease.ended {
+            0 => "not served: this node holds no lease yet",
+            _ => "not served: this node's lease has ended",
+        })
+    }
+
+    /// How a service is for the clients of this node.
+    pub fn state(&self, name: &str, service: &ServiceView) -> ServiceState {
+        if self.withheld(name).is_some() { ServiceState::Down } else { service.state }
     }
 
     /// The service as the file has it.

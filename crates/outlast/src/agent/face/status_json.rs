@@ -262,7 +262,7 @@ pub struct ServiceStatus {
     pub active: Option<ActiveStatus>,
     /// Answered requests; of a TCP service connections.
     pub requests: u64,
-    /// Requests answered with 5xx; of a TCP service connections that found no backend.
+    /// Requests answered with 5xx; of a TCP service connections that found no backend, or no lease of this node.
     pub failed: u64,
     pub requests_per_second: Option<f64>,
     pub retries: u64,
@@ -397,20 +397,22 @@ fn service_status(scene: &Scene, name: &str, view: &ServiceView) -> ServiceStatu
     let all = counted.map(|c| c.backends.iter().map(|b| &b.counts).chain([&c.own]));
     let failed: u64 = all.map_or(0, |mut all| match tcp {
         false => all.map(|counts| answers(counts, 5)).sum(),
-        true => all.next_back().map_or(0, |own| error(own, ErrorKind::NoBackend)),
+        true => all
+            .next_back()
+            .map_or(0, |own| error(own, ErrorKind::NoBackend) + error(own, ErrorKind::Unvouched)),
     });
-    let unknown = scene.unknown(name);
+    let (unknown, withheld) = (scene.unknown(name), scene.withheld(name));
     let since = if unknown.is_some() {
         scene.silent().map_or_else(Timestamp::default, |silent| before(scene.now, silent))
     } else {
         view.since
     };
     ServiceStatus {
-        state: if unknown.is_some() { Mark::Unknown } else { view.state.into() },
+        state: if unknown.is_some() { Mark::Unknown } else { scene.state(name, view).into() },
         since: moment(since),
         for_seconds: seconds(scene, since),
-        why: match unknown {
-            Some(unknown) => format!("{unknown}; {}", view.why),
+        why: match unknown.or(withheld.map(str::to_owned)) {
+            Some(why) => format!("{why}; {}", view.why),
             None => view.why.clone(),
         },
         next: view.next.clone().or_else(|| what_next(view, spec?)),

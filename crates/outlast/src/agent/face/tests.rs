@@ -151,6 +151,7 @@ fn stats() -> Stats {
         own: counted([0, 0, 0, 1, 3]),
         retries: 5,
         retries_denied: 1,
+        unvouched: false,
         connections: 17,
         in_flight: 4,
         backends: vec![
@@ -163,7 +164,7 @@ fn stats() -> Stats {
         backends: vec![one("tcp://10.0.0.1:4000", tunnels)],
         ..ServiceStats::default()
     };
-    Stats { services: vec![billing, web], connections: 18 }
+    Stats { services: vec![billing, web], connections: 18, ..Stats::default() }
 }
 
 fn picture() -> Picture {
@@ -353,6 +354,32 @@ fn ready_while_something_can_be_served_and_nothing_is_unknown() {
         fail
         agent:picture fail: no topology has been put in force yet
         proxy:state warn: no proxy runs; one is started"#]],
+    );
+}
+
+#[test]
+fn a_service_without_the_lease_of_this_node_is_down_here_whatever_its_backends_could_do() {
+    let withheld = |ended| {
+        but(move |scene, _| {
+            scene.stats.lease.ended = ended;
+            scene.stats.services[0].unvouched = true;
+        })
+    };
+    for (ended, why) in [
+        (0, "not served: this node holds no lease yet; the primary serves"),
+        (1, "not served: this node's lease has ended; the primary serves"),
+    ] {
+        let scene = withheld(ended);
+        let billing = &Status::of(&scene).services["billing"];
+        assert_eq!((billing.state, billing.why.as_str()), (Mark::Down, why));
+    }
+    check(
+        &withheld(1),
+        Question::Ready,
+        &expect![[r#"
+            warn
+            service:billing fail: not served: this node's lease has ended; the primary serves
+            service:web warn: 1 of 2 backends up"#]],
     );
 }
 

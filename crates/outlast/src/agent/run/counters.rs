@@ -28,6 +28,7 @@ impl Loop {
 
 /// Adds counters; gauges are left as they are.
 pub(super) fn add_stats(to: &mut Stats, from: &Stats) {
+    to.lease.ended += from.lease.ended;
     for service in &from.services {
         let at = to.services.iter().position(|s| s.name == service.name).unwrap_or_else(|| {
             to.services.push(outlast_proxy::stats::ServiceStats {
@@ -57,10 +58,12 @@ pub(super) fn add_stats(to: &mut Stats, from: &Stats) {
 /// Takes what is true only now from the serving proxy.
 fn take_gauges(to: &mut Stats, from: &Stats) {
     to.connections = from.connections;
+    to.lease.left = from.lease.left;
     for service in &from.services {
         let Some(sum) = to.services.iter_mut().find(|s| s.name == service.name) else { continue };
         sum.connections = service.connections;
         sum.in_flight = service.in_flight;
+        sum.unvouched = service.unvouched;
         for backend in &service.backends {
             if let Some(sum) = sum.backends.iter_mut().find(|b| b.name == backend.name) {
                 sum.in_flight = backend.in_flight;

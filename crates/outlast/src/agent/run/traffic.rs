@@ -77,6 +77,18 @@ impl Loop {
                 self.step(Input::Returned { service, backend });
             }
             Notice::Suspect { service, backend } => self.probes.suspect(&service, &backend),
+            Notice::LeaseEnded { open } => {
+                tracing::warn!(
+                    open,
+                    "the data plane no longer serves what needs this node's lease: it has ended"
+                );
+            }
+            Notice::NotCut { reason } => {
+                tracing::error!(
+                    reason,
+                    "the data plane has not cut what the lease no longer covers"
+                );
+            }
         }
     }
 

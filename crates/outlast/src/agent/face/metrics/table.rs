@@ -196,13 +196,11 @@ pub const METRICS: &[Metric] = &[
         help: "1 for the state that a service is in, 0 for the others.",
         read: |scene| {
             let services = scene.picture.view.services.iter();
-            let state = |name: &str, state| match scene.unknown(name) {
+            let state = |name: &str, service| match scene.unknown(name) {
                 Some(_why) => ServiceState::Unknown,
-                None => state,
+                None => scene.state(name, service),
             };
-            services
-                .flat_map(|(name, s)| states([name], &SERVICE_STATES, state(name, s.state)))
-                .collect()
+            services.flat_map(|(name, s)| states([name], &SERVICE_STATES, state(name, s))).collect()
         },
     },
     Metric {
@@ -311,6 +309,32 @@ pub const METRICS: &[Metric] = &[
         labels: &[],
         help: "1 while the proxy goes on with an old table because it refused the new one.",
         read: |scene| vec![whole([""; 0], u64::from(scene.picture.proxy.refused.is_some()))],
+    },
+    Metric {
+        name: "outlast_lease_left_seconds",
+        kind: Gauge,
+        unit: Some("seconds"),
+        labels: &[],
+        help: "For how long the data plane may still serve what needs the lease of this node, unless it is renewed; absent without a lease.",
+        read: |scene| {
+            scene.stats.lease.left.map(|left| real(left.as_secs_f64())).into_iter().collect()
+        },
+    },
+    Metric {
+        name: "outlast_lease_ended_total",
+        kind: Counter,
+        unit: None,
+        labels: &[],
+        help: "How often the lease of this node has ended; what was under way under it was cut (kind cut_off of errors).",
+        read: |scene| vec![whole([""; 0], scene.stats.lease.ended)],
+    },
+    Metric {
+        name: "outlast_service_vouched",
+        kind: Gauge,
+        unit: None,
+        labels: SERVICE,
+        help: "0 while a service is not served because this node holds no lease; 1 otherwise.",
+        read: |scene| each_service(scene, |s| u64::from(!s.unvouched)),
     },
     Metric {
         name: "outlast_disk_used_ratio",

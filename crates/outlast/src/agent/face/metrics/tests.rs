@@ -45,6 +45,8 @@ fn the_newer_form_differs_in_what_it_must() {
         # TYPE outlast_probe_results counter
         # HELP outlast_process_restarts How often a program was started again after it had ended or was killed.
         # TYPE outlast_process_restarts counter
+        # HELP outlast_lease_ended How often the lease of this node has ended; what was under way under it was cut (kind cut_off of errors).
+        # TYPE outlast_lease_ended counter
         # UNIT outlast_disk_used_ratio ratio
         # UNIT outlast_memory_used_ratio ratio
         # UNIT outlast_stats_age_seconds seconds

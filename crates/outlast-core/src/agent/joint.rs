@@ -173,6 +173,11 @@ impl Joint {
 }
 
 impl Agent {
+    /// Whether this node is one of several.
+    pub fn is_joint(&self) -> bool {
+        self.joint.is_some()
+    }
+
     /// Whether this node decides on pairs.
     pub fn decides(&self) -> bool {
         self.joint.as_ref().is_none_or(|joint| joint.agreed.leads)

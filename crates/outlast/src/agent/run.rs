@@ -48,9 +48,6 @@ const TICK: Duration = Duration::from_secs(1);
 /// How often backend host names are resolved again.
 const RESOLVE_EVERY: Duration = Duration::from_secs(10);
 
-/// Whether pairs are served under the lease of this node: no side is agreed on among nodes yet.
-pub(super) const LEASED: bool = false;
-
 /// How often the size of the proxies' log is looked at.
 const LOG_CHECK: Duration = Duration::from_secs(5);
 
@@ -160,6 +157,10 @@ struct Loop {
     face: face::Face,
     /// `None` where there is only one node.
     cluster: Option<Cluster>,
+    /// Until when this node may route to pairs, if it holds its lease; told to the data plane once that is up to date.
+    lease: Option<outlast_core::time::Instant>,
+    /// The data plane has been told of a lease that lasts.
+    vouches: bool,
     /// Since when the data plane lacks a route that was agreed on.
     behind_since: Option<outlast_core::time::Instant>,
     /// Held for as long as the agent answers.
@@ -269,6 +270,8 @@ impl Loop {
             reports,
             face,
             cluster,
+            lease: None,
+            vouches: false,
             behind_since: None,
             _admin: admin,
         };
@@ -463,7 +466,8 @@ impl Loop {
         let now = self.now().instant;
         let view = self.core.view(now);
         let (names, certificates) = (&self.names.known, &self.certificates);
-        let table = table::table(0, &self.topology, &view, names, certificates, LEASED);
+        let leased = self.core.is_joint();
+        let table = table::table(0, &self.topology, &view, names, certificates, leased);
         // A change of sides waits for nobody.
         self.plane.apply(now, table, !self.core.switching().is_empty());
         let picture = Picture {

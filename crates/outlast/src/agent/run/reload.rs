@@ -52,7 +52,7 @@ impl Loop {
             &outlast_core::view::View::default(),
             &self.names.known,
             &certificates,
-            super::LEASED,
+            self.core.is_joint(),
         );
         outlast_proxy::check(&trial)?;
         if let Some(reason) = start::overlap(&topology, &self.plane.sockets) {

@@ -51,16 +51,32 @@ impl Loop {
                 self.step(Input::Answered { command, result });
             }
             Some(News::Lease(until)) => {
+                self.lease = until;
                 self.step(Input::Vouches(until.is_some()));
+                self.pass_on_lease();
             }
             Some(News::Asked(asked)) => self.asked(asked),
             None => {
                 // Its part of the agent has ended: nothing can be decided any more.
                 self.cluster = None;
                 self.step(Input::Agreed(Agreement::default()));
+                self.lease = None;
                 self.step(Input::Vouches(false));
+                self.pass_on_lease();
             }
         }
+    }
+
+    /// Tells the data plane until when it may route to pairs. What was agreed on while this node had no lease is in its
+    /// table first.
+    pub(super) fn pass_on_lease(&mut self) {
+        if self.lease.is_some() && !self.vouches && !self.plane.settled() {
+            return;
+        }
+        if self.lease.is_some() || self.vouches {
+            self.plane.vouch(self.lease);
+        }
+        self.vouches = self.lease.is_some();
     }
 
     fn asked(&mut self, asked: Asked) {

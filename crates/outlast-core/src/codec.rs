@@ -8,6 +8,7 @@ use alloc::borrow::ToOwned as _;
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use core::time::Duration;
@@ -171,6 +172,28 @@ impl Code for String {
         let count = from.count()?;
         let text = core::str::from_utf8(from.take(count)?);
         text.map(str::to_owned).ok().ok_or(Malformed("a text that is not UTF-8"))
+    }
+}
+
+/// Written as what is shared.
+impl<T: Code> Code for Arc<T> {
+    fn encode(&self, to: &mut Vec<u8>) {
+        self.as_ref().encode(to);
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Result<Arc<T>, Malformed> {
+        T::decode(from).map(Arc::new)
+    }
+}
+
+impl Code for Arc<[u8]> {
+    fn encode(&self, to: &mut Vec<u8>) {
+        encode_bytes(self, to);
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Result<Arc<[u8]>, Malformed> {
+        let count = from.count()?;
+        Ok(Arc::from(from.take(count)?))
     }
 }
 

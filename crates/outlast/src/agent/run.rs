@@ -45,6 +45,9 @@ const INBOX_MAX: usize = 4096;
 /// How often counters are read and the picture is refreshed.
 const TICK: Duration = Duration::from_secs(1);
 
+/// How often it is read how full the machine is: a disk fills in minutes.
+const VITALS_EVERY: Duration = Duration::from_secs(5);
+
 /// How often backend host names are resolved again.
 const RESOLVE_EVERY: Duration = Duration::from_secs(10);
 
@@ -294,6 +297,8 @@ impl Loop {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut resolve = tokio::time::interval(RESOLVE_EVERY);
         let mut log_check = tokio::time::interval(LOG_CHECK);
+        let mut vitals = tokio::time::interval(VITALS_EVERY);
+        vitals.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         tracing::info!(node = self.node, file = %self.options.file.display(), "running");
         loop {
             let now = self.now().instant;
@@ -325,11 +330,11 @@ impl Loop {
                 }
                 _ = tick.tick() => {
                     self.ask_proxies();
-                    self.vitals = Vitals::read(&self.data_dir);
                     self.publish();
                     self.confirm_routes();
                 }
                 _ = resolve.tick() => self.resolve(),
+                _ = vitals.tick() => self.vitals = Vitals::read(&self.data_dir),
                 _ = log_check.tick() => self.rotate_log(),
                 _ = signals.hangup.recv() => {
                     // The answer is in the journal and in the log.

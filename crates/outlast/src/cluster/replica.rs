@@ -122,8 +122,10 @@ impl Machine for Feeder {
         self.replica.reached.send_replace(index);
     }
 
-    fn snapshot(&self) -> Vec<u8> {
-        self.replica.read(Agreed::snapshot)
+    fn snapshot(&self) -> Box<dyn FnOnce() -> Vec<u8> + Send> {
+        // Shares the keys and values, which are the most of it.
+        let agreed = self.replica.read(Agreed::clone);
+        Box::new(move || agreed.snapshot())
     }
 
     fn restore(&mut self, bytes: &[u8]) -> Result<(), Malformed> {

@@ -212,7 +212,7 @@ impl ExpectedArgs {
     }
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     outlast_core::units::parse_duration(text).map_err(|error| error.to_string())
 }
 
@@ -304,7 +304,7 @@ async fn write(at: &AtArgs, command: Command) -> anyhow::Result<Reply> {
     }
 }
 
-fn failure(said: Said) -> anyhow::Error {
+pub(crate) fn failure(said: Said) -> anyhow::Error {
     match said {
         Said::Unavailable { reason } => anyhow::anyhow!("nothing was done: {reason}"),
         Said::Unknown { reason } => {

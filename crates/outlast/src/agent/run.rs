@@ -1,5 +1,6 @@
 //! `outlast run`: the loop that reads what happens, asks the core, and does what it says.
 
+mod accord;
 mod counters;
 mod names;
 mod reload;
@@ -91,10 +92,11 @@ enum End {
 
 /// Runs an agent until it is told to stop. False: open work had to be cut off.
 pub fn run(options: &Options) -> anyhow::Result<bool> {
-    let (topology, base) = reload::read_file(&options.file)
+    let (text, topology, base) = reload::read_file(&options.file)
         .map_err(|text| anyhow::anyhow!("the topology file cannot be run\n{text}"))?;
-    let node = start::who_am_i(&topology, options.node.as_deref())?;
     let data_dir = base.join(&topology.cluster.data_dir);
+    let start = accord::start(&data_dir, &options.file, (text, topology))?;
+    let node = start::who_am_i(&start.topology, options.node.as_deref())?;
     let lock = start::claim(&data_dir)?;
     // The agent holds every listening socket, too, and a connection for each probe.
     crate::dataplane::process::raise_descriptor_limit();
@@ -105,7 +107,7 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
     let end = runtime.block_on(async {
         // First: a signal that comes while the agent starts must not kill it.
         let mut signals = Signals::listen()?;
-        let mut agent = Loop::open(options.clone(), topology, base, node, data_dir)?;
+        let mut agent = Loop::open(options.clone(), start, base, node, data_dir)?;
         agent.live(&mut signals).await
     })?;
     // A name that is being resolved may take its time; nobody waits for it.
@@ -167,6 +169,7 @@ struct Loop {
     face: face::Face,
     /// `None` where there is only one node.
     cluster: Option<Cluster>,
+    accord: accord::Accord,
     /// Held for as long as the agent answers.
     _admin: admin::Admin,
 }
@@ -174,7 +177,7 @@ struct Loop {
 impl Loop {
     fn open(
         options: Options,
-        topology: Topology,
+        accord::Start { running, topology }: accord::Start,
         base: PathBuf,
         node: String,
         data_dir: PathBuf,
@@ -225,12 +228,15 @@ impl Loop {
         };
         let admin = admin::Admin::open(&data_dir, shared.clone(), sender.clone())?;
         let face = face::Face::open(topology.cluster.face, shared)?;
+        let (accord, running, errands) = accord::lines(running, options.file.clone());
         let cluster = if cluster::wanted(&topology) {
             Some(Cluster::start(cluster::Settings {
                 topology: topology.as_ref().clone(),
                 base: base.clone(),
                 node: node.clone(),
                 data_dir: data_dir.clone(),
+                running,
+                errands,
             })?)
         } else {
             None
@@ -271,9 +277,11 @@ impl Loop {
             reports,
             face,
             cluster,
+            accord,
             _admin: admin,
         };
         agent.record_all(facts);
+        agent.say_that_file_differs();
         agent.probes.follow(&agent.topology);
         agent.processes.follow(&agent.topology);
         agent.publish();
@@ -317,6 +325,7 @@ impl Loop {
                 Some(said) = self.links.recv() => self.hear_proxy(said),
                 Some(report) = self.reports.recv() => self.hear_process(report),
                 Some(fact) = next_fact(&mut self.cluster) => self.record(fact),
+                errand = self.accord.errand() => self.hear_errand(errand),
                 () = tokio::time::sleep(wake) => {
                     self.look_after_proxies();
                     self.step(Input::Tick);
@@ -327,7 +336,10 @@ impl Loop {
                     self.publish();
                     self.confirm_routes();
                 }
-                _ = resolve.tick() => self.resolve(),
+                _ = resolve.tick() => {
+                    self.resolve();
+                    self.look_at_file();
+                }
                 _ = log_check.tick() => self.rotate_log(),
                 _ = signals.hangup.recv() => {
                     // The answer is in the journal and in the log.

@@ -10,10 +10,11 @@ pub mod door;
 mod draw;
 mod duties;
 mod found;
-mod identity;
+pub(crate) mod identity;
 mod place;
 mod replica;
 mod thread;
+pub mod topology;
 mod view;
 
 pub use thread::{Cluster, Settings};

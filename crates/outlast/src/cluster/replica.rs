@@ -9,6 +9,8 @@ use outlast_core::agreed::{Agreed, Command, Entry, LeaseClock};
 use outlast_core::codec::{Code as _, Malformed};
 use tokio::sync::watch;
 
+use super::topology::{self, Notes};
+
 /// What the threads of the cluster share of it.
 #[derive(Debug)]
 pub(super) struct Replica {
@@ -18,6 +20,8 @@ pub(super) struct Replica {
     clock: Mutex<LeaseClock>,
     leads: AtomicBool,
     names: RwLock<Arc<BTreeMap<u64, String>>>,
+    /// What happened to proposed topologies.
+    pub(super) notes: Mutex<Notes>,
 }
 
 impl Replica {
@@ -28,6 +32,7 @@ impl Replica {
             clock: Mutex::default(),
             leads: AtomicBool::new(false),
             names: RwLock::default(),
+            notes: Mutex::default(),
         })
     }
 
@@ -73,12 +78,15 @@ impl Machine for Feeder {
     fn apply(&mut self, index: Index, command: &[u8]) -> Result<Vec<u8>, Malformed> {
         let entry = Entry::from_bytes(command)?;
         let mut agreed = self.replica.agreed.write().expect("no panic while held");
+        let votes = topology::votes(&agreed);
         let reply = agreed.apply(index, &entry);
         match &entry.command {
             Command::Node(_) => self.replica.learn_names(&agreed),
             Command::Lease(_) | Command::Session(_) | Command::Notice(_) => self.timed = true,
+            Command::Topology(command) => {
+                topology::note(&self.replica.notes, &agreed, command, reply, votes);
+            }
             Command::Introduce
-            | Command::Topology(_)
             | Command::Procedure(_)
             | Command::Kv(_)
             | Command::Lock(_)

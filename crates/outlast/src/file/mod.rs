@@ -4,6 +4,7 @@ mod cluster;
 mod complaint;
 mod data;
 mod desk;
+mod difference;
 mod goals;
 mod item;
 mod names;
@@ -26,6 +27,7 @@ use outlast_core::units::show_size;
 use toml::de::DeTable;
 
 pub use complaint::{Complaint, Complaints};
+pub use difference::{Change, Difference, KeyChange, Part, Side, difference};
 pub use schema::schema;
 
 use complaint::quote;

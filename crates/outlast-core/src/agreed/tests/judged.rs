@@ -1,7 +1,9 @@
 //! What whoever leads makes of a proposal: a table of votes and times.
 
 use std::borrow::ToOwned as _;
+use std::format;
 use std::time::Duration;
+use std::vec::Vec;
 
 use expect_test::{Expect, expect};
 
@@ -23,7 +25,7 @@ fn check(votes: [Option<Result<(), &str>>; 3], open_for: u64, no_for: Option<u64
         (index, agreed.apply(index, &entry))
     };
     apply(&mut agreed, Command::Introduce);
-    let mut ids = std::vec::Vec::new();
+    let mut ids = Vec::new();
     for name in ["a", "b", "c"] {
         let (name, address, role) = (name.to_owned(), "x".to_owned(), NodeRole::Voter);
         let join = NodeCommand::Join { name, role, address, replaces: None };
@@ -41,7 +43,7 @@ fn check(votes: [Option<Result<(), &str>>; 3], open_for: u64, no_for: Option<u64
     let verdict = match proposal.judge(agreed.registry(), open_for, no_for) {
         Verdict::Wait => "wait".to_owned(),
         Verdict::Commit => "commit".to_owned(),
-        Verdict::Abort { reason } => std::format!("abort: {reason}"),
+        Verdict::Abort { reason } => format!("abort: {reason}"),
     };
     expect.assert_eq(&verdict);
 }

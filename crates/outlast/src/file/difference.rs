@@ -305,10 +305,13 @@ mod tests {
 
     #[test]
     fn lists_say_what_comes_and_goes_unless_their_order_changes() {
-        check(&[("\"http://b:1\"]", "\"http://b:1\", \"http://c:1\"]")], expect![[r#"
+        check(
+            &[("\"http://b:1\"]", "\"http://b:1\", \"http://c:1\"]")],
+            expect![[r#"
             Changed service.web
               backends: adds "http://c:1"
-        "#]]);
+        "#]],
+        );
         check(
             &[("[\"http://a:1\", \"http://b:1\"]", "[\"http://b:1\", \"http://a:1\"]")],
             expect![[r#"
@@ -316,10 +319,13 @@ mod tests {
                   backends: ["http://a:1", "http://b:1"] → ["http://b:1", "http://a:1"]
             "#]],
         );
-        check(&[("[\"http://a:1\", \"http://b:1\"]", "[\"http://x:1\"]")], expect![[r#"
+        check(
+            &[("[\"http://a:1\", \"http://b:1\"]", "[\"http://x:1\"]")],
+            expect![[r#"
             Changed service.web
               backends: ["http://a:1", "http://b:1"] → ["http://x:1"]
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
@@ -332,9 +338,12 @@ mod tests {
                   listen: "127.0.0.1:81"
             "#]],
         );
-        check(&[("[cluster]", "[node.a]\naddress = \"10.0.0.1\"\n[cluster]")], expect![[r#"
+        check(
+            &[("[cluster]", "[node.a]\naddress = \"10.0.0.1\"\n[cluster]")],
+            expect![[r#"
             Added node.a
               address: "10.0.0.1"
-        "#]]);
+        "#]],
+        );
     }
 }

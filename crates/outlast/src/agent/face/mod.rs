@@ -5,6 +5,7 @@ pub mod metrics;
 pub mod page;
 pub mod scene;
 pub mod status_json;
+pub mod topology_status;
 
 #[cfg(test)]
 mod doors;

@@ -297,7 +297,13 @@ async fn propose(plan: &Plan, visitor: &mut Visitor, timeout: Duration) -> anyho
         "\nproposed as version {version}, every node has {} to answer\n",
         show_duration(timeout)
     ))?;
-    let Some(ended) = follow_vote(plan, visitor, version, timeout).await? else {
+    let followed = follow_vote(plan, visitor, version, timeout).await;
+    let followed = followed.with_context(|| {
+        format!(
+            "version {version} was being voted on, and whoever leads brings that to its end; look at `outlast status`"
+        )
+    })?;
+    let Some(ended) = followed else {
         let reason = format!(
             "what became of version {version} is not known here; `outlast status` and `outlast events --subject topology` tell"
         );
@@ -335,7 +341,7 @@ fn refused(reply: Reply, now: &TopologyState) -> String {
     }
 }
 
-/// Shows votes as they come; what it came to, if that is known.
+/// Shows votes as they come; what it came to, if that is known. Ctrl-C takes the proposal back.
 async fn follow_vote(
     plan: &Plan,
     visitor: &mut Visitor,
@@ -346,9 +352,15 @@ async fn follow_vote(
     let mut shown: BTreeMap<String, Vote> = BTreeMap::new();
     loop {
         let (now, _) = state(visitor, false, false, version).await?;
-        let ended = now.ended.filter(|ended| ended.version == version);
         let open = now.open.filter(|open| open.version == version);
-        let is_open = open.is_some();
+        let ended = match now.ended.filter(|ended| ended.version == version) {
+            // This node has begun anew meanwhile, and has not noted how it came.
+            None if open.is_none() && now.version == version => {
+                Some(Ended { version, reason: None, votes: shown.clone() })
+            }
+            ended => ended,
+        };
+        let lost = ended.is_none() && open.is_none() && version < now.version;
         let votes = ended.as_ref().map(|ended| ended.votes.clone()).or(open.map(|open| open.votes));
         for (name, vote) in votes.unwrap_or_default() {
             if shown.get(&name) != Some(&vote) {
@@ -356,12 +368,19 @@ async fn follow_vote(
                 shown.insert(name, vote);
             }
         }
-        // It is over here and was not noted: this node has begun anew meanwhile.
-        let lost = !is_open && version < now.version;
         if ended.is_some() || lost || until <= Instant::now() {
             return Ok(ended);
         }
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+            _ = tokio::signal::ctrl_c() => {
+                output::complain("\ntaking it back\n");
+                let reason = format!("taken back on node {}", plan.node);
+                let abort = TopologyCommand::Abort { version, reason };
+                // If it comes too late, the next look shows that.
+                visitor.ask(&Question::Write { command: Command::Topology(abort) }).await?;
+            }
+        }
     }
 }
 

@@ -292,3 +292,80 @@ fn every_mistake_of_a_file_is_told_and_nothing_is_proposed() {
     assert_eq!(nodes.count("a", "topology_proposed"), 0);
     nodes.nothing_has_changed();
 }
+
+#[test]
+fn a_new_node_is_linked_to_and_takes_what_is_in_force_and_a_removed_one_is_left() {
+    let (mut nodes, port) = three("grow-apply");
+    let (obeyed, text) = nodes.apply("a", &file(port, &probed("old")), &["--yes"]);
+    assert!(obeyed, "{text}");
+    let d = format!("[node.d]\naddress = \"127.0.0.4\"\nport = {port}\n");
+    let four = file(port, &(d + &probed("api")));
+    let (obeyed, text) = nodes.apply("a", &four, &["--yes"]);
+    assert!(obeyed && text.contains("let it in with `outlast node add d`"), "{text}");
+    let stage = Stage::new("grow-apply-d");
+    // Its file is an older one.
+    std::fs::write(&stage.file, four.replace("service.api", "service.other")).unwrap();
+    nodes.agents.push(Some(stage.spawn_node("d")));
+    nodes.stages.push(stage);
+    nodes.names.push("d");
+    wait_until("d waits to be let in", || {
+        nodes.agreement("d").is_some_and(|a| {
+            a["why"].as_str().is_some_and(|why| why.contains("outlast node add d"))
+        })
+    });
+    nodes.verb("b", &["node", "add", "d"]);
+    nodes.runs("d", &["api"]);
+    assert_eq!(nodes.taken("d").unwrap()["version"], 2);
+    // From now on it votes like all others.
+    let (obeyed, text) = nodes.apply("d", &four.replace("service.api", "service.more"), &["--yes"]);
+    assert!(obeyed && text.contains("  d  yes") && text.contains("  d  runs it"), "{text}");
+    // Without `c` in the file, everybody refuses; once it is removed, nobody does.
+    let without = four.replace("[node.c]\naddress = \"127.0.0.3\"", "");
+    let without = without.replacen(&format!("\nport = {port}\n[node.d]"), "\n[node.d]", 1);
+    let (obeyed, text) = nodes.apply("a", &without, &["--yes"]);
+    assert!(!obeyed && text.contains("outlast node remove c"), "{text}");
+    nodes.verb("a", &["node", "remove", "c"]);
+    let (obeyed, text) = nodes.apply("a", &without, &["--yes"]);
+    assert!(obeyed && !text.contains("  c  "), "{text}");
+    wait_until("c is left", || nodes.agreement("a").is_some_and(|a| a["peers"].get("c").is_none()));
+}
+
+#[test]
+fn a_node_without_its_own_copy_takes_it_from_a_snapshot() {
+    let (mut nodes, port) = three("snap");
+    let (obeyed, text) = nodes.apply("a", &file(port, &probed("api")), &["--yes"]);
+    assert!(obeyed, "{text}");
+    nodes.kill("c");
+    // Its disk is lost, its file is the one from before; whoever replaces it gets a fresh id.
+    std::fs::remove_dir_all(nodes.stage("c").data().join("consensus")).unwrap();
+    nodes.restart("c");
+    wait_until("c is refused", || {
+        nodes
+            .agreement("c")
+            .is_some_and(|a| a["why"].as_str().is_some_and(|why| why.contains("node replace c")))
+    });
+    assert_eq!(nodes.services("c").unwrap(), [""; 0], "it runs its own file until it has a place");
+    nodes.verb("a", &["node", "replace", "c"]);
+    nodes.runs("c", &["api"]);
+    nodes.stage("c").event(0, "topology_in_force", |_| true);
+}
+
+#[test]
+fn who_asked_can_take_it_back() {
+    let (nodes, port) = three("back");
+    let leader = nodes.leader();
+    nodes.signal(nodes.others(leader)[0], Signal::STOP);
+    let other = nodes.others(leader)[1];
+    let apply = nodes.applying(other, &file(port, &probed("api")), &["--timeout", "60s"]);
+    wait("its own vote", || {
+        let agreement = nodes.agreement(other)?;
+        let votes = agreement["topology"]["proposal"]["votes"].as_object()?;
+        (votes.len() == 2).then_some(())
+    });
+    crate::stage::kill(i32::try_from(apply.id()).unwrap(), Signal::INT);
+    let (obeyed, text) = said(apply);
+    assert!(!obeyed && text.contains(&format!("taken back on node {other}")), "{text}");
+    nodes.stage(leader).event(0, "topology_given_up", |_| true);
+    nodes.signal(nodes.others(leader)[0], Signal::CONT);
+    nodes.nothing_has_changed();
+}

@@ -112,13 +112,20 @@ fn stamp(file: &Path) -> Option<(SystemTime, u64)> {
     Some((metadata.modified().ok()?, metadata.len()))
 }
 
+struct Held {
+    version: u64,
+    /// What ran when it was prepared.
+    beside: u64,
+    prepared: Prepared,
+}
+
 /// What the loop knows of the agreement on its topology.
 pub(super) struct Accord {
     /// Nothing comes where there is only one node.
     errands: mpsc::Receiver<Errand>,
     running: watch::Sender<Running>,
-    /// What this node has said yes to, and keeps open for it.
-    held: Option<(u64, Prepared)>,
+    /// What this node has said yes to, and keeps open for it: clients that come early wait in the kernel.
+    held: Option<Held>,
     /// Of the operator's file when it was last compared.
     seen: Option<(SystemTime, u64)>,
 }
@@ -150,11 +157,19 @@ impl Accord {
             ));
         }
         match &self.held {
-            Some((version, _)) => Err(format!(
-                "version {version} of the topology is being voted on; wait until that is over"
+            Some(held) => Err(format!(
+                "version {} of the topology is being voted on; wait until that is over",
+                held.version
             )),
             None => Ok(()),
         }
+    }
+
+    /// The agent ends: whoever asks is told at once.
+    pub(super) fn close(&mut self) {
+        self.errands.close();
+        while self.errands.try_recv().is_ok() {}
+        self.held = None;
     }
 
     /// Notes what the agent runs now.
@@ -180,8 +195,9 @@ impl Loop {
                 // One at a time: an older one is over.
                 self.accord.held = None;
                 let prepared = read(version, &text).and_then(|topology| self.prepare(topology));
+                let beside = self.accord.version();
                 let checked = prepared.map(|prepared| {
-                    self.accord.held = Some((version, prepared));
+                    self.accord.held = Some(Held { version, beside, prepared });
                 });
                 answer.send(checked).ok();
             }
@@ -189,15 +205,18 @@ impl Loop {
                 answer.send(self.take(version, text)).ok();
             }
             Errand::LetGo { version } => {
-                self.accord.held.take_if(|(held, _)| *held == version);
+                self.accord.held.take_if(|held| held.version == version);
             }
         }
     }
 
     fn take(&mut self, version: u64, text: String) -> Result<(), String> {
-        let held = self.accord.held.take().filter(|(held, _)| *held == version);
-        let prepared = match held {
-            Some((_, prepared)) => prepared,
+        let runs = self.accord.version();
+        let held = self.accord.held.take();
+        // What was prepared beside another topology is let go before it is prepared anew.
+        let fits = |held: &Held| held.version == version && held.beside == runs;
+        let prepared = match held.filter(fits) {
+            Some(held) => held.prepared,
             None => self.prepare(read(version, &text)?)?,
         };
         // First on the disk: who restarts goes on with it.

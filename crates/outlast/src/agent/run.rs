@@ -92,12 +92,9 @@ enum End {
 
 /// Runs an agent until it is told to stop. False: open work had to be cut off.
 pub fn run(options: &Options) -> anyhow::Result<bool> {
-    let (text, topology, base) = reload::read_file(&options.file)
-        .map_err(|text| anyhow::anyhow!("the topology file cannot be run\n{text}"))?;
-    let data_dir = base.join(&topology.cluster.data_dir);
-    let start = accord::start(&data_dir, &options.file, (text, topology))?;
+    let start = accord::start(&options.file)?;
     let node = start::who_am_i(&start.topology, options.node.as_deref())?;
-    let lock = start::claim(&data_dir)?;
+    let lock = start::claim(&start.data_dir)?;
     // The agent holds every listening socket, too, and a connection for each probe.
     crate::dataplane::process::raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -107,7 +104,7 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
     let end = runtime.block_on(async {
         // First: a signal that comes while the agent starts must not kill it.
         let mut signals = Signals::listen()?;
-        let mut agent = Loop::open(options.clone(), start, base, node, data_dir)?;
+        let mut agent = Loop::open(options.clone(), start, node)?;
         agent.live(&mut signals).await
     })?;
     // A name that is being resolved may take its time; nobody waits for it.
@@ -177,10 +174,8 @@ struct Loop {
 impl Loop {
     fn open(
         options: Options,
-        accord::Start { running, topology }: accord::Start,
-        base: PathBuf,
+        accord::Start { running, topology, base, data_dir }: accord::Start,
         node: String,
-        data_dir: PathBuf,
     ) -> anyhow::Result<Loop> {
         let started = Instant::now();
         let (sender, inbox) = mpsc::channel(INBOX_MAX);

@@ -76,6 +76,20 @@ pub fn parse(file_name: &str, text: &str) -> Result<Topology, Complaints> {
     }
 }
 
+/// Where a file says that data is, whatever else is wrong with it.
+pub fn data_dir(text: &str) -> Option<String> {
+    if text.len() > FILE_MAX {
+        return None;
+    }
+    let (root, _) = DeTable::parse_recoverable(text);
+    let cluster = root.get_ref().get("cluster").and_then(|value| value.get_ref().as_table());
+    let written = cluster.and_then(|table| table.get("data_dir"));
+    match written {
+        Some(value) => value.get_ref().as_str().map(str::to_owned),
+        None => shapes::CLUSTER.key("data_dir")?.default_text().map(str::to_owned),
+    }
+}
+
 /// Reads all sections; `None` if one of them was given up.
 fn read<'t>(desk: &'t Desk<'t>, names: &'t Names, root: &'t DeTable<'t>) -> Option<Topology> {
     let file = Section::open(desk, names, &shapes::FILE, None, root, 0..0);

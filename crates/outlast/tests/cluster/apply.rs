@@ -159,8 +159,20 @@ fn a_change_takes_effect_on_all_nodes_and_stays_over_a_restart() {
     });
     let text = nodes.verb("a", &["status"]);
     assert!(text.contains("version 2 is in force") && text.contains("outlast apply"), "{text}");
+    // A file with mistakes keeps nobody from going on with what is agreed.
+    nodes.kill("a");
+    let broken = file(port, "[service.web]\nlisten = \"nowhere\"\n[");
+    std::fs::write(&nodes.stage("a").file, broken).unwrap();
+    nodes.restart("a");
+    nodes.runs("a", &["shop"]);
+    nodes.stage("a").event(0, "file_differs", |e| {
+        e["reason"].as_str().is_some_and(|reason| reason.contains("has mistakes"))
+    });
+    let (obeyed, text) = nodes.apply("a", &file(port, &probed("last")), &["--yes"]);
+    assert!(obeyed, "{text}");
+    nodes.runs("c", &["last"]);
     // What was read again from the log is no news.
-    assert_eq!(nodes.count("a", "topology_in_force"), 2);
+    assert_eq!(nodes.count("a", "topology_in_force"), 3);
 }
 
 #[test]
@@ -368,4 +380,30 @@ fn who_asked_can_take_it_back() {
     nodes.stage(leader).event(0, "topology_given_up", |_| true);
     nodes.signal(nodes.others(leader)[0], Signal::CONT);
     nodes.nothing_has_changed();
+}
+
+#[test]
+fn what_cannot_be_taken_is_told_and_tried_again() {
+    let (nodes, port) = three("trouble");
+    // After its yes, the disk of one node takes nothing any more.
+    let way = nodes.stage("c").data().join("consensus/topology.json.new");
+    std::fs::create_dir(&way).unwrap();
+    let apply = nodes.applying("a", &file(port, &probed("api")), &[]);
+    nodes.stage("c").event(0, "topology_not_taken", |e| e["version"] == 1);
+    nodes.runs("a", &["api"]);
+    wait_until("everybody knows", || {
+        let (_, text) = nodes.stage("b").verb(&["status"]);
+        text.contains("c cannot run version 1: write") && text.contains("c has not said")
+    });
+    assert_eq!(nodes.services("c").unwrap(), [""; 0], "it runs what it ran");
+    std::fs::remove_dir(&way).unwrap();
+    nodes.runs("c", &["api"]);
+    let (obeyed, text) = said(apply);
+    assert!(obeyed && text.contains("  c  "), "{text}");
+    wait_until("nobody is in trouble", || {
+        nodes.agreement("b").is_some_and(|a| {
+            let c = &a["topology"]["nodes"]["c"];
+            c["version"] == 1 && c["trouble"].is_null()
+        })
+    });
 }

@@ -35,29 +35,46 @@ struct Saved {
 pub(super) struct Start {
     pub(super) running: Running,
     pub(super) topology: Topology,
+    /// Relative paths count from here.
+    pub(super) base: PathBuf,
+    pub(super) data_dir: PathBuf,
 }
 
-/// The agreed topology that this node took last, or else the operator's file.
-pub(super) fn start(
-    data_dir: &Path,
-    file: &Path,
-    (text, topology): (String, Topology),
-) -> anyhow::Result<Start> {
-    let Some(saved) = load(data_dir)? else {
-        let running = Running { version: 0, text: text.into(), file_differs: None };
-        return Ok(Start { running, topology });
+/// The agreed topology that this node took last, or else the operator's file, which says where the data is in any case.
+pub(super) fn start(file: &Path) -> anyhow::Result<Start> {
+    let read = super::reload::read_file(file);
+    let place = match &read {
+        Ok((_, topology, base)) => Some((base.clone(), base.join(&topology.cluster.data_dir))),
+        Err(_) => place(file),
     };
-    let path = identity::dir(data_dir).join(NAME);
+    let saved = place.as_ref().map_or(Ok(None), |(_, data_dir)| load(data_dir))?;
+    let (Some((base, data_dir)), Some(saved)) = (place, saved) else {
+        let (text, topology, base) =
+            read.map_err(|text| anyhow::anyhow!("the topology file cannot be run\n{text}"))?;
+        let data_dir = base.join(&topology.cluster.data_dir);
+        let running = Running { version: 0, text: text.into(), file_differs: None };
+        return Ok(Start { running, topology, base, data_dir });
+    };
+    let path = identity::dir(&data_dir).join(NAME);
     let agreed = crate::file::parse(&path.display().to_string(), &saved.text);
-    let agreed = agreed.map_err(|complaints| {
+    let topology = agreed.map_err(|complaints| {
         anyhow::anyhow!(
             "this binary cannot read version {} of the topology, which is in force; run the binary that could\n{complaints}",
             saved.version
         )
     })?;
-    let file_differs = differs(file, &agreed, saved.version);
+    let file_differs = differs(file, &topology, saved.version);
     let running = Running { version: saved.version, text: saved.text.into(), file_differs };
-    Ok(Start { running, topology: agreed })
+    Ok(Start { running, topology, base, data_dir })
+}
+
+/// Where the file is, and where it says that the data is, whatever else is wrong with it.
+pub(super) fn place(file: &Path) -> Option<(PathBuf, PathBuf)> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let absolute = std::path::absolute(file).ok()?;
+    let base = absolute.parent().map(Path::to_path_buf).unwrap_or_default();
+    let data_dir = base.join(crate::file::data_dir(&text)?);
+    Some((base, data_dir))
 }
 
 /// Reads what was taken last; `None` before the first.
@@ -99,7 +116,7 @@ fn differs(file: &Path, in_force: &Topology, version: u64) -> Option<String> {
         Err(reason) => {
             let first = reason.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
             Some(format!(
-                "{shown} cannot be read, version {version} is in force: {}; mend it before the next start",
+                "{shown} has mistakes, and version {version} is in force: {}; see `outlast check {shown}`",
                 first.trim()
             ))
         }

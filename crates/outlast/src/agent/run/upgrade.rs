@@ -76,9 +76,25 @@ impl Loop {
             }
             return;
         }
+        let agreed = self.accord.agreed_text();
+        let finds_data = || {
+            let place = super::accord::place(&self.options.file);
+            place.is_some_and(|(_, data_dir)| data_dir == self.data_dir)
+        };
+        if agreed.is_some() && !finds_data() {
+            let reason = format!(
+                "{} no longer says that the data is in {}; a new binary would not find what is in force",
+                self.options.file.display(),
+                self.data_dir.display()
+            );
+            match asker {
+                Some(asker) => drop(asker.send(Err(reason))),
+                None => tracing::error!(reason, "go on with the present binary"),
+            }
+            return;
+        }
         self.trying = true;
         let (file, inbox) = (self.options.file.clone(), self.sender.clone());
-        let agreed = self.accord.agreed_text();
         // Bounded by TRIAL_MAX; one at a time.
         drop(tokio::task::spawn(async move {
             let result = check_new_binary(&file, agreed).await;

@@ -330,9 +330,25 @@ struct Course {
     checked: Option<(u64, Result<(), String>, bool)>,
     /// Why the one in force does not run here.
     trouble: Option<(u64, String)>,
+    /// What did not work is not tried again before.
+    again_at: Option<Instant>,
     notes_from: u64,
     /// The text whose addresses the links follow.
     followed: Arc<str>,
+}
+
+impl Course {
+    /// Whether something did not work a moment ago.
+    fn waits(&self) -> bool {
+        self.again_at.is_some_and(|at| Instant::now() < at)
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
 }
 
 impl Hub {
@@ -350,6 +366,12 @@ impl Hub {
             let done = self.take_what_is_in_force(&mut course).await
                 & self.vote(&mut course).await
                 & self.tell(&course).await;
+            let now = Instant::now();
+            course.again_at = match course.again_at {
+                _ if done => None,
+                Some(at) if now < at => Some(at),
+                _ => Some(now + TRY_AGAIN),
+            };
             let text = running.borrow_and_update().text.clone();
             if text != course.followed {
                 self.follow_addresses(&text);
@@ -358,7 +380,7 @@ impl Hub {
             tokio::select! {
                 changed = reached.changed() => if changed.is_err() { break },
                 changed = running.changed() => if changed.is_err() { break },
-                () = tokio::time::sleep(TRY_AGAIN), if !done => {}
+                () = until(course.again_at) => {}
             }
         }
         // The agent ends.
@@ -387,6 +409,10 @@ impl Hub {
             course.trouble = None;
             return true;
         }
+        let known = course.trouble.as_ref().is_some_and(|(known, _)| *known == version);
+        if known && course.waits() {
+            return false;
+        }
         let taken = self.ask_agent(|answer| Errand::Take { version, text, answer }).await;
         let trouble = taken.err().map(|reason| (version, shortened(reason)));
         if let Some((version, reason)) = trouble.clone().filter(|_| trouble != course.trouble) {
@@ -414,6 +440,8 @@ impl Hub {
         if let Some(text) = text {
             let result = self.check(version, text).await;
             course.checked = Some((version, result, false));
+        } else if course.waits() {
+            return course.checked.as_ref().is_none_or(|(.., told)| *told);
         }
         let Some((_, result, told)) = &mut course.checked else { return true };
         let Some(node) = self.identity().id.filter(|_| !*told) else { return true };
@@ -557,6 +585,9 @@ impl Hub {
         if nothing || known.as_ref() == Some(&runs) {
             return true;
         }
+        if course.waits() && course.trouble.is_some() {
+            return false;
+        }
         let value = serde_json::to_vec(&runs).expect("plain data always serializes");
         let put = KvCommand::Put { key: runs_key(id), value, session: None };
         match self.write_as_node(Command::Kv(put)).await {
@@ -603,4 +634,105 @@ fn fact(note: Note) -> Fact {
 fn shortened(mut reason: String) -> String {
     reason.truncate(reason.floor_char_boundary(REASON_MAX));
     reason
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use outlast_core::agreed::{ClientId, Entry, NodeCommand, NodeRole};
+
+    /// A cluster of `a` and `b` with one open proposal.
+    fn proposed(limit: Duration) -> (Agreed, impl FnMut(&mut Agreed, Command) -> Reply) {
+        let mut agreed = Agreed::default();
+        let mut index = 0;
+        let mut apply = move |agreed: &mut Agreed, command: Command| {
+            index += 1;
+            let first = matches!(command, Command::Introduce);
+            let (origin, sequence) =
+                if first { (ClientId::NOBODY, 0) } else { (ClientId(1), index - 1) };
+            let entry = Entry { origin, sequence, wall: Default::default(), command };
+            agreed.apply(index, &entry)
+        };
+        apply(&mut agreed, Command::Introduce);
+        for name in ["a", "b"] {
+            let (name, address, role) = (name.to_owned(), "x".to_owned(), NodeRole::Voter);
+            let join = NodeCommand::Join { name, role, address, replaces: None };
+            apply(&mut agreed, Command::Node(join));
+        }
+        let (text, by) = ("text".to_owned(), "a".to_owned());
+        let propose = TopologyCommand::Propose { text, base_version: 0, by, limit };
+        let reply = apply(&mut agreed, Command::Topology(propose));
+        assert_eq!(reply, Reply::Proposed { version: 1 });
+        (agreed, apply)
+    }
+
+    fn vote(node: u64, ok: bool) -> Command {
+        let reason = if ok { String::new() } else { "no room".to_owned() };
+        Command::Topology(TopologyCommand::Vote { version: 1, node, ok, reason })
+    }
+
+    #[test]
+    fn a_leader_counts_from_when_it_first_looks() {
+        let (mut agreed, mut apply) = proposed(Duration::from_secs(10));
+        let (mut judge, start) = (Judge::default(), Instant::now());
+        let at = |ms| start + Duration::from_millis(ms);
+        assert_eq!(judge.look(&agreed, at(0)), None);
+        assert_eq!(judge.look(&agreed, at(9_900)), None);
+        // Another led for a while.
+        judge.rest();
+        assert_eq!(judge.look(&agreed, at(10_100)), None);
+        apply(&mut agreed, vote(2, false));
+        assert_eq!(judge.look(&agreed, at(10_200)), None);
+        let reason = "a: no room; no answer from b yet".to_owned();
+        let abort = Some(TopologyCommand::Abort { version: 1, reason });
+        assert_eq!(judge.look(&agreed, at(11_300)), abort);
+        // Its last word counts.
+        apply(&mut agreed, vote(2, true));
+        assert_eq!(judge.look(&agreed, at(11_400)), None);
+        apply(&mut agreed, vote(3, true));
+        let commit = TopologyCommand::Commit { version: 1 };
+        assert_eq!(judge.look(&agreed, at(11_500)), Some(commit.clone()));
+        apply(&mut agreed, Command::Topology(commit));
+        assert_eq!(judge.look(&agreed, at(11_600)), None);
+    }
+
+    #[test]
+    fn every_note_is_heard_once_and_the_oldest_are_dropped() {
+        let mut notes = Notes::default();
+        let note = |version| Note::Proposed { version, by: "a".to_owned() };
+        (0..3).for_each(|version| notes.add(note(version)));
+        assert_eq!(notes.since(1), (vec![note(1), note(2)], 3));
+        assert_eq!(notes.since(3), (vec![], 3));
+        assert_eq!(notes.since(u64::MAX), (vec![], 3));
+        (3..100).for_each(|version| notes.add(note(version)));
+        let (kept, next) = notes.since(0);
+        assert_eq!((kept.len(), kept.first(), next), (NOTES_KEPT, Some(&note(36)), 100));
+        let ended = Ended { version: 7, reason: None, votes: BTreeMap::new() };
+        notes.add(Note::Ended(ended.clone()));
+        assert_eq!((notes.ended(7), notes.ended(8)), (Some(ended), None));
+    }
+
+    #[test]
+    fn a_state_is_read_as_it_was_written_and_refused_when_it_is_cut() {
+        let votes = [("a".to_owned(), Vote { ok: false, reason: "no room".to_owned() })];
+        let ended =
+            Ended { version: 3, reason: Some("why".to_owned()), votes: votes.clone().into() };
+        let (by, limit) = ("b".to_owned(), Duration::from_secs(9));
+        let node =
+            NodeRuns { voter: true, linked: false, version: 2, trouble: Some("t".to_owned()) };
+        let state = TopologyState {
+            version: 2,
+            text: Some("text".to_owned()),
+            runs: 1,
+            file_differs: None,
+            open: Some(OpenProposal { version: 4, by, limit, votes: votes.into() }),
+            ended: Some(ended),
+            nodes: [("a".to_owned(), node)].into(),
+        };
+        let bytes = state.to_bytes();
+        assert_eq!(TopologyState::from_bytes(&bytes), Ok(state));
+        for length in 0..bytes.len() {
+            assert!(TopologyState::from_bytes(&bytes[..length]).is_err(), "{length}");
+        }
+    }
 }

@@ -168,7 +168,12 @@ fn a_change_takes_effect_on_all_nodes_and_stays_over_a_restart() {
     nodes.stage("a").event(0, "file_differs", |e| {
         e["reason"].as_str().is_some_and(|reason| reason.contains("has mistakes"))
     });
-    let (obeyed, text) = nodes.apply("a", &file(port, &probed("last")), &["--yes"]);
+    // As large as it may be.
+    let mut last = file(port, &probed("last"));
+    last += &"#".repeat((256 << 10) - last.len());
+    let (obeyed, text) = nodes.apply("a", &(last.clone() + "#"), &["--yes"]);
+    assert!(!obeyed && text.contains("262144 at most"), "{text}");
+    let (obeyed, text) = nodes.apply("a", &last, &["--yes"]);
     assert!(obeyed, "{text}");
     nodes.runs("c", &["last"]);
     // What was read again from the log is no news.

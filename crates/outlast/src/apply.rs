@@ -447,6 +447,19 @@ impl Plan {
         format!("  {}  {said}\n", plain(name))
     }
 
+    /// Who said no, and who said nothing; `None` if nobody said no. Why was shown with each vote.
+    fn who_is_not_for_it(&self, voted: &Voted) -> Option<String> {
+        let noes = voted.votes.iter().filter(|(_, vote)| !vote.ok).map(|(name, _)| name.as_str());
+        let noes: Vec<&str> = noes.collect();
+        let silent = self.base.nodes.keys().filter(|name| !voted.votes.contains_key(*name));
+        let silent: Vec<&str> = silent.map(String::as_str).collect();
+        let more = match silent.is_empty() {
+            true => String::new(),
+            false => format!("; no answer from {}", silent.join(", ")),
+        };
+        (!noes.is_empty()).then(|| format!("{} said no{more}", noes.join(", ")))
+    }
+
     /// The difference, for people.
     fn shown(&self) -> String {
         let ink = self.ink();
@@ -492,8 +505,12 @@ impl Plan {
                 output::print(&format!("{:#}\n", self.to_json(word, came)))?;
             }
             (Format::Table, Some(reason)) => {
+                let reason = came
+                    .voted()
+                    .and_then(|v| self.who_is_not_for_it(v))
+                    .unwrap_or(reason.to_owned());
                 let ink = Ink { colour: output::complaints_may_have_colour() };
-                let line = ink.on(Paint::Red, &format!("{words}: {}", plain(reason)));
+                let line = ink.on(Paint::Red, &format!("{words}: {}", plain(&reason)));
                 output::complain(&format!("{line}\n"));
             }
             (Format::Table, None) if words.is_empty() => {}

@@ -745,14 +745,14 @@ fn a_service_listens_on_all_machines_or_on_none() {
     const BUSY: &str = "import socket, sys; s = socket.socket(); s.bind(('0.0.0.0', 8081)); s.listen(); print('busy', flush=True); sys.stdin.read()";
     each_user(|user| {
         let lab = Lab::up(user, THREE);
-        let apply = |node: &str, port: u16| {
+        let apply = |node: &str, port: u16, limit: &str| {
             let service = format!(
                 "\n[service.api]\nlisten = \"0.0.0.0:{port}\"\nbackends = [\"http://127.0.0.1:9\"]\n"
             );
             // In the lab's directory every machine sees it.
             fs::write(lab.dir.join("new.toml"), format!("{THREE}{service}")).unwrap();
             let file = lab.dir.join("new.toml").display().to_string();
-            lab.exec(node, &["outlast", "apply", &file, "--yes"])
+            lab.exec(node, &["outlast", "apply", &file, "--yes", "--timeout", limit])
         };
         let listens = |node: &str, port: u16| {
             let url = format!("http://{node}:{port}/");
@@ -765,7 +765,7 @@ fn a_service_listens_on_all_machines_or_on_none() {
         let mut busy = busy.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut line = [0; 5];
         std::io::Read::read_exact(busy.stdout.as_mut().unwrap(), &mut line).unwrap();
-        let output = apply("a", 8081);
+        let output = apply("a", 8081, "30s");
         let text = said(&output);
         assert_eq!(output.status.code(), Some(1), "{text}");
         assert!(text.contains("b  no: listen on 0.0.0.0:8081 for service.api"), "{text}");
@@ -773,15 +773,15 @@ fn a_service_listens_on_all_machines_or_on_none() {
         wait_until("nobody listens", || !listens("a", 8081) && !listens("c", 8081));
         drop(busy.stdin.take());
         busy.wait().unwrap();
-        let output = apply("c", 8081);
+        let output = apply("c", 8081, "30s");
         assert!(output.status.success(), "{}", said(&output));
         for node in ["a", "b", "c"] {
             wait_until("it listens", || listens(node, 8081));
         }
         // A machine that loses its power goes on with what was agreed.
         lab.good(&["kill", "b"]);
-        let output = apply("a", 8082);
-        assert!(said(&output).contains("no answer from b within 10s"), "{}", said(&output));
+        let output = apply("a", 8082, "3s");
+        assert!(said(&output).contains("no answer from b within 3s"), "{}", said(&output));
         lab.good(&["start", "b"]);
         wait_until("it listens again", || listens("b", 8081));
         assert!(!listens("a", 8082) && !listens("c", 8082));

@@ -48,9 +48,13 @@ impl Nodes {
         path.display().to_string()
     }
 
+    /// What becomes of it, however busy the machine is.
     fn apply(&self, node: &str, text: &str, words: &[&str]) -> (bool, String) {
         let path = self.changed(node, text);
-        self.stage(node).verb(&[&["apply", &path], words].concat())
+        let patience: &[&str] =
+            if words.contains(&"--timeout") { &[] } else { &["--timeout", "60s"] };
+        let words = [words, patience].concat();
+        self.stage(node).verb(&[&["apply", path.as_str()], words.as_slice()].concat())
     }
 
     /// `outlast apply` that goes on beside the test.
@@ -239,7 +243,7 @@ fn of_two_at_once_one_is_refused() {
     let leader = nodes.leader();
     let silent = nodes.others(leader)[0];
     nodes.signal(silent, Signal::STOP);
-    let first = nodes.applying(leader, &file(port, &probed("one")), &[]);
+    let first = nodes.applying(leader, &file(port, &probed("one")), &["--timeout", "60s"]);
     nodes.stage(leader).event(0, "topology_proposed", |_| true);
     let other = nodes.others(leader)[1];
     let (obeyed, text) = nodes.apply(other, &file(port, &probed("two")), &["--yes"]);
@@ -393,7 +397,7 @@ fn what_cannot_be_taken_is_told_and_tried_again() {
     // After its yes, the disk of one node takes nothing any more.
     let way = nodes.stage("c").data().join("consensus/topology.json.new");
     std::fs::create_dir(&way).unwrap();
-    let apply = nodes.applying("a", &file(port, &probed("api")), &[]);
+    let apply = nodes.applying("a", &file(port, &probed("api")), &["--timeout", "60s"]);
     nodes.stage("c").event(0, "topology_not_taken", |e| e["version"] == 1);
     nodes.runs("a", &["api"]);
     wait_until("everybody knows", || {

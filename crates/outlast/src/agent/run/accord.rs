@@ -107,7 +107,8 @@ fn save(data_dir: &Path, version: u64, text: &str) -> anyhow::Result<()> {
 
 /// How the operator's file differs from what is in force, and what to do.
 fn differs(file: &Path, in_force: &Topology, version: u64) -> Option<String> {
-    let shown = file.display();
+    let absolute = std::path::absolute(file);
+    let shown = absolute.as_deref().unwrap_or(file).display();
     match super::reload::read_file(file) {
         Ok((_, topology, _)) if topology == *in_force => None,
         Ok(_) => Some(format!(

@@ -45,7 +45,7 @@ pub use kv::{Expected, Item, Items, KvCommand, Page};
 pub use lease::{Lease, LeaseCommand, Leases};
 pub use limits::{
     ANSWERS_KEPT, CHANGES_KEPT, CLIENTS_KEPT, ENDED_KEPT, HISTORY_KEPT, Limit, NOTICE_MAX,
-    PAGE_BYTES_MAX, PAGE_KEYS_MAX, REMOVED_KEPT, TTL_MAX, TTL_MIN,
+    PAGE_BYTES_MAX, PAGE_KEYS_MAX, PROPOSAL_MAX, REMOVED_KEPT, TTL_MAX, TTL_MIN,
 };
 pub use lock::{Lock, LockCommand, Locks};
 pub use notice::{Notice, NoticeCommand, NoticeKind, Notices};
@@ -58,7 +58,7 @@ pub use session::{Session, SessionCommand};
 pub use sha256::Hash;
 pub use side::{AgreedSide, SideCommand, Sides};
 pub use space::Space;
-pub use topology::{AgreedTopology, Proposal, TopologyCommand, Vote};
+pub use topology::{AgreedTopology, Proposal, REASONS_WAIT, TopologyCommand, Verdict, Vote};
 
 #[cfg(test)]
 use bugs::{Bug, instead};

@@ -208,6 +208,36 @@ pub enum Fact {
     ClusterLeft {
         reason: String,
     },
+    /// A topology is being voted on.
+    TopologyProposed {
+        version: u64,
+        by: String,
+    },
+    /// A node cannot run the topology that is being voted on.
+    TopologyOpposed {
+        version: u64,
+        node: String,
+        reason: String,
+    },
+    /// All nodes have said yes.
+    TopologyInForce {
+        version: u64,
+    },
+    /// Nothing has changed anywhere.
+    TopologyGivenUp {
+        version: u64,
+        reason: String,
+    },
+    /// It is in force, and this node does not run it yet.
+    TopologyNotTaken {
+        version: u64,
+        reason: String,
+    },
+    /// The operator's file says something else than what is in force.
+    FileDiffers {
+        version: u64,
+        reason: String,
+    },
 }
 
 /// A field's value as a program reads it.
@@ -264,6 +294,12 @@ impl Fact {
             Fact::LeaderElected { .. } => "leader_elected",
             Fact::LeaderLost => "leader_lost",
             Fact::ClusterLeft { .. } => "cluster_left",
+            Fact::TopologyProposed { .. } => "topology_proposed",
+            Fact::TopologyOpposed { .. } => "topology_opposed",
+            Fact::TopologyInForce { .. } => "topology_in_force",
+            Fact::TopologyGivenUp { .. } => "topology_given_up",
+            Fact::TopologyNotTaken { .. } => "topology_not_taken",
+            Fact::FileDiffers { .. } => "file_differs",
         }
     }
 
@@ -274,7 +310,14 @@ impl Fact {
             | Fact::AgentStopping { .. }
             | Fact::PairsNotSaved { .. }
             | Fact::PairsSaved => "agent".to_owned(),
-            Fact::TopologyApplied { .. } | Fact::TopologyRefused { .. } => "topology".to_owned(),
+            Fact::TopologyApplied { .. }
+            | Fact::TopologyRefused { .. }
+            | Fact::TopologyProposed { .. }
+            | Fact::TopologyOpposed { .. }
+            | Fact::TopologyInForce { .. }
+            | Fact::TopologyGivenUp { .. }
+            | Fact::TopologyNotTaken { .. }
+            | Fact::FileDiffers { .. } => "topology".to_owned(),
             Fact::HealthChanged { target, .. } => match target {
                 Target::Backend { service, .. } => alloc::format!("service.{service}"),
                 Target::External { name } => alloc::format!("external.{name}"),
@@ -414,6 +457,20 @@ impl Fact {
             Fact::LeaderElected { leader, term } => {
                 alloc::vec![("leader", text(leader)), ("term", Number(*term))]
             }
+            Fact::TopologyProposed { version, by } => {
+                alloc::vec![("version", Number(*version)), ("by", text(by))]
+            }
+            Fact::TopologyOpposed { version, node, reason } => alloc::vec![
+                ("version", Number(*version)),
+                ("by", text(node)),
+                ("reason", text(reason))
+            ],
+            Fact::TopologyInForce { version } => alloc::vec![("version", Number(*version))],
+            Fact::TopologyGivenUp { version, reason }
+            | Fact::TopologyNotTaken { version, reason }
+            | Fact::FileDiffers { version, reason } => {
+                alloc::vec![("version", Number(*version)), ("reason", text(reason))]
+            }
         }
     }
 
@@ -428,7 +485,8 @@ impl Fact {
             | Fact::OrderRefused { .. }
             | Fact::CertificatesRefused { .. }
             | Fact::LeaderLost
-            | Fact::ClusterLeft { .. } => Severity::Error,
+            | Fact::ClusterLeft { .. }
+            | Fact::TopologyNotTaken { .. } => Severity::Error,
             Fact::HealthChanged { to: Health::Down, .. }
             | Fact::ServiceChanged { to: ServiceState::Down, .. }
             | Fact::Ejected { .. }
@@ -440,7 +498,10 @@ impl Fact {
             | Fact::ProxyKilled { .. }
             | Fact::LinkDown { .. }
             | Fact::LinkRefused { .. }
-            | Fact::PartUnreachable { .. } => Severity::Warn,
+            | Fact::PartUnreachable { .. }
+            | Fact::TopologyOpposed { .. }
+            | Fact::TopologyGivenUp { .. }
+            | Fact::FileDiffers { .. } => Severity::Warn,
             Fact::AgentStarted { .. }
             | Fact::AgentStopping { .. }
             | Fact::TopologyApplied { .. }
@@ -461,6 +522,8 @@ impl Fact {
             | Fact::LinkUp { .. }
             | Fact::CertificatesTaken
             | Fact::LeaderElected { .. }
+            | Fact::TopologyProposed { .. }
+            | Fact::TopologyInForce { .. }
             | Fact::PairsSaved => Severity::Info,
         }
     }
@@ -573,6 +636,22 @@ impl fmt::Display for Fact {
             Fact::ClusterLeft { reason } => {
                 write!(f, "this node takes no part any more: {reason}")
             }
+            Fact::TopologyProposed { version, by } => {
+                write!(f, "version {version} is proposed at {by}: every node is asked")
+            }
+            Fact::TopologyOpposed { version, node, reason } => {
+                write!(f, "{node} is against version {version}: {reason}")
+            }
+            Fact::TopologyInForce { version } => {
+                write!(f, "version {version} is in force: every node said yes")
+            }
+            Fact::TopologyGivenUp { version, reason } => {
+                write!(f, "version {version} is given up, nothing has changed: {reason}")
+            }
+            Fact::TopologyNotTaken { version, reason } => {
+                write!(f, "version {version} is in force and does not run here yet: {reason}")
+            }
+            Fact::FileDiffers { reason, .. } => f.write_str(reason),
         }
     }
 }

@@ -44,8 +44,8 @@ Exit status:
 pub(crate) const AFTER_HELP_OF_NODE: &str = "\
 Examples:
   outlast node list                      who takes part, under which id, and in which role
-  outlast node add d --address 10.0.0.4:8901
-                                         let a new node in; it learns, and does not vote
+  outlast node add d                     let a new node in; it learns, and does not vote; first bring a
+                                         file with [node.d] into force: `outlast apply`
   outlast node promote d                 let it vote
   outlast node demote d                  let it only learn
   outlast node remove d                  its id never comes back
@@ -146,7 +146,7 @@ pub(crate) enum NodeVerb {
     /// Lets a new node in, as one that learns.
     Add {
         name: String,
-        /// Where its agent is reached by the others.
+        /// Where its agent is reached by the others; known if the topology in force has [node.NAME].
         #[arg(long, value_name = "ADDRESS:PORT")]
         address: Option<String>,
         #[command(flatten)]
@@ -212,7 +212,7 @@ impl ExpectedArgs {
     }
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     outlast_core::units::parse_duration(text).map_err(|error| error.to_string())
 }
 
@@ -248,7 +248,10 @@ pub(crate) fn node(verb: NodeVerb) -> anyhow::Result<Outcome> {
         match verb {
             NodeVerb::List { read } => nodes(&read).await,
             NodeVerb::Add { name, address, at } => {
-                let address = address.unwrap_or_default();
+                let address = match address {
+                    Some(address) => address,
+                    None => address_in_force(&name, &at).await?,
+                };
                 let join = join(name, address, NodeRole::Learner, None);
                 done(write(&at, Command::Node(join)).await?)
             }
@@ -272,6 +275,23 @@ pub(crate) fn node(verb: NodeVerb) -> anyhow::Result<Outcome> {
             }
         }
     })
+}
+
+/// Where the topology in force says that a node is reached.
+async fn address_in_force(name: &str, at: &AtArgs) -> anyhow::Result<String> {
+    let question = Question::Topology { fresh: true, text: true, about: 0 };
+    let text = match visit(at).await?.ask(&question).await? {
+        Said::Topology { state, .. } => state.text.unwrap_or_default(),
+        other => return Err(failure(other)),
+    };
+    let topology = outlast::file::parse("the topology in force", &text);
+    let address = topology.ok().and_then(|topology| topology.link_addresses().remove(name));
+    let address = address.with_context(|| {
+        format!(
+            "the topology in force has no [node.{name}], so that no node would link to it; add it and run `outlast apply`, or say where it is: --address"
+        )
+    })?;
+    Ok(address.to_string())
 }
 
 fn join(name: String, address: String, role: NodeRole, replaces: Option<u64>) -> NodeCommand {
@@ -304,7 +324,7 @@ async fn write(at: &AtArgs, command: Command) -> anyhow::Result<Reply> {
     }
 }
 
-fn failure(said: Said) -> anyhow::Error {
+pub(crate) fn failure(said: Said) -> anyhow::Error {
     match said {
         Said::Unavailable { reason } => anyhow::anyhow!("nothing was done: {reason}"),
         Said::Unknown { reason } => {

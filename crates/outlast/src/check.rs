@@ -61,7 +61,7 @@ pub(crate) fn export_kubernetes(args: &KubernetesArgs) -> anyhow::Result<Outcome
 }
 
 /// Reads a file, or standard input for `-`; not much more of it than `parse` accepts.
-fn read(path: &Path) -> anyhow::Result<(String, String)> {
+pub(crate) fn read(path: &Path) -> anyhow::Result<(String, String)> {
     let limit = FILE_MAX as u64 + 1;
     let mut bytes = Vec::new();
     let name = if path == Path::new("-") {
@@ -147,7 +147,7 @@ fn nine_nines(format: Format) -> anyhow::Result<Outcome> {
     Ok(Outcome::Fine)
 }
 
-fn complain(complaints: &Complaints, name: &str, format: Format) -> anyhow::Result<()> {
+pub(crate) fn complain(complaints: &Complaints, name: &str, format: Format) -> anyhow::Result<()> {
     match format {
         Format::Table => {
             output::complain(&complaints.render(output::complaints_may_have_colour()));

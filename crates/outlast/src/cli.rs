@@ -20,6 +20,7 @@ Examples:
   outlast check --format json | jq .    the same for programs
   outlast certs init --cluster shop     the certificates by which nodes know each other
   outlast schema > outlast.schema.json  what an editor needs to complete and check the file
+  outlast apply shop.toml               the changed file on all nodes of the cluster, or on none
   outlast lab up shop.toml              the whole cluster on this machine, to try and to break
 
 `outlast VERB --help` says more about a verb.";
@@ -48,7 +49,11 @@ pub(crate) enum Verb {
     #[command(after_help = AFTER_HELP_OF_EVENTS)]
     Events(EventsArgs),
     /// Takes the changed topology file without dropping a connection; a bad one is refused and the old one stays.
+    /// Where several nodes have agreed on a topology, use `outlast apply`.
     Reload(AtArgs),
+    /// Brings a changed topology file into force on all nodes of the cluster, or on none.
+    #[command(after_help = crate::apply::AFTER_HELP)]
+    Apply(crate::apply::ApplyArgs),
     /// Takes a backend out of traffic: what it has is finished, nothing new comes.
     #[command(after_help = AFTER_HELP_OF_DRAIN)]
     Drain(BackendArgs),

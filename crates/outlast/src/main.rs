@@ -1,6 +1,7 @@
 //! `outlast`: one binary, one topology file.
 
 mod agreed;
+mod apply;
 mod certs;
 mod check;
 mod cli;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         Verb::Run(args) => verbs::run(&args),
         Verb::Status(args) => status::run(&args),
         Verb::Events(args) => events::run(&args),
+        Verb::Apply(args) => apply::run(&args),
         Verb::Reload(at) => verbs::order(&at, "/v1/reload", None, None),
         Verb::Drain(args) => {
             verbs::order(&args.at, "/v1/drain", Some(args.service), Some(args.backend))

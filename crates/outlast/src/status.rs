@@ -1,5 +1,7 @@
 //! `outlast status`: what is up, what is not, since when, why, and what comes next, on one screen.
 
+mod topology;
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -77,6 +79,7 @@ fn frame(text: String, format: Format) -> String {
 fn table(status: &Status, ink: Ink) -> String {
     let mut blocks = vec![head(status, ink)];
     blocks.extend(status.agreement.as_ref().map(|agreement| agreed(status, agreement, ink)));
+    blocks.extend(status.agreement.as_ref().map(|a| topology::topology(&a.topology, ink)));
     let at = |name: &String| elsewhere(status, name, ink);
     blocks.extend(status.services.iter().map(|(n, s)| block(n, s, ink) + &at(n)));
     if let Some(parts) = parts(status, ink) {

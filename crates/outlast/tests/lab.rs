@@ -739,3 +739,51 @@ fn nodes_agree_over_real_links_and_go_on_when_the_leader_is_cut_off() {
         });
     });
 }
+
+#[test]
+fn a_service_listens_on_all_machines_or_on_none() {
+    const BUSY: &str = "import socket, sys; s = socket.socket(); s.bind(('0.0.0.0', 8081)); s.listen(); print('busy', flush=True); sys.stdin.read()";
+    each_user(|user| {
+        let lab = Lab::up(user, THREE);
+        let apply = |node: &str, port: u16, limit: &str| {
+            let service = format!(
+                "\n[service.api]\nlisten = \"0.0.0.0:{port}\"\nbackends = [\"http://127.0.0.1:9\"]\n"
+            );
+            // In the lab's directory every machine sees it.
+            fs::write(lab.dir.join("new.toml"), format!("{THREE}{service}")).unwrap();
+            let file = lab.dir.join("new.toml").display().to_string();
+            lab.exec(node, &["outlast", "apply", &file, "--yes", "--timeout", limit])
+        };
+        let listens = |node: &str, port: u16| {
+            let url = format!("http://{node}:{port}/");
+            lab.exec(node, &["curl", "-s", "-o", "/dev/null", "-m", "2", &url]).status.success()
+        };
+        wait_until("a leader", || {
+            lab.exec("a", &["outlast", "kv", "get", "k"]).status.code() == Some(1)
+        });
+        let mut busy = lab.command(&["exec", "b", "--", "python3", "-c", BUSY]);
+        let mut busy = busy.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = [0; 5];
+        std::io::Read::read_exact(busy.stdout.as_mut().unwrap(), &mut line).unwrap();
+        let output = apply("a", 8081, "30s");
+        let text = said(&output);
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.contains("b  no: listen on 0.0.0.0:8081 for service.api"), "{text}");
+        assert!(text.contains("c  yes"), "{text}");
+        wait_until("nobody listens", || !listens("a", 8081) && !listens("c", 8081));
+        drop(busy.stdin.take());
+        busy.wait().unwrap();
+        let output = apply("c", 8081, "30s");
+        assert!(output.status.success(), "{}", said(&output));
+        for node in ["a", "b", "c"] {
+            wait_until("it listens", || listens(node, 8081));
+        }
+        // A machine that loses its power goes on with what was agreed.
+        lab.good(&["kill", "b"]);
+        let output = apply("a", 8082, "3s");
+        assert!(said(&output).contains("no answer from b within 3s"), "{}", said(&output));
+        lab.good(&["start", "b"]);
+        wait_until("it listens again", || listens("b", 8081));
+        assert!(!listens("a", 8082) && !listens("c", 8082));
+    });
+}

@@ -152,6 +152,9 @@ impl Limit {
 pub const TTL_MIN: Duration = Duration::from_millis(100);
 pub const TTL_MAX: Duration = Duration::from_secs(24 * 3600);
 
+/// The longest time that nodes may be given to answer a proposed topology.
+pub const PROPOSAL_MAX: Duration = Duration::from_secs(600);
+
 /// The longest pause, maintenance window or silence.
 pub const NOTICE_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 

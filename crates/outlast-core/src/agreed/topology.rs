@@ -4,16 +4,19 @@
 //! force once every registered node has said yes. Numbers of proposals are never used twice, so that a late vote cannot
 //! count for a later proposal.
 
+use alloc::borrow::ToOwned as _;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
+use core::time::Duration;
 
 use super::Stamp;
 #[cfg(test)]
 use super::bugs::{Bug, instead};
 use super::form::{coded_enum, coded_struct};
 use super::history::History;
-use super::limits::Limit;
+use super::limits::{Limit, PROPOSAL_MAX};
 use super::registry::Registry;
 use super::reply::{Refusal, Reply};
 use super::sha256::Hash;
@@ -21,10 +24,13 @@ use super::sha256::Hash;
 /// What can happen to the topology.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TopologyCommand {
-    /// `base_version` is the version that the author of the text started from.
+    /// `base_version` is the version that the author of the text started from, `by` the node that was told to propose it;
+    /// whoever leads gives it up if it is not in force after `limit`.
     Propose {
         text: String,
         base_version: u64,
+        by: String,
+        limit: Duration,
     },
     /// A node has checked the proposal; its last word counts.
     Vote {
@@ -44,14 +50,18 @@ pub enum TopologyCommand {
 }
 
 coded_enum!(TopologyCommand, "a command about the topology that is not known here", {
-    1 = Propose { text, base_version }, 2 = Vote { version, node, ok, reason }, 3 = Commit { version },
-    4 = Abort { version, reason },
+    1 = Propose { text, base_version, by, limit }, 2 = Vote { version, node, ok, reason },
+    3 = Commit { version }, 4 = Abort { version, reason },
 });
 
 impl TopologyCommand {
     pub(super) fn check(&self) -> Result<(), Refusal> {
         match self {
-            TopologyCommand::Propose { text, .. } => Limit::TopologyBytes.text(text),
+            TopologyCommand::Propose { text, by, limit, .. } => {
+                Limit::TopologyBytes.text(text)?;
+                Limit::NameBytes.name(by)?;
+                if *limit <= PROPOSAL_MAX { Ok(()) } else { Err(Refusal::Duration) }
+            }
             TopologyCommand::Vote { reason, .. } | TopologyCommand::Abort { reason, .. } => {
                 Limit::ReasonBytes.text(reason)
             }
@@ -84,10 +94,26 @@ pub struct Proposal {
     pub text: String,
     pub hash: Hash,
     pub proposed: Stamp,
+    pub by: String,
+    pub limit: Duration,
     pub votes: BTreeMap<u64, Vote>,
 }
 
-coded_struct!(Proposal { version, text, hash, proposed, votes });
+coded_struct!(Proposal { version, text, hash, proposed, by, limit, votes });
+
+/// What is to become of a proposal now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Answers are missing, and there is time.
+    Wait,
+    Commit,
+    Abort {
+        reason: String,
+    },
+}
+
+/// After a no, the others have so long to say what else is wrong.
+pub const REASONS_WAIT: Duration = Duration::from_secs(1);
 
 impl Proposal {
     /// How many nodes have not answered, and how many are against it.
@@ -96,6 +122,48 @@ impl Proposal {
         let silent = registry.nodes().keys().filter(|id| vote(id).is_none()).count();
         let against = registry.nodes().keys().filter(|id| vote(id) == Some(false)).count();
         (silent, against)
+    }
+
+    /// What whoever leads makes of it, `open_for` after it has first seen the proposal and `no_for` after a no.
+    pub fn judge(
+        &self,
+        registry: &Registry,
+        open_for: Duration,
+        no_for: Option<Duration>,
+    ) -> Verdict {
+        let (silent, against) = self.missing(registry);
+        if silent == 0 && against == 0 && !registry.nodes().is_empty() {
+            return Verdict::Commit;
+        }
+        let in_time = open_for < self.limit && no_for.is_none_or(|no_for| no_for < REASONS_WAIT);
+        if in_time && silent > 0 {
+            return Verdict::Wait;
+        }
+        Verdict::Abort { reason: self.reasons(registry) }
+    }
+
+    /// Why it cannot come into force, node by node.
+    fn reasons(&self, registry: &Registry) -> String {
+        let mut reasons: Vec<String> = Vec::new();
+        let mut silent: Vec<&str> = Vec::new();
+        for (id, node) in registry.nodes() {
+            match self.votes.get(id) {
+                None => silent.push(&node.name),
+                Some(vote) if !vote.ok => reasons.push(format!("{}: {}", node.name, vote.reason)),
+                Some(_) => {}
+            }
+        }
+        if !silent.is_empty() {
+            let limit = crate::units::show_duration(self.limit);
+            let silent = silent.join(", ");
+            // Without a no, the whole time has passed.
+            let within =
+                if reasons.is_empty() { format!(" within {limit}") } else { " yet".to_owned() };
+            reasons.push(format!("no answer from {silent}{within}"));
+        }
+        let mut reason = reasons.join("; ");
+        reason.truncate(reason.floor_char_boundary(Limit::ReasonBytes.most()));
+        reason
     }
 }
 
@@ -139,7 +207,7 @@ impl AgreedTopology {
         history: &mut History,
     ) -> Result<Reply, Refusal> {
         match command {
-            TopologyCommand::Propose { text, base_version } => {
+            TopologyCommand::Propose { text, base_version, by, limit } => {
                 if let Some(open) = &self.proposal {
                     return Err(Refusal::ProposalOpen { version: open.version });
                 }
@@ -148,8 +216,15 @@ impl AgreedTopology {
                 }
                 self.proposed = self.proposed.saturating_add(1);
                 let (version, hash) = (self.proposed, Hash::of(text.as_bytes()));
-                let (text, votes) = (text.clone(), BTreeMap::new());
-                self.proposal = Some(Proposal { version, text, hash, proposed: at, votes });
+                self.proposal = Some(Proposal {
+                    version,
+                    text: text.clone(),
+                    hash,
+                    proposed: at,
+                    by: by.clone(),
+                    limit: *limit,
+                    votes: BTreeMap::new(),
+                });
                 history.add(at, 0, &format!("topology version {version} is proposed"));
                 Ok(Reply::Proposed { version })
             }

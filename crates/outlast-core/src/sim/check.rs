@@ -292,6 +292,12 @@ impl Check {
             | Fact::CertificatesRefused { .. }
             | Fact::LeaderElected { .. }
             | Fact::LeaderLost
+            | Fact::TopologyProposed { .. }
+            | Fact::TopologyOpposed { .. }
+            | Fact::TopologyInForce { .. }
+            | Fact::TopologyGivenUp { .. }
+            | Fact::TopologyNotTaken { .. }
+            | Fact::FileDiffers { .. }
             | Fact::ClusterLeft { .. } => {
                 return Err(format!("the agent said what it cannot know: {fact:?}"));
             }

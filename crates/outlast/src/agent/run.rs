@@ -1,5 +1,6 @@
 //! `outlast run`: the loop that reads what happens, asks the core, and does what it says.
 
+mod accord;
 mod counters;
 mod names;
 mod reload;
@@ -95,11 +96,9 @@ enum End {
 
 /// Runs an agent until it is told to stop. False: open work had to be cut off.
 pub fn run(options: &Options) -> anyhow::Result<bool> {
-    let (topology, base) = reload::read_file(&options.file)
-        .map_err(|text| anyhow::anyhow!("the topology file cannot be run\n{text}"))?;
-    let node = start::who_am_i(&topology, options.node.as_deref())?;
-    let data_dir = base.join(&topology.cluster.data_dir);
-    let lock = start::claim(&data_dir)?;
+    let start = accord::start(&options.file)?;
+    let node = start::who_am_i(&start.topology, options.node.as_deref())?;
+    let lock = start::claim(&start.data_dir)?;
     // The agent holds every listening socket, too, and a connection for each probe.
     crate::dataplane::process::raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -109,7 +108,7 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
     let end = runtime.block_on(async {
         // First: a signal that comes while the agent starts must not kill it.
         let mut signals = Signals::listen()?;
-        let mut agent = Loop::open(options.clone(), topology, base, node, data_dir)?;
+        let mut agent = Loop::open(options.clone(), start, node)?;
         agent.live(&mut signals).await
     })?;
     // A name that is being resolved may take its time; nobody waits for it.
@@ -166,6 +165,7 @@ struct Loop {
     vouches: bool,
     /// Since when the data plane lacks a route that was agreed on.
     behind_since: Option<outlast_core::time::Instant>,
+    accord: accord::Accord,
     /// Held for as long as the agent answers.
     _admin: admin::Admin,
 }
@@ -173,10 +173,8 @@ struct Loop {
 impl Loop {
     fn open(
         options: Options,
-        topology: Topology,
-        base: PathBuf,
+        accord::Start { running, topology, base, data_dir }: accord::Start,
         node: String,
-        data_dir: PathBuf,
     ) -> anyhow::Result<Loop> {
         let started = Instant::now();
         let (sender, inbox) = mpsc::channel(INBOX_MAX);
@@ -227,12 +225,15 @@ impl Loop {
         };
         let admin = admin::Admin::open(&data_dir, shared.clone(), sender.clone())?;
         let face = face::Face::open(topology.cluster.face, shared)?;
+        let (accord, running, errands) = accord::lines(running, options.file.clone());
         let cluster = if cluster::wanted(&topology) {
             Some(Cluster::start(cluster::Settings {
                 topology: topology.as_ref().clone(),
                 base: base.clone(),
                 node: node.clone(),
                 data_dir: data_dir.clone(),
+                running,
+                errands,
             })?)
         } else {
             None
@@ -276,9 +277,11 @@ impl Loop {
             lease: None,
             vouches: false,
             behind_since: None,
+            accord,
             _admin: admin,
         };
         agent.record_all(facts);
+        agent.say_that_file_differs();
         agent.probes.follow(&agent.topology);
         agent.processes.follow(&agent.topology);
         agent.publish();
@@ -324,6 +327,7 @@ impl Loop {
                 Some(said) = self.links.recv() => self.hear_proxy(said),
                 Some(report) = self.reports.recv() => self.hear_process(report),
                 news = together::next_news(&mut self.cluster) => self.hear_cluster(news),
+                errand = self.accord.errand() => self.hear_errand(errand),
                 () = tokio::time::sleep(wake) => {
                     self.look_after_proxies();
                     self.step(Input::Tick);
@@ -333,7 +337,10 @@ impl Loop {
                     self.publish();
                     self.confirm_routes();
                 }
-                _ = resolve.tick() => self.resolve(),
+                _ = resolve.tick() => {
+                    self.resolve();
+                    self.look_at_file();
+                }
                 _ = vitals.tick() => self.vitals = Vitals::read(&self.data_dir),
                 _ = log_check.tick() => self.rotate_log(),
                 _ = signals.hangup.recv() => {

@@ -20,6 +20,7 @@ use tokio::sync::Semaphore;
 use super::agree::{Client, Failure, is_own};
 use super::ask::version;
 use super::thread::Hub;
+use super::topology::TopologyState;
 
 /// Bytes of one question or answer.
 const MESSAGE_MAX: usize = 4 << 20;
@@ -62,6 +63,12 @@ pub enum Question {
     Lead {
         node: String,
     },
+    /// What is in force, with its text if that is wanted, and what became of the version that is asked about.
+    Topology {
+        fresh: bool,
+        text: bool,
+        about: u64,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +90,11 @@ pub enum Said {
     },
     Nodes {
         nodes: Vec<(u64, Node)>,
+    },
+    Topology {
+        state: TopologyState,
+        /// The node that was asked.
+        node: String,
     },
     /// Some changes are no longer kept: read anew and watch from here.
     Compacted {
@@ -170,6 +182,13 @@ async fn serve(hub: &Hub, stream: UnixStream) -> io::Result<()> {
                 Err(failure) => failed(failure),
             },
             Question::Lead { node } => lead(hub, &node).await,
+            Question::Topology { fresh, text, about } => match ready(hub, fresh).await {
+                Ok(()) => {
+                    let node = hub.settings.node.clone();
+                    Said::Topology { state: hub.topology_state(text, about), node }
+                }
+                Err(failure) => failed(failure),
+            },
         };
         send(&mut writer, &said).await?;
     }
@@ -347,6 +366,12 @@ impl Code for Question {
                 to.push(6);
                 fresh.encode(to);
             }
+            Question::Topology { fresh, text, about } => {
+                to.push(7);
+                fresh.encode(to);
+                text.encode(to);
+                about.encode(to);
+            }
         }
     }
 
@@ -363,6 +388,11 @@ impl Code for Question {
             4 => Question::Watch { prefix: Code::decode(from)?, from: Code::decode(from)? },
             5 => Question::Lead { node: Code::decode(from)? },
             6 => Question::Nodes { fresh: Code::decode(from)? },
+            7 => Question::Topology {
+                fresh: Code::decode(from)?,
+                text: Code::decode(from)?,
+                about: Code::decode(from)?,
+            },
             _ => return Err(Malformed("a question that is not known here")),
         })
     }
@@ -416,6 +446,11 @@ impl Code for Said {
                     node.encode(to);
                 }
             }
+            Said::Topology { state, node } => {
+                to.push(10);
+                state.encode(to);
+                node.encode(to);
+            }
         }
     }
 
@@ -445,6 +480,7 @@ impl Code for Said {
                 }
                 Said::Nodes { nodes }
             }
+            10 => Said::Topology { state: Code::decode(from)?, node: Code::decode(from)? },
             _ => return Err(Malformed("an answer that is not known here")),
         })
     }

@@ -114,8 +114,8 @@ impl Hub {
         });
         let peers = peers.collect();
         let names = self.replica.names().as_ref().clone();
-        let topology_version = self.replica.read(|agreed| agreed.topology().version());
-        let view = ClusterView { phase, standing, names, peers, topology_version };
+        let topology = self.topology_state(false, 0);
+        let view = ClusterView { phase, standing, names, peers, topology };
         self.publish.send_replace(Arc::new(view));
     }
 }

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use outlast_consensus::{Change, Consensus, Members, NodeId, Role};
-use outlast_core::agreed::{ClientId, Entry, Registry};
+use outlast_core::agreed::{ClientId, Command, Entry, Registry};
 use tokio::time::Instant;
 
 use super::thread::Hub;
+use super::topology::Judge;
 use crate::agent::shared::wall;
 
 /// How often a leader looks whether there is something to do.
@@ -18,13 +19,16 @@ const DUTY_MAX: Duration = Duration::from_secs(1);
 
 /// Never ends.
 pub(super) async fn look_after(hub: Arc<Hub>) {
+    let mut judge = Judge::default();
     loop {
         leads(&hub).await;
         tokio::time::sleep(LOOK_EVERY).await;
         let Some(consensus) = hub.consensus().filter(|consensus| consensus.may_act()) else {
+            judge.rest();
             continue;
         };
-        for command in hub.replica.over() {
+        let judged = hub.replica.read(|agreed| judge.look(agreed, Instant::now()));
+        for command in hub.replica.over().into_iter().chain(judged.map(Command::Topology)) {
             let entry = Entry { origin: ClientId::NOBODY, sequence: 0, wall: wall(), command };
             // A renewal that came meanwhile makes it fail, as it should.
             hub.propose(&entry, Instant::now() + DUTY_MAX).await.ok();

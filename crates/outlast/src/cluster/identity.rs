@@ -18,7 +18,7 @@ pub(super) struct Identity {
     pub(super) token: u64,
 }
 
-pub(super) fn dir(data_dir: &Path) -> PathBuf {
+pub(crate) fn dir(data_dir: &Path) -> PathBuf {
     data_dir.join("consensus")
 }
 

@@ -10,12 +10,13 @@ pub mod door;
 mod draw;
 mod duties;
 mod found;
-mod identity;
+pub(crate) mod identity;
 mod lease;
 mod place;
 mod replica;
 mod share;
 mod thread;
+pub mod topology;
 mod view;
 
 pub use share::{Answering, Asked, News, StandbyOrder};

@@ -10,6 +10,8 @@ use outlast_core::agreed::{Agreed, Command, Entry, LeaseClock};
 use outlast_core::codec::{Code as _, Malformed};
 use tokio::sync::watch;
 
+use super::topology::{self, Notes};
+
 /// What the threads of the cluster share of it.
 #[derive(Debug)]
 pub(super) struct Replica {
@@ -21,6 +23,8 @@ pub(super) struct Replica {
     names: RwLock<Arc<BTreeMap<u64, String>>>,
     /// What an agent goes by.
     pub(super) agreement: watch::Sender<Arc<Agreement>>,
+    /// What happened to proposed topologies.
+    pub(super) notes: Mutex<Notes>,
 }
 
 impl Replica {
@@ -32,6 +36,7 @@ impl Replica {
             leads: AtomicBool::new(false),
             names: RwLock::default(),
             agreement: watch::Sender::new(Arc::default()),
+            notes: Mutex::default(),
         })
     }
 
@@ -92,6 +97,7 @@ impl Machine for Feeder {
     fn apply(&mut self, index: Index, command: &[u8]) -> Result<Vec<u8>, Malformed> {
         let entry = Entry::from_bytes(command)?;
         let mut agreed = self.replica.agreed.write().expect("no panic while held");
+        let votes = topology::votes(&agreed);
         let reply = agreed.apply(index, &entry);
         match &entry.command {
             Command::Node(_) => {
@@ -101,8 +107,10 @@ impl Machine for Feeder {
             Command::Lease(_) => (self.timed, self.roles) = (true, true),
             Command::Session(_) | Command::Notice(_) => self.timed = true,
             Command::Side(_) => self.roles = true,
+            Command::Topology(command) => {
+                topology::note(&self.replica.notes, &agreed, command, reply, votes);
+            }
             Command::Introduce
-            | Command::Topology(_)
             | Command::Procedure(_)
             | Command::Kv(_)
             | Command::Lock(_)

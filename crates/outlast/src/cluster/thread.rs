@@ -22,6 +22,7 @@ use super::found::Founding;
 use super::identity::{self, Identity};
 use super::replica::Replica;
 use super::share::{Answering, NEWS_MAX, News, StandbyOrder, WISHES_MAX, Wish};
+use super::topology::{Errand, Running};
 use super::view::{ClusterView, Phase};
 
 /// Events of links that wait.
@@ -44,6 +45,9 @@ pub struct Settings {
     pub base: PathBuf,
     pub node: String,
     pub data_dir: PathBuf,
+    /// What the agent runs, and where it is told what else to check and to take.
+    pub running: watch::Receiver<Running>,
+    pub errands: mpsc::Sender<Errand>,
 }
 
 /// The cluster's part of an agent. Dropped, it ends.
@@ -323,6 +327,7 @@ impl Hub {
         tasks.spawn(self.clone().answer_all(requests));
         tasks.spawn(self.clone().hear_links(events));
         tasks.spawn(self.clone().draw());
+        tasks.spawn(self.clone().follow_topologies());
         tasks.spawn(door::listen(self.clone(), door::bind(&self.settings.data_dir)?));
         tasks.spawn(self.take_part(home));
         Ok(())

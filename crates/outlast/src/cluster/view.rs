@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use outlast_consensus::Standing;
 
+use super::topology::TopologyState;
+
 /// A picture of the cluster as this node sees it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ClusterView {
@@ -13,8 +15,8 @@ pub struct ClusterView {
     /// Names by id, of the nodes that are registered.
     pub names: BTreeMap<u64, String>,
     pub peers: BTreeMap<String, PeerView>,
-    /// Of the topology that is agreed on; zero: none yet.
-    pub topology_version: u64,
+    /// What is in force, what is proposed, and what each node runs; without the text.
+    pub topology: TopologyState,
 }
 
 /// How far this node has come.

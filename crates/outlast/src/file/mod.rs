@@ -4,6 +4,7 @@ mod cluster;
 mod complaint;
 mod data;
 mod desk;
+mod difference;
 mod goals;
 mod item;
 mod names;
@@ -26,6 +27,7 @@ use outlast_core::units::show_size;
 use toml::de::DeTable;
 
 pub use complaint::{Complaint, Complaints};
+pub use difference::{Change, Difference, KeyChange, Part, Side, difference};
 pub use schema::schema;
 
 use complaint::quote;
@@ -71,6 +73,20 @@ pub fn parse(file_name: &str, text: &str) -> Result<Topology, Complaints> {
             let (list, uncounted) = desk.into_list();
             Err(Complaints::new(file_name, text, list, uncounted))
         }
+    }
+}
+
+/// Where a file says that data is, whatever else is wrong with it.
+pub fn data_dir(text: &str) -> Option<String> {
+    if text.len() > FILE_MAX {
+        return None;
+    }
+    let (root, _) = DeTable::parse_recoverable(text);
+    let cluster = root.get_ref().get("cluster").and_then(|value| value.get_ref().as_table());
+    let written = cluster.and_then(|table| table.get("data_dir"));
+    match written {
+        Some(value) => value.get_ref().as_str().map(str::to_owned),
+        None => shapes::CLUSTER.key("data_dir")?.default_text().map(str::to_owned),
     }
 }
 

@@ -133,6 +133,10 @@ impl Key {
         Key { absent: Absent::Default(Literal::Switch(switch)), ..self }
     }
 
+    pub(crate) fn default_text(&self) -> Option<&'static str> {
+        if let Absent::Default(Literal::Text(text)) = self.absent { Some(text) } else { None }
+    }
+
     pub(crate) const fn elsewhere(self, elsewhere: &'static [&'static str]) -> Key {
         Key { elsewhere, ..self }
     }

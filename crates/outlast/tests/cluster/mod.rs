@@ -1,5 +1,6 @@
 //! Three real agents: they found a cluster, agree, outlive any one of them, and take back who was away.
 
+mod apply;
 mod history;
 mod pairs;
 

@@ -166,8 +166,8 @@ fn what_is_too_long_or_too_many_is_refused() {
     assert_eq!(stand.put("a", (64 << 10) + 1), over(Limit::ValueBytes));
     assert_eq!(stand.put("", 1), Refusal::Unfit { limit: Limit::KeyBytes }.into());
     assert_eq!(stand.join("db\u{1b}[2J", None), Refusal::Unfit { limit: Limit::NameBytes }.into());
-    let (text, base_version) = ("x".repeat((256 << 10) + 1), 0);
-    let propose = Command::Topology(TopologyCommand::Propose { text, base_version });
+    let propose = super::script::propose("x".repeat((256 << 10) + 1), 0);
+    let propose = Command::Topology(propose);
     assert_eq!(propose.check(), Err(Refusal::Over { limit: Limit::TopologyBytes }));
     assert_eq!(stand.apply(propose), over(Limit::TopologyBytes));
     for number in 0..Limit::Nodes.most() {

@@ -121,7 +121,7 @@ fn topology(agreed: &Agreed, [a, b, c]: [u8; 3]) -> TopologyCommand {
     match a % 8 {
         0 => {
             let base_version = pick([agreed.topology.version()], b);
-            TopologyCommand::Propose { text: text(c), base_version }
+            super::script::propose(text(c), base_version)
         }
         1..=4 => {
             let (node, ok) = (pick(nodes(agreed), c), a < 224);

@@ -230,11 +230,15 @@ fn node(words: &[&str]) -> NodeCommand {
     }
 }
 
+/// A proposal of node `a`.
+pub(super) fn propose(text: String, base_version: u64) -> TopologyCommand {
+    let (by, limit) = ("a".to_owned(), Duration::from_secs(10));
+    TopologyCommand::Propose { text, base_version, by, limit }
+}
+
 fn topology(words: &[&str]) -> TopologyCommand {
     match *words {
-        ["propose", text, "on", base] => {
-            TopologyCommand::Propose { text: text.to_owned(), base_version: number(base) }
-        }
+        ["propose", text, "on", base] => propose(text.to_owned(), number(base)),
         ["vote", version, node, ok] => TopologyCommand::Vote {
             version: number(version),
             node: number(node),

@@ -5,6 +5,7 @@ pub mod metrics;
 pub mod page;
 pub mod scene;
 pub mod status_json;
+pub mod topology_status;
 
 #[cfg(test)]
 mod doors;
@@ -61,28 +62,26 @@ pub struct Face {
 impl Face {
     pub fn open(address: Option<SocketAddr>, shared: Shared) -> anyhow::Result<Face> {
         let mut face = Face { shared, task: None };
-        face.listen(address)?;
+        face.move_to(listener(address)?);
         Ok(face)
     }
 
-    /// Moves to another address, or away.
-    pub fn listen(&mut self, address: Option<SocketAddr>) -> anyhow::Result<()> {
-        let task = match address {
-            None => None,
-            Some(address) => {
-                let socket = super::start::listen(address).with_context(|| {
-                    format!("listen on {address} for the status page; end what uses it, or change `face` of [cluster]")
-                })?;
-                let listener =
-                    TcpListener::from_std(socket.into()).context("listen for the status page")?;
-                Some(serve(listener, self.shared.clone()))
-            }
-        };
+    /// Moves to another listener, or away.
+    pub fn move_to(&mut self, listener: Option<TcpListener>) {
+        let task = listener.map(|listener| serve(listener, self.shared.clone()));
         if let Some(old) = std::mem::replace(&mut self.task, task) {
             old.abort();
         }
-        Ok(())
     }
+}
+
+/// Opens the face's listener, if it is to have one.
+pub fn listener(address: Option<SocketAddr>) -> anyhow::Result<Option<TcpListener>> {
+    let Some(address) = address else { return Ok(None) };
+    let socket = super::start::listen(address).with_context(|| {
+        format!("listen on {address} for the status page; end what uses it, or change `face` of [cluster]")
+    })?;
+    TcpListener::from_std(socket.into()).map(Some).context("listen for the status page")
 }
 
 impl Drop for Face {

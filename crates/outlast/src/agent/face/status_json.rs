@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::health::UNWATCHED;
 use super::scene::Scene;
+use super::topology_status::TopologyStatus;
 use crate::agent::shared::requests;
 use crate::cluster::{ClusterView, Phase};
 
@@ -111,6 +112,7 @@ pub struct AgreementStatus {
     pub voters: Vec<String>,
     pub learners: Vec<String>,
     pub peers: BTreeMap<String, PeerStatus>,
+    pub topology: TopologyStatus,
 }
 
 /// Another node as this one sees it.
@@ -221,6 +223,7 @@ impl AgreementStatus {
             learners: standing
                 .map_or_else(Vec::new, |s| s.members.learners.iter().map(name).collect()),
             peers: peers.collect(),
+            topology: TopologyStatus::of(&view.topology),
         }
     }
 }

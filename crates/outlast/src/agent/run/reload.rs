@@ -1,24 +1,38 @@
 //! Takes a changed topology file, or refuses it and says why.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use outlast_core::agent::Action;
 use outlast_core::event::Fact;
 use outlast_core::topology::Topology;
+use tokio::net::TcpListener;
 
 use super::Loop;
-use crate::agent::{start, state, table};
+use crate::agent::table::{self, Certificates};
+use crate::agent::{face, start, state};
 
 /// Reads and parses the file; the error is what a person should see.
-pub(super) fn read_file(path: &Path) -> Result<(Topology, PathBuf), String> {
+pub(super) fn read_file(path: &Path) -> Result<(String, Topology, PathBuf), String> {
     let text =
         std::fs::read_to_string(path).map_err(|e| format!("read {}: {e}", path.display()))?;
     let topology =
         crate::file::parse(&path.display().to_string(), &text).map_err(|c| c.to_string())?;
     let absolute = std::path::absolute(path).map_err(|e| e.to_string())?;
     let base = absolute.parent().map(Path::to_path_buf).unwrap_or_default();
-    Ok((topology, base))
+    Ok((text, topology, base))
+}
+
+/// A topology that this node can run, with all that it needs.
+pub(super) struct Prepared {
+    topology: Topology,
+    certificates: Certificates,
+    opened: BTreeMap<SocketAddr, Arc<OwnedFd>>,
+    /// Where the face moves to, if it moves.
+    face: Option<Option<TcpListener>>,
 }
 
 impl Loop {
@@ -34,7 +48,16 @@ impl Loop {
     }
 
     fn try_reload(&mut self) -> Result<String, String> {
-        let (topology, _) = read_file(&self.options.file)?;
+        self.accord.may_reload(&self.options.file)?;
+        let (text, topology, _) = read_file(&self.options.file)?;
+        let prepared = self.prepare(topology)?;
+        let said = self.put_in_force(prepared)?;
+        self.accord.runs(0, text);
+        Ok(said)
+    }
+
+    /// Opens what a topology needs, beside what is open; nothing changes yet.
+    pub(super) fn prepare(&self, topology: Topology) -> Result<Prepared, String> {
         if !topology.nodes.is_empty() && !topology.nodes.contains_key(&self.node) {
             return Err(format!(
                 "the file no longer has this node, `{}`; to leave, stop the agent",
@@ -60,7 +83,15 @@ impl Loop {
         }
         let opened =
             start::open_missing(&topology, &self.plane.sockets).map_err(|e| format!("{e:#}"))?;
-        let face = topology.cluster.face;
+        let moves = topology.cluster.face != self.topology.cluster.face;
+        let face = moves.then(|| face::listener(topology.cluster.face)).transpose();
+        let face = face.map_err(|e| format!("{e:#}"))?;
+        Ok(Prepared { topology, certificates, opened, face })
+    }
+
+    /// Runs a topology from now on.
+    pub(super) fn put_in_force(&mut self, prepared: Prepared) -> Result<String, String> {
+        let Prepared { topology, certificates, opened, face } = prepared;
         let mut actions = Vec::new();
         let (before, now) = (self.core.clone(), self.now());
         self.core.reload(topology, now, &mut actions);
@@ -71,15 +102,8 @@ impl Loop {
             self.core = before;
             return Err(format!("{error:#}; who serves each pair must be written down first"));
         }
-        if face != self.topology.cluster.face
-            && let Err(error) = self.face.listen(face)
-        {
-            self.core = before;
-            let (pairs, moving) = (self.core.pairs(), self.core.moving());
-            if let Err(error) = state::save(&self.data_dir, &pairs, moving) {
-                tracing::error!(error = format!("{error:#}"), "write down who serves as before");
-            }
-            return Err(format!("{error:#}"));
+        if let Some(listener) = face {
+            self.face.move_to(listener);
         }
         self.plane.sockets.extend(opened);
         self.certificates = certificates;

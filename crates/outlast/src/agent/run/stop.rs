@@ -33,6 +33,7 @@ impl Loop {
     ) -> End {
         self.record(Fact::AgentStopping { reason: reason.to_owned() });
         self.stopping.send_replace(true);
+        self.accord.close();
         // Until the listeners close, clients still come: probes and failover go on.
         let lead_ends = tokio::time::Instant::now() + lead;
         while tokio::time::Instant::now() < lead_ends {

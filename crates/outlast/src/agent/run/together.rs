@@ -168,7 +168,7 @@ impl Loop {
         let Some(cluster) = &self.cluster else { return };
         let too_long = self.behind_since.is_some_and(|since| BEHIND_MAX < now.since(since));
         cluster.want_lease(has_pairs(&self.topology) && !too_long);
-        let topology_version = cluster.view().borrow().topology_version;
+        let topology_version = self.accord.version();
         cluster.say(Report { topology_version, ..self.core.report(now) });
     }
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use tokio::io::AsyncWriteExt as _;
 use tokio::sync::oneshot;
 
 use super::{End, Loop, Said};
@@ -34,15 +35,24 @@ pub(super) fn become_new_binary() -> anyhow::Error {
 }
 
 /// Has the binary on disk read the topology file, so that this agent does not end in favour of one that cannot run.
-async fn check_new_binary(file: &Path) -> Result<String, String> {
+async fn check_new_binary(file: &Path, agreed: Option<String>) -> Result<String, String> {
     let path = own_binary().map_err(|error| format!("{error:#}"))?;
     let shown = path.display();
-    let trial = tokio::process::Command::new(&path)
-        .arg("check")
-        .arg(file)
-        .stdin(std::process::Stdio::null())
-        .kill_on_drop(true)
-        .output();
+    let mut trial = tokio::process::Command::new(&path);
+    trial.arg("check").kill_on_drop(true);
+    let trial = async {
+        let Some(agreed) = agreed else {
+            return trial.arg(file).stdin(std::process::Stdio::null()).output().await;
+        };
+        let piped = std::process::Stdio::piped;
+        let trial = trial.arg("-").stdin(piped()).stdout(piped()).stderr(piped());
+        let mut trial = trial.spawn()?;
+        if let Some(mut input) = trial.stdin.take() {
+            // One that does not read it says why by its status.
+            input.write_all(agreed.as_bytes()).await.ok();
+        }
+        trial.wait_with_output().await
+    };
     match tokio::time::timeout(TRIAL_MAX, trial).await {
         Ok(Ok(output)) if output.status.success() => Ok(format!("becoming {shown}")),
         Ok(Ok(output)) => Err(format!(
@@ -66,11 +76,28 @@ impl Loop {
             }
             return;
         }
+        let agreed = self.accord.agreed_text();
+        let finds_data = || {
+            let place = super::accord::place(&self.options.file);
+            place.is_some_and(|(_, data_dir)| data_dir == self.data_dir)
+        };
+        if agreed.is_some() && !finds_data() {
+            let reason = format!(
+                "{} no longer says that the data is in {}; a new binary would not find what is in force",
+                self.options.file.display(),
+                self.data_dir.display()
+            );
+            match asker {
+                Some(asker) => drop(asker.send(Err(reason))),
+                None => tracing::error!(reason, "go on with the present binary"),
+            }
+            return;
+        }
         self.trying = true;
         let (file, inbox) = (self.options.file.clone(), self.sender.clone());
         // Bounded by TRIAL_MAX; one at a time.
         drop(tokio::task::spawn(async move {
-            let result = check_new_binary(&file).await;
+            let result = check_new_binary(&file, agreed).await;
             inbox.send(Said::Tried { result, asker }).await.ok();
         }));
     }

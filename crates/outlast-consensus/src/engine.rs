@@ -189,6 +189,7 @@ impl Consensus {
                         standing.role = Role::Follower;
                         standing.leader = None;
                         standing.may_act = false;
+                        standing.serves = false;
                         standing.failed =
                             Some("an invariant is broken; the log says which".to_owned());
                     });
@@ -341,6 +342,7 @@ impl<M: Machine, O: Outgoing> Stepper<M, O> {
         last.role = Role::Follower;
         last.leader = None;
         last.may_act = false;
+        last.serves = false;
         last.failed = failed;
         self.publish.send_replace(last);
         // Everybody who waits is told by their channel's end.

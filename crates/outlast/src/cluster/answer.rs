@@ -22,7 +22,7 @@ impl Hub {
             let Some(consensus) = self.consensus() else { continue };
             let name: &str = &incoming.from;
             let known = self.replica.names();
-            let honest = consensus.deliver(&incoming.bytes, |from| match known.get(&from.0) {
+            let honest = consensus.deliver(&incoming.bytes, &mut |from| match known.get(&from.0) {
                 Some(registered) => registered == name,
                 // A node that has no registry yet hears from those who bring it.
                 None => {

@@ -45,7 +45,7 @@ impl Hub {
         };
         let settings = outlast_consensus::Settings::new(id);
         let consensus = Consensus::start(&settings, home, feeder, wire).context("start")?;
-        self.consensus.set(consensus).ok();
+        self.consensus.set(Box::new(consensus)).ok();
         Ok(())
     }
 

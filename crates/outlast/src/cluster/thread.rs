@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use outlast_consensus::{Consensus, Home, NodeId, Outgoing, Role};
+use outlast_consensus::{Agreement, Home, NodeId, Outgoing, Role};
 use outlast_core::event::Fact;
 use outlast_core::topology::{ConsensusKind, Topology};
 use outlast_link::{Channel, Identity as Certificates, IdentityFiles, Inboxes, Links, Security};
@@ -155,7 +155,7 @@ fn security(settings: &Settings) -> anyhow::Result<(Security, Option<IdentityFil
 #[derive(Debug)]
 pub(super) struct Hub {
     pub(super) replica: Arc<Replica>,
-    pub(super) consensus: OnceLock<Consensus>,
+    pub(super) consensus: OnceLock<Box<dyn Agreement>>,
     pub(super) links: OnceLock<Arc<Links>>,
     /// Names of ids that spoke to us before we had a registry to look them up.
     pub(super) heard: Arc<Mutex<BTreeMap<u64, String>>>,
@@ -280,8 +280,8 @@ impl Hub {
     }
 
     /// `None`: this node takes no part yet.
-    pub(super) fn consensus(&self) -> Option<&Consensus> {
-        self.consensus.get()
+    pub(super) fn consensus(&self) -> Option<&dyn Agreement> {
+        self.consensus.get().map(|consensus| &**consensus)
     }
 }
 

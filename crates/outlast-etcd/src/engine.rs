@@ -985,7 +985,7 @@ impl<M: Machine> Driver<M> {
             snapshot: self.base.place.index,
             quorum_age: age,
             may_act: self.led,
-            serves: self.place.is_some(),
+            serves: self.place.is_some() && self.roll.own.is_some(),
             trouble,
             failed: None,
         }

@@ -17,3 +17,4 @@ mod wire;
 
 pub use client::{Endpoint, Tls};
 pub use engine::{Etcd, Roll, SNAPSHOT_AFTER, Settings};
+pub use mark::path as mark_path;

@@ -20,7 +20,8 @@ pub(crate) struct Mark {
     pub(crate) index: Index,
 }
 
-pub(crate) fn path(data_dir: &Path) -> PathBuf {
+/// Where it lies in a data directory.
+pub fn path(data_dir: &Path) -> PathBuf {
     data_dir.join("etcd.json")
 }
 

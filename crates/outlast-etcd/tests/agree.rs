@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use outlast_consensus::{Agreement as _, Index, Machine, Members, NodeId, ProposeError, Standing};
 use outlast_core::codec::{Code as _, Malformed};
-use outlast_etcd::{Endpoint, Etcd, Roll, Settings};
-use servers::Servers;
+use outlast_etcd::{Endpoint, Etcd, Roll, Settings, Tls};
+use servers::{ServerTls, Servers};
 
 /// Everything that is waited for comes within this time, on the slowest machine.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -80,6 +80,16 @@ struct Node {
 
 impl Node {
     fn start(servers: &Servers, cluster: &str, id: u64, snapshot_after: u64) -> Node {
+        Node::start_with(servers, cluster, id, snapshot_after, None)
+    }
+
+    fn start_with(
+        servers: &Servers,
+        cluster: &str,
+        id: u64,
+        snapshot_after: u64,
+        tls: Option<Tls>,
+    ) -> Node {
         let data_dir = servers.dir.join(format!("{cluster}-{id}"));
         std::fs::create_dir_all(&data_dir).expect("it holds, or the test fails here");
         let kept = Kept::default();
@@ -88,7 +98,7 @@ impl Node {
         let settings = Settings {
             cluster: cluster.to_owned(),
             endpoints: endpoints(servers),
-            tls: None,
+            tls,
             data_dir: data_dir.clone(),
             begin: (1, first),
             roll: Box::new(move || Roll {
@@ -318,4 +328,20 @@ fn an_etcd_that_has_forgotten_is_refused_while_running_and_after_a_restart() {
     drop(again);
     let anew = Node::start(&servers, "forgets", 1, u64::MAX);
     assert_eq!(anew.agree("one"), 2);
+}
+
+#[test]
+fn with_tls_both_sides_show_certificates() {
+    let dir = std::env::temp_dir().join(format!("outlast-etcd-pem-{}", std::process::id()));
+    let ServerTls { ca, cert, key } = ServerTls::make(&dir);
+    let tls = ServerTls { ca: ca.clone(), cert: cert.clone(), key: key.clone() };
+    let servers = Servers::start("tls", 1, Some(&tls));
+    let own = Some((cert, key));
+    let good = Node::start_with(&servers, "tls", 1, u64::MAX, Some(Tls { ca: ca.clone(), own }));
+    good.agree("one");
+    let bare = Node::start_with(&servers, "tls", 2, u64::MAX, Some(Tls { ca, own: None }));
+    wait_until("it is refused", || bare.standing().trouble.is_some());
+    assert!(bare.propose("two").is_err());
+    assert_eq!(good.read().len(), 2);
+    std::fs::remove_dir_all(&dir).unwrap();
 }

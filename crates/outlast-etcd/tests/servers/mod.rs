@@ -1,10 +1,14 @@
 //! An etcd cluster for one test: real servers on free ports of loopback, each with a directory of its own.
 
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+};
 
 /// Everything that is waited for comes within this time, on the slowest machine.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -15,6 +19,34 @@ pub(crate) struct ServerTls {
     pub(crate) ca: PathBuf,
     pub(crate) cert: PathBuf,
     pub(crate) key: PathBuf,
+}
+
+impl ServerTls {
+    /// A new CA, and what it has signed for servers and clients on this machine.
+    pub(crate) fn make(dir: &Path) -> ServerTls {
+        let good = "certificates can be made";
+        let ca_key = KeyPair::generate().expect(good);
+        let mut ca = CertificateParams::new(Vec::new()).expect(good);
+        ca.distinguished_name.push(DnType::CommonName, "CA of etcd");
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca_pem = ca.self_signed(&ca_key).expect(good).pem();
+        let key = KeyPair::generate().expect(good);
+        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect(good);
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        let cert = params.signed_by(&key, &Issuer::new(ca, ca_key)).expect(good).pem();
+        std::fs::create_dir_all(dir).expect("it is ours");
+        let file = |name: &str, text: String| {
+            let path = dir.join(name);
+            std::fs::write(&path, text).expect("it is ours");
+            path
+        };
+        ServerTls {
+            ca: file("ca.pem", ca_pem),
+            cert: file("etcd.pem", cert),
+            key: file("etcd.key", key.serialize_pem()),
+        }
+    }
 }
 
 /// Members of one cluster; dropped, they end.

@@ -126,7 +126,10 @@ impl Hub {
                     Answer::Done { index, reply } => return Ok((index, reply)),
                     Answer::Unknown => {
                         sent = true;
-                        why = "the leader went while it was under way".to_owned();
+                        why =
+                            standing.borrow().trouble.clone().unwrap_or_else(|| {
+                                "the leader went while it was under way".to_owned()
+                            });
                     }
                     Answer::NotLeader { .. } => why = no_majority(&standing.borrow()),
                     Answer::Busy => why = "too much is under way".to_owned(),

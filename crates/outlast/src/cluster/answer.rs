@@ -74,7 +74,9 @@ impl Hub {
                     (id, id.and_then(|id| claim_of(agreed, id)))
                 });
                 Answer::Who(Who {
-                    joined: self.consensus().is_some() || self.identity().id.is_some(),
+                    // A log in etcd is none that another node could join by asking here.
+                    joined: !self.agrees_through_etcd()
+                        && (self.consensus().is_some() || self.identity().id.is_some()),
                     plan: self.founding.plan,
                     token: self.identity().token,
                     your_id,

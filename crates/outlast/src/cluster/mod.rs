@@ -9,6 +9,7 @@ mod ask;
 pub mod door;
 mod draw;
 mod duties;
+mod etcd;
 mod found;
 mod identity;
 mod place;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, ensure};
 use outlast_consensus::{Agreement, Home, NodeId, Outgoing, Role};
 use outlast_core::event::Fact;
 use outlast_core::topology::{ConsensusKind, Topology};
@@ -60,15 +60,11 @@ impl Cluster {
     /// Opens what it needs, so that what is wrong is known at once, and starts.
     pub fn start(settings: Settings) -> anyhow::Result<Cluster> {
         let topology = &settings.topology;
-        if let ConsensusKind::Etcd { .. } = topology.consensus.kind {
-            bail!(
-                "`kind = \"etcd\"` of [consensus] is not there yet; take it out, and the nodes agree by themselves"
-            );
-        }
         let founding = Founding::of(topology);
         let mut identity =
             identity::load(&settings.data_dir, &topology.cluster.name, &settings.node)?;
         let home = Home::open(&identity::dir(&settings.data_dir)).context("open the log")?;
+        complain_of_other_kind(&settings, home.is_some())?;
         // A log whose id was never written down was never used.
         let home = home.filter(|_| identity.id.is_some());
         if let Some(torn) = home.as_ref().map(|home| home.torn).filter(|&torn| torn > 0) {
@@ -125,6 +121,29 @@ impl Drop for Cluster {
             thread.join().ok();
         }
     }
+}
+
+/// What was agreed on in one way does not move to the other by itself.
+fn complain_of_other_kind(settings: &Settings, has_log: bool) -> anyhow::Result<()> {
+    let dir = settings.data_dir.display();
+    let beyond = "what was agreed on there would be left behind";
+    match settings.topology.consensus.kind {
+        ConsensusKind::Embedded => {
+            let mark = outlast_etcd::mark_path(&settings.data_dir);
+            ensure!(
+                !mark.exists(),
+                "{} says that this cluster agrees through etcd: {beyond}; put `kind = \"etcd\"` back, or \
+                 delete that file on each node",
+                mark.display()
+            );
+        }
+        ConsensusKind::Etcd { .. } => ensure!(
+            !has_log,
+            "{dir}/consensus holds a log of this cluster's own: {beyond}; take `kind = \"etcd\"` out, or \
+             delete that directory on each node"
+        ),
+    }
+    Ok(())
 }
 
 fn security(settings: &Settings) -> anyhow::Result<(Security, Option<IdentityFiles>)> {

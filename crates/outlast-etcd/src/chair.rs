@@ -1,6 +1,7 @@
 //! Who leads: a key that its holder renews, and that another may take when it was not renewed for too long.
 //!
-//! Nothing here trusts a lease of etcd's. A renewal is a transaction that a majority has agreed on; a takeover is one that
+//! Nothing here trusts a lease of etcd's, which a leader of etcd renews without asking a majority, and which one that was
+//! replaced may still revoke (etcd #15247). A renewal is a transaction that a majority has agreed on; a takeover is one that
 //! names the renewal that was judged, and fails if another came first. The holder counts from when it *sent* a renewal,
 //! everyone else from when they *saw* it, which is later; each side counts with the margin that is against itself.
 

@@ -273,6 +273,14 @@ impl Client {
         }
     }
 
+    /// Leaves the member that is spoken to.
+    pub(crate) fn leave(&self) {
+        let live = self.state.lock().expect("no panic while held").live.take();
+        if let Some(live) = live {
+            live.driver.abort();
+        }
+    }
+
     async fn connection(&self) -> Result<Live, Trouble> {
         let _one_at_a_time = self.connecting.lock().await;
         let live = self.state.lock().expect("no panic while held").live.clone();

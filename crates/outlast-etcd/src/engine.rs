@@ -52,6 +52,10 @@ const WAIT_MAX: Duration = Duration::from_secs(3);
 /// How often a proposal may find that another node's was first.
 const LOST_MAX: u32 = 16;
 
+/// How long a majority may seem to have forgotten what this node has applied, before it is believed. Some versions of etcd
+/// answer with what is old for a moment after a member stood still (etcd #20418).
+const FORGETFUL_MAX: Duration = Duration::from_secs(5);
+
 /// Pauses after calls that failed, from the first to the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
@@ -162,6 +166,7 @@ impl Etcd {
             base: Base::default(),
             chair: Chair::default(),
             fresh: None,
+            forgetful_since: None,
             began: now,
             led: false,
             waiting: VecDeque::new(),
@@ -364,6 +369,8 @@ struct Driver<M> {
     chair: Chair,
     /// When the last question was asked that a majority has answered.
     fresh: Option<Instant>,
+    /// Since when answers lack what is applied here.
+    forgetful_since: Option<Instant>,
     began: Instant,
     led: bool,
     waiting: VecDeque<Proposal>,
@@ -649,13 +656,11 @@ impl<M: Machine> Driver<M> {
                     Some(None) => self.nothing_there()?,
                     Some(Some(picture)) => {
                         self.look_at = now + LOOK_EVERY;
-                        for read in &mut self.reads {
-                            // Whoever asked later may know of more.
-                            if read.until.is_none() && read.since <= began {
-                                read.until = Some(picture.head.index);
-                            }
+                        let (head, asked) = (picture.head.index, picture.asked);
+                        if self.saw(now, from, picture)? {
+                            self.fresh = self.fresh.max(Some(asked));
+                            self.answer_reads(began, head);
                         }
-                        self.saw(now, from, picture)?;
                     }
                 }
             }
@@ -728,7 +733,7 @@ impl<M: Machine> Driver<M> {
                     None => Ok(()),
                 }
             }
-            Some((_, Some(picture))) => self.saw(now, Some(from), picture),
+            Some((_, Some(picture))) => self.saw(now, Some(from), picture).map(drop),
         }
     }
 
@@ -780,20 +785,17 @@ impl<M: Machine> Driver<M> {
         )
     }
 
-    fn saw(&mut self, now: Instant, from: Option<Place>, picture: Picture) -> Result<(), End> {
-        let Picture { asked, base, head, chair: (reign, revision), batches, restored } = picture;
-        self.fresh = self.fresh.max(Some(asked));
+    /// Takes in what there is. False: it is older than what this node knows.
+    fn saw(&mut self, now: Instant, from: Option<Place>, picture: Picture) -> Result<bool, End> {
+        let Picture { base, head, chair: (reign, revision), batches, restored, .. } = picture;
         let known = self.mark.as_ref().map_or(0, |mark| mark.index);
         let from = from.unwrap_or(Place { index: known, ..head });
-        // A majority never forgets what this node had applied before it asked.
-        if head.index < from.index || head.index == from.index && head.chain != from.chain {
-            let why = format!(
-                "what was agreed on up to {} has become another log in etcd, which ends at {}; {}",
-                from.index,
-                head.index,
-                self.advice()
-            );
-            return Err(End::Failed(why));
+        if head.index < from.index {
+            return self.forgetful(now, head, from);
+        }
+        self.forgetful_since = None;
+        if head.index == from.index && head.chain != from.chain {
+            return Err(self.another_log(head, from));
         }
         self.head = self.head.max(head.index);
         if self.base.place.index <= base.place.index {
@@ -806,8 +808,32 @@ impl<M: Machine> Driver<M> {
         for (first, bytes) in batches {
             self.take(first, &bytes)?;
         }
-        self.answer_reads();
-        Ok(())
+        Ok(true)
+    }
+
+    /// A majority never forgets what this node had applied before it asked. If it seems so for long, it is so.
+    fn forgetful(&mut self, now: Instant, head: Place, from: Place) -> Result<bool, End> {
+        let since = *self.forgetful_since.get_or_insert(now);
+        if since + FORGETFUL_MAX <= now {
+            return Err(self.another_log(head, from));
+        }
+        let (here, there) = (from.index, head.index);
+        self.failures = self.failures.saturating_add(1);
+        self.try_at = now + self.pause();
+        self.trouble =
+            Some(format!("etcd answers with {there} entries, and {here} were agreed on"));
+        // Another member may know better.
+        self.store.client.leave();
+        Ok(false)
+    }
+
+    fn another_log(&self, head: Place, from: Place) -> End {
+        End::Failed(format!(
+            "what was agreed on up to {} has become another log in etcd, which ends at {}; {}",
+            from.index,
+            head.index,
+            self.advice()
+        ))
     }
 
     fn restored(&mut self, place: Place, data: &[u8]) -> Result<(), End> {
@@ -868,11 +894,22 @@ impl<M: Machine> Driver<M> {
         if let Some(flight) = lost {
             self.lost(flight);
         }
-        self.answer_reads();
+        self.answer_ready();
         Ok(())
     }
 
-    fn answer_reads(&mut self) {
+    /// The log ended here when it was asked for at `began`.
+    fn answer_reads(&mut self, began: Instant, head: Index) {
+        for read in &mut self.reads {
+            // Whoever asked later may know of more.
+            if read.until.is_none() && read.since <= began {
+                read.until = Some(head);
+            }
+        }
+        self.answer_ready();
+    }
+
+    fn answer_ready(&mut self) {
         let Some(place) = self.place else { return };
         let ready = |read: &mut Read| read.until.is_some_and(|until| until <= place.index);
         for read in self.reads.extract_if(.., ready) {

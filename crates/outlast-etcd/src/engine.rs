@@ -1,44 +1,35 @@
-//! The thread of a node's part in the agreement, and what the rest of the agent holds of it.
+//! The loop of a node's part in the agreement.
 //!
-//! One loop owns the machine. Calls to etcd run beside it and come back as what they have found; nothing that is slow is
+//! It owns the machine. Calls to etcd run beside it and come back as what they have found; nothing that is slow is
 //! waited for. Every node appends for itself, so that no node's death keeps the others from having something agreed on.
 
-use std::collections::VecDeque;
-use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use outlast_consensus::{
-    Agreement, Answering, Applied, Change, Index, Machine, Members, NodeId, Position, ProposeError,
-    ReadError, Refusal, Role, Standing, boottime,
+    Applied, Index, Machine, NodeId, ProposeError, Refusal, Role, Standing, boottime,
 };
 use outlast_core::agreed::Hash;
-use outlast_core::codec::Malformed;
 use outlast_core::time::Instant;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::chair::{Chair, Wish};
-use crate::client::{Client, Endpoint, Tls, Trouble};
+use crate::client::{Client, Trouble};
 use crate::form::{Base, Batch, Keys, Place, Reign};
 use crate::mark::{self, Mark};
-use crate::store::{Fault, PART_BYTES, Picture, Store, read};
-
-/// What may wait for the loop.
-const INBOX_MAX: usize = 16_384;
+use crate::news::{News, follow};
+use crate::part::{Event, Handed, ReadAnswer, Roll, Settings, nobody, random};
+use crate::queue::{Append, Queue, Return};
+use crate::store::{Fault, PART_BYTES, Picture, Store};
 
 /// What it takes in before it does what follows from it.
 const TAKEN_MAX: usize = 1_024;
 
 /// News of the watch that wait.
 const NEWS_MAX: usize = 256;
-
-/// Entries and bytes that are appended together; the last entry may go beyond the bytes.
-const BATCH_MAX: usize = 1_024;
-const BATCH_BYTES: usize = 256 << 10;
 
 /// How often a node looks, even if the watch brings nothing.
 const LOOK_EVERY: Duration = Duration::from_millis(400);
@@ -47,10 +38,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(400);
 const FRESH_MAX: Duration = Duration::from_millis(2_500);
 
 /// How long whoever proposes or reads is kept waiting without an answer from etcd.
-const WAIT_MAX: Duration = Duration::from_secs(3);
-
-/// How often a proposal may find that another node's was first.
-const LOST_MAX: u32 = 16;
+pub(crate) const WAIT_MAX: Duration = Duration::from_secs(3);
 
 /// How long a majority may seem to have forgotten what this node has applied, before it is believed. Some versions of etcd
 /// answer with what is old for a moment after a member stood still (etcd #20418).
@@ -74,248 +62,6 @@ const TURN_MIN: Duration = Duration::from_millis(1);
 /// How long a leader that ends tries to say so.
 const RESIGN_MAX: Duration = Duration::from_millis(500);
 
-/// Who takes part, by what is agreed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Roll {
-    /// This node; `None`: it does not belong to the cluster.
-    pub own: Option<NodeId>,
-    /// Voters may lead, learners only follow; etcd alone counts votes.
-    pub members: Members,
-}
-
-/// How a node takes part.
-pub struct Settings {
-    /// The cluster's name in the topology.
-    pub cluster: String,
-    pub endpoints: Vec<Endpoint>,
-    pub tls: Option<Tls>,
-    /// Where the node remembers what it has seen of etcd.
-    pub data_dir: PathBuf,
-    /// What a cluster that is not there yet begins with.
-    pub begin: (Index, Vec<u8>),
-    /// Asked after each change.
-    pub roll: Box<dyn Fn() -> Roll + Send>,
-    /// Entries after which a snapshot takes their place.
-    pub snapshot_after: u64,
-}
-
-/// The usual [`Settings::snapshot_after`].
-pub const SNAPSHOT_AFTER: u64 = 10_000;
-
-impl fmt::Debug for Settings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Settings { cluster, endpoints, .. } = self;
-        f.debug_struct("Settings")
-            .field("cluster", cluster)
-            .field("endpoints", endpoints)
-            .finish_non_exhaustive()
-    }
-}
-
-type Answer = oneshot::Sender<Result<Applied, ProposeError>>;
-type ReadAnswer = oneshot::Sender<Result<Index, ReadError>>;
-type Handed = oneshot::Sender<Result<(), Refusal>>;
-
-enum Event {
-    Propose { command: Vec<u8>, answer: Answer },
-    Read { answer: ReadAnswer },
-    Transfer { to: NodeId, answer: Handed },
-    Stop,
-}
-
-/// A node's part in an agreement that lies in etcd.
-#[derive(Debug)]
-pub struct Etcd {
-    inbox: mpsc::Sender<Event>,
-    standing: watch::Receiver<Standing>,
-    acts_until: Arc<AtomicU64>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Etcd {
-    /// Begins to take part; returns at once, whether etcd answers or not.
-    pub fn start(settings: Settings, machine: impl Machine) -> std::io::Result<Etcd> {
-        let mark_path = mark::path(&settings.data_dir);
-        let mark = mark::load(&mark_path, &settings.cluster)?;
-        if let Some(tls) = &settings.tls {
-            tls.config().map_err(std::io::Error::other)?;
-        }
-        let (inbox, events) = mpsc::channel(INBOX_MAX);
-        let (publish, standing) = watch::channel(nobody());
-        let acts_until = Arc::new(AtomicU64::new(0));
-        let random = random();
-        let cluster = mark.as_ref().map(|mark| mark.etcd);
-        let keys = Keys::of(&settings.cluster);
-        let (endpoints, tls) = (settings.endpoints.clone(), settings.tls.clone());
-        let client = Client::new(endpoints, tls, keys.head(), random, cluster);
-        let now = boottime();
-        let driver = Driver {
-            store: Store { client: Arc::new(client), keys },
-            machine,
-            roll: (settings.roll)(),
-            settings,
-            publish,
-            acts_until: acts_until.clone(),
-            random,
-            mark_path,
-            mark,
-            marked: now,
-            calls: JoinSet::new(),
-            place: None,
-            head: 0,
-            base: Base::default(),
-            chair: Chair::default(),
-            fresh: None,
-            forgetful_since: None,
-            began: now,
-            led: false,
-            waiting: VecDeque::new(),
-            flight: None,
-            flights: 0,
-            reads: Vec::new(),
-            looking: false,
-            look_at: now,
-            sitting: false,
-            saving: false,
-            save_at: now,
-            failures: 0,
-            try_at: now,
-            trouble: None,
-            pictured: None,
-        };
-        let thread = std::thread::Builder::new().name("consensus-etcd".to_owned());
-        let thread = thread.spawn(move || {
-            let (lease, publish) = (driver.acts_until.clone(), driver.publish.clone());
-            // A broken invariant must not leave a node that seems to lead.
-            let run = std::panic::AssertUnwindSafe(|| run(driver, events));
-            if std::panic::catch_unwind(run).is_err() {
-                lease.store(0, Ordering::Release);
-                let failed = Some("an invariant is broken; the log says which".to_owned());
-                publish.send_replace(Standing { failed, ..nobody() });
-            }
-        })?;
-        Ok(Etcd { inbox, standing, acts_until, thread: Some(thread) })
-    }
-
-    fn ask(&self, event: Event) -> Result<(), ProposeError> {
-        self.inbox.try_send(event).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => ProposeError::Busy,
-            mpsc::error::TrySendError::Closed(_) => ProposeError::Stopped,
-        })
-    }
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        let mut stop = Event::Stop;
-        // The loop takes in what has come, so there is room in a moment.
-        while let Err(mpsc::error::TrySendError::Full(back)) = self.inbox.try_send(stop) {
-            stop = back;
-            std::thread::yield_now();
-        }
-        if let Some(thread) = self.thread.take() {
-            thread.join().ok();
-        }
-    }
-}
-
-impl Agreement for Etcd {
-    fn propose(&self, command: Vec<u8>) -> Answering<'_, Result<Applied, ProposeError>> {
-        let (answer, result) = oneshot::channel();
-        let asked = self.ask(Event::Propose { command, answer });
-        Box::pin(async move {
-            asked?;
-            result.await.unwrap_or(Err(ProposeError::Unknown))
-        })
-    }
-
-    fn read(&self) -> Answering<'_, Result<Index, ReadError>> {
-        let (answer, result) = oneshot::channel();
-        let asked = self.ask(Event::Read { answer });
-        Box::pin(async move {
-            asked?;
-            result.await.unwrap_or(Err(ProposeError::NotLeader(None)))
-        })
-    }
-
-    /// The members are those that are registered; nothing else has to be changed.
-    fn change(&self, _change: Change) -> Answering<'_, Result<Position, Refusal>> {
-        Box::pin(std::future::ready(Err(Refusal::NoChange)))
-    }
-
-    fn transfer(&self, to: NodeId) -> Answering<'_, Result<(), Refusal>> {
-        let (answer, result) = oneshot::channel();
-        let asked = self.ask(Event::Transfer { to, answer });
-        let gone = Refusal::NotLeader { leader: None };
-        Box::pin(async move {
-            asked.map_err(|_refused| gone)?;
-            result.await.unwrap_or(Err(gone))
-        })
-    }
-
-    fn standing(&self) -> watch::Receiver<Standing> {
-        self.standing.clone()
-    }
-
-    fn may_act(&self) -> bool {
-        let until = Duration::from_nanos(self.acts_until.load(Ordering::Acquire));
-        boottime() < Instant::from_start(until)
-    }
-
-    fn deliver(
-        &self,
-        _bytes: &[u8],
-        _honest: &mut dyn FnMut(NodeId) -> bool,
-    ) -> Result<(), Malformed> {
-        Err(Malformed("this node agrees through etcd and has no log of its own"))
-    }
-}
-
-/// Before anything is known.
-fn nobody() -> Standing {
-    Standing {
-        id: NodeId(0),
-        role: Role::Follower,
-        term: 0,
-        leader: None,
-        members: Members::default(),
-        commit: 0,
-        last: 0,
-        durable: 0,
-        snapshot: 0,
-        quorum_age: None,
-        may_act: false,
-        serves: false,
-        trouble: None,
-        failed: None,
-    }
-}
-
-fn random() -> u64 {
-    std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0_u8)
-}
-
-/// A command that waits to be appended.
-struct Proposal {
-    command: Vec<u8>,
-    answer: Answer,
-    since: Instant,
-    lost: u32,
-}
-
-/// What is being appended. The same bytes are sent again until it is known what became of them: the head that they name is
-/// there once, so they take effect once or never.
-struct Flight {
-    number: u64,
-    at: Place,
-    after: Place,
-    bytes: Arc<[u8]>,
-    proposals: Vec<Proposal>,
-    calling: bool,
-    /// It may have arrived.
-    doubt: bool,
-}
-
 struct Read {
     answer: ReadAnswer,
     since: Instant,
@@ -333,23 +79,7 @@ enum Found {
     Marked,
 }
 
-/// What the watch tells.
-enum News {
-    /// It has begun, and knows nothing of what was before.
-    Began,
-    Batch {
-        first: Index,
-        bytes: Vec<u8>,
-    },
-    Chair {
-        reign: Reign,
-        revision: u64,
-    },
-    Base(Base),
-    Broken(String),
-}
-
-struct Driver<M> {
+pub(crate) struct Driver<M> {
     store: Store,
     machine: M,
     settings: Settings,
@@ -373,9 +103,7 @@ struct Driver<M> {
     forgetful_since: Option<Instant>,
     began: Instant,
     led: bool,
-    waiting: VecDeque<Proposal>,
-    flight: Option<Flight>,
-    flights: u64,
+    queue: Queue,
     reads: Vec<Read>,
     looking: bool,
     look_at: Instant,
@@ -389,7 +117,7 @@ struct Driver<M> {
     pictured: Option<(Instant, bool, u64, Option<u64>)>,
 }
 
-fn run<M: Machine>(driver: Driver<M>, events: mpsc::Receiver<Event>) {
+pub(crate) fn run<M: Machine>(driver: Driver<M>, events: mpsc::Receiver<Event>) {
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime.block_on(driver.run(events)),
         Err(error) => {
@@ -400,6 +128,52 @@ fn run<M: Machine>(driver: Driver<M>, events: mpsc::Receiver<Event>) {
 }
 
 impl<M: Machine> Driver<M> {
+    pub(crate) fn new(
+        settings: Settings,
+        machine: M,
+        (mark_path, mark): (PathBuf, Option<Mark>),
+        publish: watch::Sender<Standing>,
+        acts_until: Arc<AtomicU64>,
+    ) -> Driver<M> {
+        let (random, now) = (random(), boottime());
+        let keys = Keys::of(&settings.cluster);
+        let cluster = mark.as_ref().map(|mark| mark.etcd);
+        let (endpoints, tls) = (settings.endpoints.clone(), settings.tls.clone());
+        let client = Client::new(endpoints, tls, keys.head(), random, cluster);
+        Driver {
+            store: Store { client: Arc::new(client), keys },
+            machine,
+            roll: (settings.roll)(),
+            settings,
+            publish,
+            acts_until,
+            random,
+            mark_path,
+            mark,
+            marked: now,
+            calls: JoinSet::new(),
+            place: None,
+            head: 0,
+            base: Base::default(),
+            chair: Chair::default(),
+            fresh: None,
+            forgetful_since: None,
+            began: now,
+            led: false,
+            queue: Queue::new(random),
+            reads: Vec::new(),
+            looking: false,
+            look_at: now,
+            sitting: false,
+            saving: false,
+            save_at: now,
+            failures: 0,
+            try_at: now,
+            trouble: None,
+            pictured: None,
+        }
+    }
+
     async fn run(mut self, mut events: mpsc::Receiver<Event>) {
         let (tell, mut news) = mpsc::channel(NEWS_MAX);
         let watch = tokio::task::spawn(follow(self.store.clone(), tell, self.random));
@@ -455,7 +229,7 @@ impl<M: Machine> Driver<M> {
         match event {
             None | Some(Event::Stop) => return Err(End::Stopped),
             Some(Event::Propose { command, answer }) => {
-                self.waiting.push_back(Proposal { command, answer, since: now, lost: 0 });
+                self.queue.push(now, command, answer);
             }
             Some(Event::Read { answer }) => {
                 self.reads.push(Read { answer, since: now, until: None });
@@ -489,7 +263,7 @@ impl<M: Machine> Driver<M> {
         self.give_up_waiting(now);
         self.lead(now);
         if self.try_at <= now {
-            self.append(now);
+            self.append();
             if !self.looking
                 && (self.look_at <= now || self.reads.iter().any(|r| r.until.is_none()))
             {
@@ -557,81 +331,25 @@ impl<M: Machine> Driver<M> {
 
     // What is proposed.
 
-    fn append(&mut self, now: Instant) {
+    fn append(&mut self) {
         let Some(place) = self.place else { return };
-        if self.flight.is_none() && self.roll.own.is_some() {
-            self.flight = self.take_off(place);
-        }
-        let Some(flight) = self.flight.as_mut().filter(|flight| !flight.calling) else { return };
-        flight.calling = true;
+        let may = self.roll.own.is_some();
+        let Some(Append { number, at, after, bytes }) = self.queue.append(place, may) else {
+            return;
+        };
         let store = self.store.clone();
-        let (number, at, after, bytes) =
-            (flight.number, flight.at, flight.after, flight.bytes.clone());
         self.calls.spawn(async move {
             let result = store.append(at, &bytes, after).await;
             Found::Appended { number, from: at, result }
         });
-        tracing::trace!(number, index = at.index, ?now, "append");
-    }
-
-    /// Puts together what waits.
-    fn take_off(&mut self, at: Place) -> Option<Flight> {
-        let (mut proposals, mut bytes) = (Vec::new(), 0);
-        while proposals.len() < BATCH_MAX && bytes < BATCH_BYTES {
-            let Some(proposal) = self.waiting.pop_front() else { break };
-            // Who has given up has had nothing done.
-            if !proposal.answer.is_closed() {
-                bytes += proposal.command.len();
-                proposals.push(proposal);
-            }
-        }
-        if proposals.is_empty() {
-            return None;
-        }
-        self.flights += 1;
-        let nonce = self.random.wrapping_add(self.flights);
-        let entries = proposals.iter().map(|proposal| proposal.command.clone()).collect();
-        let batch = Batch { before: at.chain, nonce, entries };
-        let bytes = batch.value();
-        let after = at.after(&batch, &bytes);
-        let (number, bytes) = (self.flights, Arc::from(bytes));
-        Some(Flight { number, at, after, bytes, proposals, calling: false, doubt: false })
     }
 
     /// Tells those who have waited for too long.
     fn give_up_waiting(&mut self, now: Instant) {
-        let late = |since: Instant| since + WAIT_MAX <= now;
-        while self.waiting.front().is_some_and(|first| late(first.since)) {
-            if let Some(proposal) = self.waiting.pop_front() {
-                proposal.answer.send(Err(ProposeError::NotLeader(None))).ok();
-            }
-        }
-        if let Some(flight) = &mut self.flight
-            && flight.proposals.first().is_some_and(|first| late(first.since))
-        {
-            let doubt = flight.doubt || flight.calling;
-            for proposal in flight.proposals.drain(..) {
-                let why = if doubt { ProposeError::Unknown } else { ProposeError::NotLeader(None) };
-                proposal.answer.send(Err(why)).ok();
-            }
-            if !doubt {
-                self.flight = None;
-            }
-        }
-        for read in self.reads.extract_if(.., |read| late(read.since) || read.answer.is_closed()) {
+        self.queue.give_up(now);
+        let late = |read: &mut Read| read.since + WAIT_MAX <= now || read.answer.is_closed();
+        for read in self.reads.extract_if(.., late) {
             read.answer.send(Err(ProposeError::NotLeader(None))).ok();
-        }
-    }
-
-    /// Another batch stands where this one was to be: all of it waits again, in its order.
-    fn lost(&mut self, flight: Flight) {
-        for mut proposal in flight.proposals.into_iter().rev() {
-            proposal.lost += 1;
-            if LOST_MAX <= proposal.lost {
-                proposal.answer.send(Err(ProposeError::Busy)).ok();
-            } else {
-                self.waiting.push_front(proposal);
-            }
         }
     }
 
@@ -703,26 +421,12 @@ impl<M: Machine> Driver<M> {
         from: Place,
         result: Result<(Instant, Option<Picture>), Fault>,
     ) -> Result<(), End> {
-        let (maybe, never) = match &result {
-            Err(Fault::Trouble(Trouble::Unknown(_))) => (true, false),
-            Err(Fault::Trouble(Trouble::Never(_))) => (false, true),
-            Ok(_) | Err(Fault::Trouble(Trouble::Nothing(_)) | Fault::Broken(_)) => (false, false),
+        let end = match &result {
+            Err(Fault::Trouble(Trouble::Unknown(_))) => Return::Unknown,
+            Err(Fault::Trouble(Trouble::Never(_))) => Return::Never,
+            Ok(_) | Err(Fault::Trouble(Trouble::Nothing(_)) | Fault::Broken(_)) => Return::Known,
         };
-        let mut bytes = None;
-        if let Some(flight) = self.flight.as_mut().filter(|flight| flight.number == number) {
-            flight.calling = false;
-            flight.doubt |= maybe;
-            bytes = Some(flight.bytes.clone());
-            if never
-                && !flight.doubt
-                && let Some(flight) = self.flight.take()
-            {
-                // etcd will not have it, now or later; nothing has happened.
-                for proposal in flight.proposals {
-                    proposal.answer.send(Err(ProposeError::NotLeader(None))).ok();
-                }
-            }
-        }
+        let bytes = self.queue.returned(number, end);
         match self.answered(now, result)? {
             None => Ok(()),
             Some((asked, None)) => {
@@ -846,12 +550,7 @@ impl<M: Machine> Driver<M> {
         self.machine.reached(place.index);
         self.roll = (self.settings.roll)();
         self.head = self.head.max(place.index);
-        if let Some(flight) = self.flight.take_if(|flight| flight.at.index < place.index) {
-            // Whether those took effect, this node will never know.
-            for proposal in flight.proposals {
-                proposal.answer.send(Err(ProposeError::Unknown)).ok();
-            }
-        }
+        self.queue.overtaken(place);
         self.look_at = boottime();
         Ok(())
     }
@@ -873,17 +572,12 @@ impl<M: Machine> Driver<M> {
         if batch.before != place.chain {
             return Err(failed("it does not follow what this node has applied".to_owned()));
         }
-        let flight = self.flight.take();
-        let ours = flight.as_ref().is_some_and(|flight| flight.bytes[..] == *bytes);
-        let (mut answers, lost) = match flight {
-            Some(flight) if ours => (flight.proposals.into_iter(), None),
-            flight => (Vec::new().into_iter(), flight),
-        };
+        let mut answers = self.queue.appended(bytes).into_iter();
         for (index, command) in (first..).zip(&batch.entries) {
             let reply = self.machine.apply(index, command);
             let reply = reply.map_err(|error| failed(format!("entry {index}: {error}")))?;
-            if let Some(proposal) = answers.next() {
-                proposal.answer.send(Ok(Applied { index, reply })).ok();
+            if let Some(answer) = answers.next() {
+                answer.send(Ok(Applied { index, reply })).ok();
             }
         }
         let after = place.after(&batch, bytes);
@@ -891,9 +585,6 @@ impl<M: Machine> Driver<M> {
         self.head = self.head.max(after.index);
         self.machine.reached(after.index);
         self.roll = (self.settings.roll)();
-        if let Some(flight) = lost {
-            self.lost(flight);
-        }
         self.answer_ready();
         Ok(())
     }
@@ -1035,54 +726,13 @@ enum End {
 }
 
 /// Twice as long after each failure, less up to a half.
-fn pause(failures: u32, random: u64) -> Duration {
+pub(crate) fn pause(failures: u32, random: u64) -> Duration {
     let (first, longest) = BACKOFF;
     let whole = first.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(longest);
     whole
         - whole.mul_f64(
             f64::from(u32::try_from(random >> 32).unwrap_or(0)) / f64::from(u32::MAX) / 2.0,
         )
-}
-
-/// Brings news as fast as they come. What it misses is found by looking, so it may end and begin as it likes.
-async fn follow(store: Store, tell: mpsc::Sender<News>, mut random: u64) {
-    let (key, end) = (store.keys.base(), store.keys.log_end());
-    let mut failures = 0;
-    loop {
-        if let Ok(mut watch) = store.client.watch(&key, &end).await {
-            if tell.send(News::Began).await.is_err() {
-                return;
-            }
-            while let Ok(answer) = watch.next().await {
-                failures = 0;
-                if answer.canceled.is_some() {
-                    break;
-                }
-                for kv in answer.written {
-                    let news = if let Some(first) = store.keys.first_of(&kv.key) {
-                        Ok(News::Batch { first, bytes: kv.value })
-                    } else if kv.key == store.keys.chair() {
-                        let revision = kv.revision;
-                        read(&kv, Reign::of_value).map(|reign| News::Chair { reign, revision })
-                    } else if kv.key == store.keys.base() {
-                        read(&kv, Base::of_value).map(News::Base)
-                    } else {
-                        continue;
-                    };
-                    let news = news.unwrap_or_else(|fault| match fault {
-                        Fault::Broken(why) => News::Broken(why),
-                        Fault::Trouble(trouble) => News::Broken(trouble.to_string()),
-                    });
-                    if tell.send(news).await.is_err() {
-                        return;
-                    }
-                }
-            }
-        }
-        failures += 1;
-        random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
-        tokio::time::sleep(pause(failures, random)).await;
-    }
 }
 
 #[cfg(test)]

@@ -12,9 +12,12 @@ mod engine;
 mod form;
 mod mark;
 mod message;
+mod news;
+mod part;
+mod queue;
 mod store;
 mod wire;
 
 pub use client::{Endpoint, Tls};
-pub use engine::{Etcd, Roll, SNAPSHOT_AFTER, Settings};
 pub use mark::path as mark_path;
+pub use part::{Etcd, Roll, SNAPSHOT_AFTER, Settings};

@@ -90,6 +90,17 @@ impl Node {
         snapshot_after: u64,
         tls: Option<Tls>,
     ) -> Node {
+        Node::start_at(servers, &endpoints(servers), cluster, id, snapshot_after, tls)
+    }
+
+    fn start_at(
+        servers: &Servers,
+        endpoints: &[Endpoint],
+        cluster: &str,
+        id: u64,
+        snapshot_after: u64,
+        tls: Option<Tls>,
+    ) -> Node {
         let data_dir = servers.dir.join(format!("{cluster}-{id}"));
         std::fs::create_dir_all(&data_dir).expect("it holds, or the test fails here");
         let kept = Kept::default();
@@ -97,7 +108,7 @@ impl Node {
         outlast_core::codec::encode_list([b"first".to_vec()].iter(), &mut first);
         let settings = Settings {
             cluster: cluster.to_owned(),
-            endpoints: endpoints(servers),
+            endpoints: endpoints.to_vec(),
             tls,
             data_dir: data_dir.clone(),
             begin: (1, first),
@@ -344,4 +355,88 @@ fn with_tls_both_sides_show_certificates() {
     assert!(bare.propose("two").is_err());
     assert_eq!(good.read().len(), 2);
     std::fs::remove_dir_all(&dir).unwrap();
+}
+
+/// Between nodes and one member; cuts every connection when it is told, whatever is under way.
+struct Relay {
+    port: u16,
+    cut: tokio::sync::watch::Sender<u64>,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Relay {
+    fn start(to: u16) -> Relay {
+        let good = "a relay can be started";
+        let runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = { runtime }.worker_threads(1).enable_all().build().expect(good);
+        let (cut, cuts) = tokio::sync::watch::channel(0);
+        let listener = runtime.block_on(tokio::net::TcpListener::bind(("127.0.0.1", 0)));
+        let listener = listener.expect(good);
+        let port = listener.local_addr().expect(good).port();
+        runtime.spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let mut cuts = cuts.clone();
+                cuts.mark_unchanged();
+                tokio::spawn(async move {
+                    let Ok(mut far) = tokio::net::TcpStream::connect(("127.0.0.1", to)).await
+                    else {
+                        return;
+                    };
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                        _ = cuts.changed() => {}
+                    }
+                });
+            }
+        });
+        Relay { port, cut, _runtime: runtime }
+    }
+}
+
+#[test]
+fn with_connections_cut_all_the_time_each_answer_is_true() {
+    let servers = Servers::start("cut", 1, None);
+    let relay = Relay::start(servers.ports[0]);
+    let through = [Endpoint::parse(&format!("http://127.0.0.1:{}", relay.port)).unwrap()];
+    let nodes: Vec<Node> =
+        (1..=2).map(|id| Node::start_at(&servers, &through, "cut", id, u64::MAX, None)).collect();
+    nodes[0].agree("begun");
+    let over = AtomicBool::new(false);
+    let mut told: Vec<(String, Result<Index, ProposeError>)> = Vec::new();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Acquire) {
+                #[expect(clippy::disallowed_methods, reason = "between one cut and the next")]
+                std::thread::sleep(Duration::from_millis(40));
+                relay.cut.send_modify(|cuts| *cuts += 1);
+            }
+        });
+        let clients: Vec<_> = (0..4)
+            .map(|client| {
+                let node = &nodes[client % 2];
+                scope.spawn(move || {
+                    let turns = (0..30).map(|turn| format!("{client} {turn}"));
+                    turns.map(|name| (name.clone(), node.propose(&name))).collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        for client in clients {
+            told.extend(client.join().unwrap());
+        }
+        over.store(true, Ordering::Release);
+    });
+    let all = nodes[1].read();
+    assert_eq!(nodes[0].read(), all);
+    for (name, result) in &told {
+        let found: Vec<_> =
+            (1..).zip(&all).filter(|(_, entry)| **entry == *name.as_bytes()).collect();
+        match result {
+            Ok(index) => assert!(found.len() == 1 && found[0].0 == *index, "{name}: {found:?}"),
+            Err(ProposeError::Unknown) => assert!(found.len() <= 1, "{name}: {found:?}"),
+            Err(_) => assert!(found.is_empty(), "{name} did not happen, it was said: {found:?}"),
+        }
+    }
+    let done = told.iter().filter(|(_, result)| result.is_ok()).count();
+    println!("{done} of {} done", told.len());
+    assert!(done > 20, "{done}");
 }

@@ -147,11 +147,16 @@ impl Chair {
         }
     }
 
-    /// When there may be something to try, at the latest.
-    pub(crate) fn deadline(&self, now: Instant) -> Instant {
-        let next = self.asked.map_or(now, |asked| asked + RENEW_EVERY);
-        let over = self.seen.max(self.steady) + LEASE + RATE_ERROR;
-        if self.mine.is_some() || self.reign.holder == 0 { next } else { over.max(next) }
+    /// When there may be something to try; `None`: only once something else has happened.
+    pub(crate) fn deadline(&self, now: Instant, own: Option<u64>) -> Option<Instant> {
+        let (holds, next) =
+            (self.mine.is_some(), self.asked.map_or(now, |asked| asked + RENEW_EVERY));
+        let own = own.filter(|_| self.revision != 0);
+        match own {
+            None => holds.then_some(next),
+            Some(own) if holds || self.vacant_for(now, own) => Some(next),
+            Some(_) => Some(next.max(self.seen.max(self.steady) + LEASE + RATE_ERROR)),
+        }
     }
 }
 
@@ -275,6 +280,21 @@ mod tests {
         // If that one does not come, anybody may.
         named.heard(at(1500));
         assert!(named.wish(at(1502), Some(3)).is_some());
+    }
+
+    #[test]
+    fn nobody_looks_at_the_clock_for_nothing() {
+        let mut chair = taken();
+        assert_eq!(chair.deadline(at(10), Some(1)), Some(at(400)));
+        assert_eq!(chair.deadline(at(10), None), Some(at(400)), "to give it up");
+        let other = shown(reign(4, 1, 1), 1600);
+        assert_eq!(other.deadline(at(10), Some(2)), Some(at(1500) + RATE_ERROR));
+        assert_eq!(other.deadline(at(1700), Some(2)), Some(at(1700)));
+        assert_eq!(other.deadline(at(1700), None), None);
+        let wish = chair.give_up(2).unwrap();
+        let third = shown(wish.reign, 0);
+        assert_eq!(third.deadline(at(10), Some(3)), Some(at(1500) + RATE_ERROR));
+        assert_eq!(Chair::default().deadline(at(0), Some(3)), None);
     }
 
     #[test]

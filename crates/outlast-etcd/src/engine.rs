@@ -269,12 +269,8 @@ impl<M: Machine> Driver<M> {
             {
                 self.look();
             }
-            let own = self.roll.own.filter(|own| self.roll.members.voters.contains(own));
-            // Who is behind would begin to lead with what is old.
-            let there = self.place.is_some_and(|place| self.head <= place.index);
             if !self.sitting
-                && (there || self.chair.acts_until().is_some())
-                && let Some(wish) = self.chair.wish(now, own.map(|own| own.0))
+                && let Some(wish) = self.chair.wish(now, self.candidate())
             {
                 self.sit(now, wish, None);
             }
@@ -290,8 +286,8 @@ impl<M: Machine> Driver<M> {
         if !self.looking {
             next = next.min(self.look_at);
         }
-        if !self.sitting && self.place.is_some() {
-            next = next.min(self.chair.deadline(now));
+        if let Some(at) = self.chair.deadline(now, self.candidate()).filter(|_| !self.sitting) {
+            next = next.min(at);
         }
         if let Some(until) = self.chair.acts_until().filter(|&until| now < until) {
             next = next.min(until);
@@ -303,6 +299,14 @@ impl<M: Machine> Driver<M> {
     }
 
     // Who leads.
+
+    /// This node's id, if it may lead.
+    fn candidate(&self) -> Option<u64> {
+        // Who is behind would begin to lead with what is old; who leads goes on.
+        let there = self.place.is_some_and(|place| self.head <= place.index);
+        let own = self.roll.own.filter(|own| self.roll.members.voters.contains(own));
+        own.filter(|_| there || self.chair.acts_until().is_some()).map(|own| own.0)
+    }
 
     /// Lets the machine and everybody who asks know whether this node leads.
     fn lead(&mut self, now: Instant) {

@@ -415,7 +415,7 @@ fn with_connections_cut_all_the_time_each_answer_is_true() {
             .map(|client| {
                 let node = &nodes[client % 2];
                 scope.spawn(move || {
-                    let turns = (0..30).map(|turn| format!("{client} {turn}"));
+                    let turns = (0..15).map(|turn| format!("{client} {turn}"));
                     turns.map(|name| (name.clone(), node.propose(&name))).collect::<Vec<_>>()
                 })
             })

@@ -44,6 +44,10 @@ pub(crate) const WAIT_MAX: Duration = Duration::from_secs(3);
 /// answer with what is old for a moment after a member stood still (etcd #20418).
 const FORGETFUL_MAX: Duration = Duration::from_secs(5);
 
+/// How long a node that has found another's batch in place of its own leaves it to the leader to append: nodes that compete
+/// get less done together than one of them alone.
+const YIELD: Duration = Duration::from_secs(1);
+
 /// Pauses after calls that failed, from the first to the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
@@ -104,6 +108,7 @@ pub(crate) struct Driver<M> {
     began: Instant,
     led: bool,
     queue: Queue,
+    yield_until: Instant,
     reads: Vec<Read>,
     looking: bool,
     look_at: Instant,
@@ -161,6 +166,7 @@ impl<M: Machine> Driver<M> {
             began: now,
             led: false,
             queue: Queue::new(random),
+            yield_until: now,
             reads: Vec::new(),
             looking: false,
             look_at: now,
@@ -229,7 +235,11 @@ impl<M: Machine> Driver<M> {
         match event {
             None | Some(Event::Stop) => return Err(End::Stopped),
             Some(Event::Propose { command, answer }) => {
-                self.queue.push(now, command, answer);
+                if self.yields(now) {
+                    answer.send(Err(ProposeError::Busy)).ok();
+                } else {
+                    self.queue.push(now, command, answer);
+                }
             }
             Some(Event::Read { answer }) => {
                 self.reads.push(Read { answer, since: now, until: None });
@@ -346,6 +356,12 @@ impl<M: Machine> Driver<M> {
             let result = store.append(at, &bytes, after).await;
             Found::Appended { number, from: at, result }
         });
+    }
+
+    /// Whether another node is there to append for this one.
+    fn yields(&self, now: Instant) -> bool {
+        let leader = self.chair.leader(now).map(NodeId);
+        now < self.yield_until && leader.is_some_and(|leader| Some(leader) != self.roll.own)
     }
 
     /// Tells those who have waited for too long.
@@ -576,7 +592,13 @@ impl<M: Machine> Driver<M> {
         if batch.before != place.chain {
             return Err(failed("it does not follow what this node has applied".to_owned()));
         }
-        let mut answers = self.queue.appended(bytes).into_iter();
+        let mut answers = match self.queue.appended(bytes) {
+            Some(answers) => answers.into_iter(),
+            None => {
+                self.yield_until = boottime() + YIELD;
+                Vec::new().into_iter()
+            }
+        };
         for (index, command) in (first..).zip(&batch.entries) {
             let reply = self.machine.apply(index, command);
             let reply = reply.map_err(|error| failed(format!("entry {index}: {error}")))?;
@@ -589,6 +611,9 @@ impl<M: Machine> Driver<M> {
         self.head = self.head.max(after.index);
         self.machine.reached(after.index);
         self.roll = (self.settings.roll)();
+        if self.yields(boottime()) {
+            self.queue.send_away();
+        }
         self.answer_ready();
         Ok(())
     }

@@ -117,12 +117,12 @@ impl Queue {
         Some(bytes)
     }
 
-    /// This batch has been agreed on. Those who wait for its entries, in their order, if it is ours; else all of ours wait
-    /// again, because another one stands where it was to be.
-    pub(crate) fn appended(&mut self, batch: &[u8]) -> Vec<Answer> {
-        let Some(flight) = self.flight.take() else { return Vec::new() };
+    /// This batch has been agreed on. Those who wait for its entries, in their order, if it is ours. `None`: another one
+    /// stands where ours was to be, and all of it waits again.
+    pub(crate) fn appended(&mut self, batch: &[u8]) -> Option<Vec<Answer>> {
+        let Some(flight) = self.flight.take() else { return Some(Vec::new()) };
         if flight.append.bytes[..] == *batch {
-            return flight.proposals.into_iter().map(|proposal| proposal.answer).collect();
+            return Some(flight.proposals.into_iter().map(|proposal| proposal.answer).collect());
         }
         for mut proposal in flight.proposals.into_iter().rev() {
             proposal.lost += 1;
@@ -132,7 +132,14 @@ impl Queue {
                 self.waiting.push_front(proposal);
             }
         }
-        Vec::new()
+        None
+    }
+
+    /// Lets whoever waits try elsewhere: nothing has happened.
+    pub(crate) fn send_away(&mut self) {
+        for proposal in self.waiting.drain(..) {
+            proposal.answer.send(Err(ProposeError::Busy)).ok();
+        }
     }
 
     /// A snapshot goes beyond what is under way: whether that took effect, this node will never know.
@@ -209,7 +216,7 @@ mod tests {
         let (_two, _three) = (push(&mut queue, at(0), "two"), push(&mut queue, at(0), "three"));
         assert_eq!(queue.append(place(4), true), None);
         assert_eq!((append.after.index, entries(&append)), (5, vec!["one".to_owned()]));
-        let answers = queue.appended(&append.bytes);
+        let answers = queue.appended(&append.bytes).unwrap();
         assert_eq!(answers.len(), 1);
         assert!(first.try_recv().is_err(), "who has them answers");
         // It was known before its call came back.
@@ -238,7 +245,7 @@ mod tests {
         for lost in 0..LOST_MAX {
             let append = queue.append(place(u64::from(lost)), true).unwrap();
             assert_eq!(entries(&append), ["one", "two"]);
-            assert_eq!(queue.appended(b"another").len(), 0);
+            assert!(queue.appended(b"another").is_none());
         }
         assert_eq!(queue.append(place(99), true), None);
         assert!(told.iter_mut().all(|told| told.try_recv().unwrap() == Err(ProposeError::Busy)));
@@ -262,6 +269,16 @@ mod tests {
         assert_eq!(flies.try_recv().unwrap(), Err(ProposeError::Unknown));
         queue.overtaken(place(9));
         assert_eq!(queue.append(place(9), true), None);
+    }
+
+    #[test]
+    fn who_is_sent_away_has_nothing_done() {
+        let mut queue = Queue::new(7);
+        let mut told = push(&mut queue, at(0), "one");
+        queue.send_away();
+        assert_eq!(told.try_recv().unwrap(), Err(ProposeError::Busy));
+        assert_eq!(queue.append(place(4), true), None);
+        assert_eq!(queue.appended(b"another").map(|answers| answers.len()), Some(0));
     }
 
     #[test]

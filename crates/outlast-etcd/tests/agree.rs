@@ -187,11 +187,21 @@ fn all_nodes_have_one_log_whoever_appends() {
     let servers = Servers::start("order", 1, None);
     let nodes = three(&servers, "order", u64::MAX);
     std::thread::scope(|scope| {
-        for node in &nodes {
+        for at in 0..nodes.len() {
             for client in 0..4 {
+                let nodes = &nodes;
                 scope.spawn(move || {
                     for turn in 0..20 {
-                        node.agree(&format!("{client} {turn} {:?}", node.data_dir));
+                        let command = format!("{client} {turn} at {at}");
+                        wait_until("it is agreed on", || match nodes[at].propose(&command) {
+                            Ok(_) => true,
+                            // Others win here: the leader is asked to append it.
+                            Err(ProposeError::Busy) => {
+                                let leader = nodes.iter().find(|node| node.etcd.may_act());
+                                leader.is_some_and(|leader| leader.propose(&command).is_ok())
+                            }
+                            Err(_) => false,
+                        });
                     }
                 });
             }

@@ -22,7 +22,10 @@ pub(crate) const APT: &[Package] = &[
         name: "nginx",
         why: "backend of tests and benchmarks, and a second proxy to compare with",
     },
-    Package { name: "etcd-server", why: "the store that our agreement is compared with" },
+    Package {
+        name: "etcd-server",
+        why: "the store that our agreement is compared with, and that nodes agree through in tests",
+    },
     Package { name: "wrk", why: "closed-loop HTTP load" },
     Package {
         name: "prometheus",

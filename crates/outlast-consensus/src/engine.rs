@@ -293,6 +293,7 @@ impl Consensus {
                     standing.role = Role::Follower;
                     standing.leader = None;
                     standing.may_act = false;
+                    standing.serves = false;
                     standing.failed = Some("an invariant is broken; the log says which".to_owned());
                 });
             }
@@ -467,6 +468,7 @@ impl<M: Machine, O: Outgoing> Stepper<M, O> {
         last.role = Role::Follower;
         last.leader = None;
         last.may_act = false;
+        last.serves = false;
         last.failed = failed;
         self.publish.send_replace(last);
         // Everybody who waits is told by their channel's end.

@@ -18,10 +18,14 @@ pub struct Standing {
     /// Of the log, on this node's disk.
     pub durable: Index,
     pub snapshot: Index,
-    /// Of a leader: how old the question is that a majority has answered.
+    /// How old the question is that a majority has answered last, where this node knows: of our own log, the leader.
     pub quorum_age: Option<Duration>,
     /// A leader that may do what only a leader does, at the time of the picture.
     pub may_act: bool,
+    /// Whether commands are proposed and the newest is asked for at this node itself; else at the leader.
+    pub serves: bool,
+    /// What keeps this node from a majority, as far as it can tell.
+    pub trouble: Option<String>,
     /// Why this node takes no part any more.
     pub failed: Option<String>,
 }
@@ -61,6 +65,8 @@ impl Standing {
             snapshot,
             quorum_age,
             may_act,
+            serves: role == Role::Leader,
+            trouble: None,
             failed: None,
         }
     }

@@ -91,7 +91,17 @@ pub enum ConsensusKind {
     Embedded,
     Etcd {
         endpoints: Vec<String>,
+        tls: Option<EtcdTls>,
     },
+}
+
+/// `tls` of `[consensus]`: paths, all PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EtcdTls {
+    /// Who signed the certificates of etcd's members.
+    pub ca: String,
+    /// This node's certificate chain and its key, where etcd asks for them.
+    pub own: Option<(String, String)>,
 }
 
 /// `[node.NAME]`: one machine with one agent.

@@ -136,7 +136,9 @@ fn the_example_means_what_it_says() {
 fn every_key_is_read() {
     let all = good(EVERY_KEY);
     let endpoints = ["https://10.0.0.1:2379", "http://[::1]:2379"].map(str::to_owned).to_vec();
-    assert_eq!(all.consensus.kind, ConsensusKind::Etcd { endpoints });
+    let own = Some(("etcd.pem".to_owned(), "etcd.key".to_owned()));
+    let tls = Some(EtcdTls { ca: "etcd-ca.pem".to_owned(), own });
+    assert_eq!(all.consensus.kind, ConsensusKind::Etcd { endpoints, tls });
     let service = &all.services["all"];
     assert_eq!(service.tls.len(), 2);
     let backends: Vec<String> = service.pool.backends().iter().map(|b| b.authority()).collect();

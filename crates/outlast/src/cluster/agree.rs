@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use outlast_consensus::{Consensus, NodeId, ProposeError, Role};
+use outlast_consensus::{Agreement, NodeId, ProposeError, Standing};
 use outlast_core::agreed::{ClientId, Command, Entry, KvCommand, Refusal, Reply};
 use outlast_core::codec::Code as _;
 use outlast_link::RequestError;
@@ -94,37 +94,44 @@ impl Hub {
     ) -> Result<(u64, Reply), Failure> {
         let mut sent = false;
         let mut why = "this node takes no part in the cluster yet".to_owned();
-        let mut standing = self.consensus().map(Consensus::standing);
+        let mut standing = self.consensus().map(Agreement::standing);
         while Instant::now() < deadline {
             if let (Some(consensus), Some(standing)) = (self.consensus(), &mut standing) {
-                let (role, leader) = {
+                let (serves, own, leader) = {
                     let now = standing.borrow_and_update();
-                    (now.role, now.leader)
+                    (now.serves, now.id, now.leader)
                 };
-                let answer = if role == Role::Leader {
+                let here = if serves {
                     let proposal = consensus.propose(entry.to_bytes());
                     match tokio::time::timeout_at(deadline, proposal).await {
-                        Ok(result) => proposed(result),
-                        Err(_elapsed) => Answer::Unknown,
+                        Ok(result) => Some(proposed(result)),
+                        Err(_elapsed) => Some(Answer::Unknown),
                     }
                 } else {
-                    match leader.and_then(|leader| self.replica.names().get(&leader.0).cloned()) {
-                        None => Answer::NotLeader { leader: None },
-                        Some(name) => {
-                            let ask = Ask::Propose { entry: entry.clone() }.to_bytes();
-                            self.asked_while_leading(&name, ask, leader, deadline).await
-                        }
+                    None
+                };
+                let answer = match here {
+                    // What others keep winning here, the one who leads may get through.
+                    Some(Answer::Busy) if leader.is_some_and(|leader| leader != own) => None,
+                    here => here,
+                };
+                let answer = match answer {
+                    Some(answer) => answer,
+                    None => {
+                        let ask = Ask::Propose { entry: entry.clone() }.to_bytes();
+                        self.asked_of_leader(leader, ask, deadline).await
                     }
                 };
                 match answer {
                     Answer::Done { index, reply } => return Ok((index, reply)),
                     Answer::Unknown => {
                         sent = true;
-                        why = "the leader went while it was under way".to_owned();
+                        why =
+                            standing.borrow().trouble.clone().unwrap_or_else(|| {
+                                "the leader went while it was under way".to_owned()
+                            });
                     }
-                    Answer::NotLeader { .. } => {
-                        why = "no leader has a majority of the voters behind it".to_owned();
-                    }
+                    Answer::NotLeader { .. } => why = no_majority(&standing.borrow()),
                     Answer::Busy => why = "too much is under way".to_owned(),
                     Answer::Refused { reason } => why = reason,
                     Answer::Who(_) | Answer::Index { .. } | Answer::Told { .. } => {
@@ -141,7 +148,7 @@ impl Hub {
                 }
             } else {
                 tokio::time::sleep(TRY_AGAIN).await;
-                standing = self.consensus().map(Consensus::standing);
+                standing = self.consensus().map(Agreement::standing);
             }
         }
         Err(if sent { Failure::Unknown(why) } else { Failure::Unavailable(why) })
@@ -153,25 +160,19 @@ impl Hub {
         let mut why = "this node takes no part in the cluster yet".to_owned();
         while Instant::now() < deadline {
             if let Some(consensus) = self.consensus() {
-                let (role, leader) = {
+                let (serves, leader) = {
                     let standing = consensus.standing();
                     let now = standing.borrow();
-                    (now.role, now.leader)
+                    (now.serves, now.leader)
                 };
-                let answer = if role == Role::Leader {
+                let answer = if serves {
                     match tokio::time::timeout_at(deadline, consensus.read()).await {
                         Ok(Ok(index)) => return Ok(index),
                         Ok(Err(error)) => refused(error),
                         Err(_elapsed) => Answer::Busy,
                     }
                 } else {
-                    match leader.and_then(|leader| self.replica.names().get(&leader.0).cloned()) {
-                        None => Answer::NotLeader { leader: None },
-                        Some(name) => {
-                            let ask = Ask::ReadIndex.to_bytes();
-                            self.asked_while_leading(&name, ask, leader, deadline).await
-                        }
-                    }
+                    self.asked_of_leader(leader, Ask::ReadIndex.to_bytes(), deadline).await
                 };
                 if let Answer::Index { index } = answer {
                     let mut reached = self.replica.reached.subscribe();
@@ -181,12 +182,24 @@ impl Hub {
                     }
                     why = "this node is behind the leader".to_owned();
                 } else {
-                    why = "no leader has a majority of the voters behind it".to_owned();
+                    why = no_majority(&consensus.standing().borrow());
                 }
             }
             tokio::time::sleep(TRY_AGAIN).await;
         }
         Err(Failure::Unavailable(why))
+    }
+
+    async fn asked_of_leader(
+        &self,
+        leader: Option<NodeId>,
+        ask: Vec<u8>,
+        deadline: Instant,
+    ) -> Answer {
+        match leader.and_then(|leader| self.replica.names().get(&leader.0).cloned()) {
+            None => Answer::NotLeader { leader: None },
+            Some(name) => self.asked_while_leading(&name, ask, leader, deadline).await,
+        }
     }
 
     /// Asks the leader; gives up at once when another one leads, because the one that was asked may be out of reach.
@@ -198,7 +211,7 @@ impl Hub {
         deadline: Instant,
     ) -> Answer {
         let other = async {
-            match self.consensus().map(Consensus::standing) {
+            match self.consensus().map(Agreement::standing) {
                 Some(mut standing) => {
                     if standing.wait_for(|now| now.leader != leader).await.is_err() {
                         // This node takes no part any more; the leader may answer all the same.
@@ -224,6 +237,14 @@ impl Hub {
             Err(RequestError::Refused(reason)) => Answer::Refused { reason },
             Err(RequestError::Lost | RequestError::Deadline) => Answer::Unknown,
         }
+    }
+}
+
+/// Why nothing is agreed on.
+fn no_majority(standing: &Standing) -> String {
+    match &standing.trouble {
+        Some(trouble) => trouble.clone(),
+        None => "no leader has a majority of the voters behind it".to_owned(),
     }
 }
 

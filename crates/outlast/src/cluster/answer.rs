@@ -23,7 +23,7 @@ impl Hub {
             let Some(consensus) = self.consensus() else { continue };
             let name: &str = &incoming.from;
             let known = self.replica.names();
-            let honest = consensus.deliver(&incoming.bytes, |from| match known.get(&from.0) {
+            let honest = consensus.deliver(&incoming.bytes, &mut |from| match known.get(&from.0) {
                 Some(registered) => registered == name,
                 // A node that has no registry yet hears from those who bring it.
                 None => {
@@ -71,7 +71,9 @@ impl Hub {
                     (id, id.and_then(|id| claim_of(agreed, id)))
                 });
                 Answer::Who(Who {
-                    joined: self.consensus().is_some() || self.identity().id.is_some(),
+                    // A log in etcd is none that another node could join by asking here.
+                    joined: !self.agrees_through_etcd()
+                        && (self.consensus().is_some() || self.identity().id.is_some()),
                     plan: self.founding.plan,
                     token: self.identity().token,
                     your_id,

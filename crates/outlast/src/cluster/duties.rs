@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use outlast_consensus::{Change, Consensus, Members, NodeId, Role};
+use outlast_consensus::{Agreement, Change, Members, NodeId, Role};
 use outlast_core::agreed::{ClientId, Command, Entry, Registry};
 use tokio::time::Instant;
 
@@ -48,7 +48,7 @@ async fn leads(hub: &Hub) {
 }
 
 /// One change at a time; the next look makes the next one.
-async fn change_members(hub: &Hub, consensus: &Consensus) {
+async fn change_members(hub: &Hub, consensus: &dyn Agreement) {
     let (role, own, members) = {
         let standing = consensus.standing();
         let now = standing.borrow();

@@ -11,7 +11,7 @@ use outlast_core::agreed::{
     Agreed, ClientId, Command, Entry, Expected, Hash, KvCommand, NodeCommand, NodeRole, Reply,
 };
 use outlast_core::time::Timestamp;
-use outlast_core::topology::Topology;
+use outlast_core::topology::{ConsensusKind, Topology};
 
 /// Keys below this are ours; people's commands do not reach them.
 pub(super) const OWN_KEYS: &[u8] = b"outlast/";
@@ -40,7 +40,11 @@ impl Founding {
         let nodes = topology.link_addresses().into_iter();
         let nodes: BTreeMap<String, String> =
             nodes.map(|(name, address)| (name, address.to_string())).collect();
-        let Hash(hash) = Hash::of(format!("{voters:?} {nodes:?}").as_bytes());
+        let through = match topology.consensus.kind {
+            ConsensusKind::Embedded => "",
+            ConsensusKind::Etcd { .. } => " etcd",
+        };
+        let Hash(hash) = Hash::of(format!("{voters:?} {nodes:?}{through}").as_bytes());
         let plan = u64::from_le_bytes(*hash.first_chunk().expect("a hash is longer than that"));
         Founding { voters, nodes, plan }
     }

@@ -9,6 +9,7 @@ mod ask;
 pub mod door;
 mod draw;
 mod duties;
+mod etcd;
 mod found;
 pub(crate) mod identity;
 mod lease;

@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use outlast_consensus::{Consensus, Home, Members, NodeId, Snapshot};
 use outlast_core::agreed::Reply;
 use outlast_core::codec::Code as _;
+use outlast_core::topology::ConsensusKind;
 use tokio::task::JoinSet;
 
 use super::agree::Failure;
@@ -20,6 +21,11 @@ use super::view::Phase;
 impl Hub {
     /// Finds this node's place, then looks after what a leader has to do.
     pub(super) async fn take_part(self: Arc<Self>, home: Option<Home>) {
+        if let ConsensusKind::Etcd { endpoints, tls } =
+            self.settings.topology.consensus.kind.clone()
+        {
+            return self.take_part_through_etcd(&endpoints, tls.as_ref()).await;
+        }
         let home = match home {
             Some(home) => Ok(home),
             None => self.find_a_place().await,
@@ -45,7 +51,7 @@ impl Hub {
         };
         let settings = outlast_consensus::Settings::new(id);
         let consensus = Consensus::start(&settings, home, feeder, wire).context("start")?;
-        self.consensus.set(consensus).ok();
+        self.consensus.set(Box::new(consensus)).ok();
         Ok(())
     }
 

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use outlast_consensus::Consensus;
 use outlast_core::agent::Agreement;
 use outlast_core::agreed::{ClientId, Command, Entry, Reply, SideCommand};
 use outlast_core::codec::Code as _;
@@ -195,7 +194,7 @@ impl Hub {
 
     /// Nobody else is asked to: who does not lead any more has nothing to decide.
     async fn agree_as_leader(&self, command: Command) -> Result<(), String> {
-        let consensus = self.consensus().filter(|consensus| Consensus::may_act(consensus));
+        let consensus = self.consensus().filter(|consensus| consensus.may_act());
         let consensus = consensus.ok_or("this node does not lead")?;
         let entry = Entry { origin: ClientId::NOBODY, sequence: 0, wall: wall(), command };
         let proposal = consensus.propose(entry.to_bytes());

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
-use outlast_consensus::{Consensus, Home, NodeId, Outgoing, Role};
+use anyhow::{Context as _, ensure};
+use outlast_consensus::{Agreement, Home, NodeId, Outgoing, Role};
 use outlast_core::agreed::SideCommand;
 use outlast_core::observers::Report;
 use outlast_core::topology::{ConsensusKind, Topology};
@@ -66,15 +66,11 @@ impl Cluster {
     /// Opens what it needs, so that what is wrong is known at once, and starts.
     pub fn start(settings: Settings) -> anyhow::Result<Cluster> {
         let topology = &settings.topology;
-        if let ConsensusKind::Etcd { .. } = topology.consensus.kind {
-            bail!(
-                "`kind = \"etcd\"` of [consensus] is not there yet; take it out, and the nodes agree by themselves"
-            );
-        }
         let founding = Founding::of(topology);
         let mut identity =
             identity::load(&settings.data_dir, &topology.cluster.name, &settings.node)?;
         let home = Home::open(&identity::dir(&settings.data_dir)).context("open the log")?;
+        complain_of_other_kind(&settings, home.is_some())?;
         // A log whose id was never written down was never used.
         let home = home.filter(|_| identity.id.is_some());
         if let Some(torn) = home.as_ref().map(|home| home.torn).filter(|&torn| torn > 0) {
@@ -184,6 +180,29 @@ struct FromLoop {
     lease_wanted: watch::Receiver<bool>,
 }
 
+/// What was agreed on in one way does not move to the other by itself.
+fn complain_of_other_kind(settings: &Settings, has_log: bool) -> anyhow::Result<()> {
+    let dir = settings.data_dir.display();
+    let beyond = "what was agreed on there would be left behind";
+    match settings.topology.consensus.kind {
+        ConsensusKind::Embedded => {
+            let mark = outlast_etcd::mark_path(&settings.data_dir);
+            ensure!(
+                !mark.exists(),
+                "{} says that this cluster agrees through etcd: {beyond}; put `kind = \"etcd\"` back, or \
+                 delete that file on each node",
+                mark.display()
+            );
+        }
+        ConsensusKind::Etcd { .. } => ensure!(
+            !has_log,
+            "{dir}/consensus holds a log of this cluster's own: {beyond}; take `kind = \"etcd\"` out, or \
+             delete that directory on each node"
+        ),
+    }
+    Ok(())
+}
+
 fn security(settings: &Settings) -> anyhow::Result<(Security, Option<IdentityFiles>)> {
     let lab = settings.data_dir.join(super::LAB_CERTS);
     let at = |path: &String| settings.base.join(path);
@@ -212,7 +231,7 @@ fn security(settings: &Settings) -> anyhow::Result<(Security, Option<IdentityFil
 #[derive(Debug)]
 pub(super) struct Hub {
     pub(super) replica: Arc<Replica>,
-    pub(super) consensus: OnceLock<Consensus>,
+    pub(super) consensus: OnceLock<Box<dyn Agreement>>,
     pub(super) links: OnceLock<Arc<Links>>,
     /// Names of ids that spoke to us before we had a registry to look them up.
     pub(super) heard: Arc<Mutex<BTreeMap<u64, String>>>,
@@ -346,8 +365,8 @@ impl Hub {
     }
 
     /// `None`: this node takes no part yet.
-    pub(super) fn consensus(&self) -> Option<&Consensus> {
-        self.consensus.get()
+    pub(super) fn consensus(&self) -> Option<&dyn Agreement> {
+        self.consensus.get().map(|consensus| &**consensus)
     }
 }
 

@@ -5,7 +5,9 @@ use std::num::NonZeroU16;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use outlast_core::topology::{Cluster, ClusterTls, Consensus, ConsensusKind, LinkPort, Node};
+use outlast_core::topology::{
+    Cluster, ClusterTls, Consensus, ConsensusKind, EtcdTls, LinkPort, Node,
+};
 
 use super::Parts;
 use super::complaint::quote;
@@ -63,6 +65,7 @@ pub(super) fn consensus(section: &Section<'_>) -> Option<Consensus> {
     let voters = section.optional("voters", |item| item.distinct(Item::node_name));
     let endpoints =
         section.optional("endpoints", |item| item.distinct(|item| item.parsed(words::http_url)));
+    let tls = section.optional("tls", etcd_tls);
     if section.word("kind")? == "etcd" {
         section.refuse(
             &["voters"],
@@ -72,12 +75,39 @@ pub(super) fn consensus(section: &Section<'_>) -> Option<Consensus> {
         if !section.has("endpoints") {
             section.complain_of_missing("endpoints");
         }
-        let kind = ConsensusKind::Etcd { endpoints: endpoints?? };
+        let (endpoints, tls) = (endpoints??, tls?);
+        let secret = endpoints.iter().any(|url| url.starts_with("https://"));
+        if secret && tls.is_none() {
+            section.complain_of_missing("tls");
+            return None;
+        }
+        if !secret {
+            section.refuse(&["tls"], "goes with https:// endpoints", "write these so");
+        }
+        let kind = ConsensusKind::Etcd { endpoints, tls };
         return Some(Consensus { kind, voters: Vec::new() });
     }
-    section.refuse(&["endpoints"], "goes with `kind = \"etcd\"`", "write that too, or take it out");
+    section.refuse(
+        &["endpoints", "tls"],
+        "goes with `kind = \"etcd\"`",
+        "write that too, or take it out",
+    );
     let all = || section.names.nodes.iter().cloned().collect();
     Some(Consensus { kind: ConsensusKind::Embedded, voters: voters?.unwrap_or_else(all) })
+}
+
+fn etcd_tls(item: Item<'_>) -> Option<EtcdTls> {
+    let section = item.section()?;
+    let ca = section.text("ca");
+    let [cert, key] =
+        ["cert", "key"].map(|name| section.optional(name, |item| item.text().map(str::to_owned)));
+    for (there, lacking) in [("cert", "key"), ("key", "cert")] {
+        if section.has(there) && !section.has(lacking) {
+            section.complain_of_missing(lacking);
+            return None;
+        }
+    }
+    Some(EtcdTls { ca: ca?, own: cert?.zip(key?) })
 }
 
 pub(super) fn node(section: &Section<'_>) -> Option<Node> {

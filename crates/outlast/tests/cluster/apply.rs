@@ -71,11 +71,6 @@ impl Nodes {
             .expect("cargo has built it")
     }
 
-    fn status(&self, node: &str) -> Option<Value> {
-        let answer = self.stage(node).status()?;
-        serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()
-    }
-
     /// The services that a node runs.
     fn services(&self, node: &str) -> Option<Vec<String>> {
         let status = self.status(node)?;

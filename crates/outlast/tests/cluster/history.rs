@@ -22,10 +22,10 @@ fn storm() -> Duration {
 }
 
 /// SplitMix64: the faults of a seed are the same, what they meet is not.
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    fn below(&mut self, end: u64) -> u64 {
+    pub(super) fn below(&mut self, end: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -191,7 +191,18 @@ fn torment(nodes: &mut Nodes, random: &mut Random, until: Instant) -> (u64, u64)
 
 #[test]
 fn one_order_explains_what_clients_saw_while_agents_were_killed_and_frozen() {
-    let mut nodes = three("history");
+    let told = explain(&mut three("history"), |nodes, until| {
+        let (kills, freezes) = torment(nodes, &mut Random(7), until);
+        format!("{kills} kills, {freezes} freezes")
+    });
+    println!("{told}");
+}
+
+/// Lets clients ask while something is done to the nodes, and looks for an order that explains all answers. What it was.
+pub(super) fn explain(
+    nodes: &mut Nodes,
+    fate: impl FnOnce(&mut Nodes, Instant) -> String,
+) -> String {
     let dirs: Vec<_> = nodes.stages.iter().map(crate::stage::Stage::data).collect();
     let calls = Arc::new(Mutex::new(Vec::new()));
     let (begun, over) = (Instant::now(), Arc::new(AtomicBool::new(false)));
@@ -209,7 +220,7 @@ fn one_order_explains_what_clients_saw_while_agents_were_killed_and_frozen() {
             })
         })
         .collect();
-    let (kills, freezes) = torment(&mut nodes, &mut Random(7), Instant::now() + storm());
+    let told = fate(nodes, Instant::now() + storm());
     // A key that no client touches: each node brings it to the leader, and a majority to its disks.
     for node in &nodes.names {
         wait_until("all agree again", || nodes.stage(node).verb(&["kv", "put", "storm", "over"]).0);
@@ -220,13 +231,10 @@ fn one_order_explains_what_clients_saw_while_agents_were_killed_and_frozen() {
     }
     let calls = std::mem::take(&mut *calls.lock().expect("no panic while held"));
     let unanswered = calls.iter().filter(|call| call.returned.is_none()).count();
-    println!(
-        "{} calls, {unanswered} without an answer, {kills} kills, {freezes} freezes",
-        calls.len()
-    );
+    let told = format!("{} calls, {unanswered} without an answer, {told}", calls.len());
     assert!(calls.len() > 200, "only {} calls", calls.len());
     match check(&calls, Start::Empty, TRIES_MAX) {
-        Verdict::Linearizable => {}
+        Verdict::Linearizable => told,
         Verdict::Violated(violation) => panic!("{violation}"),
         Verdict::Undecided { key } => {
             panic!("too many open calls on {} for a verdict", String::from_utf8_lossy(&key));

@@ -1,6 +1,7 @@
 //! Three real agents: they found a cluster, agree, outlive any one of them, and take back who was away.
 
 mod apply;
+mod etcd;
 mod history;
 mod pairs;
 
@@ -19,23 +20,29 @@ struct Nodes {
 }
 
 impl Nodes {
-    /// `node` sections for all, `members` of which run.
+    /// `node` sections for all.
     fn start(name: &str, all: &[&'static str], voters: &[&str]) -> Nodes {
-        Nodes::start_with(name, all, voters, |_node| String::new())
+        let consensus = match voters {
+            [] => String::new(),
+            voters => format!("[consensus]\nvoters = {voters:?}\n"),
+        };
+        Nodes::start_through(name, all, &consensus)
+    }
+
+    /// The same, with a section about how they agree.
+    fn start_through(name: &str, all: &[&'static str], consensus: &str) -> Nodes {
+        Nodes::start_with(name, all, consensus, |_node| String::new())
     }
 
     /// The same, with what each node's file has besides.
     fn start_with(
         name: &str,
         all: &[&'static str],
-        voters: &[&str],
+        consensus: &str,
         mut rest: impl FnMut(&str) -> String,
     ) -> Nodes {
         let port = free_port();
-        let mut sections = String::new();
-        if !voters.is_empty() {
-            sections += &format!("[consensus]\nvoters = {voters:?}\n");
-        }
+        let mut sections = consensus.to_owned();
         for (at, node) in all.iter().enumerate() {
             sections +=
                 &format!("[node.{node}]\naddress = \"127.0.0.{}\"\nport = {port}\n", at + 1);

@@ -186,7 +186,10 @@ impl AgreementStatus {
                 ("founding", Some(format!("waits for {}", missing.join(", "))))
             }
             Phase::Joining { reason } => ("joining", Some(reason.clone())),
-            Phase::Running => ("running", None),
+            Phase::Running if view.leader().is_some() => ("running", None),
+            Phase::Running => {
+                ("running", view.standing.as_ref().and_then(|standing| standing.trouble.clone()))
+            }
             Phase::Failed { reason } => ("failed", Some(reason.clone())),
         };
         let name =

@@ -157,6 +157,20 @@ pub(crate) static CONSENSUS: Shape = Shape {
             Kind::List(&Kind::Text("https://10.0.0.1:2379")),
             "URLs of etcd, with kind etcd.",
         ),
+        Key::new("tls", Kind::Table(&CONSENSUS_TLS), "How etcd is reached at https:// endpoints."),
+    ],
+};
+
+static CONSENSUS_TLS: Shape = Shape {
+    title: "consensus.tls",
+    about: "PEM files for TLS with etcd.",
+    keys: &[
+        Key::new("ca", FILE_PATH, "The CA that signed the certificates of etcd, or several.")
+            .required()
+            .elsewhere(&["cacert", "trusted_ca"]),
+        Key::new("cert", FILE_PATH, "This node's certificate chain, where etcd asks for one.")
+            .elsewhere(&["certificate", "crt"]),
+        Key::new("key", FILE_PATH, "The certificate's private key.").elsewhere(&["private_key"]),
     ],
 };
 

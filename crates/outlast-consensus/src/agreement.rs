@@ -1,0 +1,77 @@
+//! What the rest of the agent holds of an agreement, whichever engine is behind it: our own log, or an etcd cluster.
+
+use std::fmt;
+use std::pin::Pin;
+
+use outlast_core::codec::Malformed;
+use outlast_raft::{Change, Index, NodeId, Position, Refusal};
+use tokio::sync::watch;
+
+use crate::engine::{Applied, Consensus, ProposeError, ReadError};
+use crate::standing::Standing;
+
+/// What an engine will say.
+pub type Answering<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A node's part in the agreement. What has been applied is watched through the [`Machine`](crate::Machine) that the
+/// engine was started with.
+pub trait Agreement: fmt::Debug + Send + Sync {
+    /// Has a command agreed on; returns once it has been applied here.
+    fn propose(&self, command: Vec<u8>) -> Answering<'_, Result<Applied, ProposeError>>;
+
+    /// Returns once everything that anybody knew of when it was called has been applied here.
+    fn read(&self) -> Answering<'_, Result<Index, ReadError>>;
+
+    /// Changes one member; returns once the change is on its way.
+    fn change(&self, change: Change) -> Answering<'_, Result<Position, Refusal>>;
+
+    /// Hands the lead to another node.
+    fn transfer(&self, to: NodeId) -> Answering<'_, Result<(), Refusal>>;
+
+    /// Who takes part, who leads, and how fresh that is; changes can be waited for.
+    fn standing(&self) -> watch::Receiver<Standing>;
+
+    /// Whether this node may do, right now, what only the leader does.
+    fn may_act(&self) -> bool;
+
+    /// What another node's part has to say, if `honest` says that its sender is who it says.
+    fn deliver(
+        &self,
+        bytes: &[u8],
+        honest: &mut dyn FnMut(NodeId) -> bool,
+    ) -> Result<(), Malformed>;
+}
+
+impl Agreement for Consensus {
+    fn propose(&self, command: Vec<u8>) -> Answering<'_, Result<Applied, ProposeError>> {
+        Box::pin(Consensus::propose(self, command))
+    }
+
+    fn read(&self) -> Answering<'_, Result<Index, ReadError>> {
+        Box::pin(Consensus::read(self))
+    }
+
+    fn change(&self, change: Change) -> Answering<'_, Result<Position, Refusal>> {
+        Box::pin(Consensus::change(self, change))
+    }
+
+    fn transfer(&self, to: NodeId) -> Answering<'_, Result<(), Refusal>> {
+        Box::pin(Consensus::transfer(self, to))
+    }
+
+    fn standing(&self) -> watch::Receiver<Standing> {
+        Consensus::standing(self)
+    }
+
+    fn may_act(&self) -> bool {
+        Consensus::may_act(self)
+    }
+
+    fn deliver(
+        &self,
+        bytes: &[u8],
+        honest: &mut dyn FnMut(NodeId) -> bool,
+    ) -> Result<(), Malformed> {
+        Consensus::deliver(self, bytes, honest)
+    }
+}

@@ -1,0 +1,240 @@
+//! What is done in etcd, each as one transaction or a few: look, append, sit, save, found.
+
+use outlast_consensus::{Index, boottime};
+use outlast_core::agreed::Hash;
+use outlast_core::codec::Malformed;
+use outlast_core::time::Instant;
+
+use crate::chair::Wish;
+use crate::client::{Client, Trouble};
+use crate::form::{Base, Keys, Place, Reign};
+use crate::message::{If, Kv, Op, Txn};
+
+/// Batches in one answer.
+pub(crate) const PAGE: u64 = 64;
+
+/// Bytes of a part of a snapshot: etcd takes 1.5 MiB in one transaction.
+pub(crate) const PART_BYTES: usize = 512 << 10;
+
+/// Parts in one answer.
+const PARTS_PAGE: u64 = 8;
+
+/// Why something was not done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    Trouble(Trouble),
+    /// What stands in etcd is not what this node knows or can read: it must not go on.
+    Broken(String),
+}
+
+impl From<Trouble> for Fault {
+    fn from(trouble: Trouble) -> Fault {
+        Fault::Trouble(trouble)
+    }
+}
+
+/// Everything at one revision, as a majority has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Picture {
+    /// When it was asked for.
+    pub(crate) asked: Instant,
+    pub(crate) base: Base,
+    pub(crate) head: Place,
+    pub(crate) chair: (Reign, u64),
+    /// Of the log, from where it was asked for.
+    pub(crate) batches: Vec<(Index, Vec<u8>)>,
+    /// The snapshot, where the log does not reach back far enough.
+    pub(crate) restored: Option<Vec<u8>>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Store {
+    pub(crate) client: std::sync::Arc<Client>,
+    pub(crate) keys: Keys,
+}
+
+impl Store {
+    /// Looks what there is behind a place. `None`: there is no cluster of this name yet.
+    pub(crate) async fn look(&self, from: Option<Place>) -> Result<Option<Picture>, Fault> {
+        let asked = boottime();
+        let then = self.looks(from.map_or(0, |place| place.index));
+        let answer = self.client.txn(&Txn { then, ..Txn::default() }).await?;
+        let Some(mut picture) = self.picture(asked, answer.ranges)? else { return Ok(None) };
+        let reaches = from.is_some_and(|from| {
+            let first = picture.batches.first().map(|&(first, _)| first);
+            picture.head.index <= from.index || first == Some(from.index + 1)
+        });
+        if !reaches {
+            if from.is_some_and(|from| picture.base.place.index <= from.index) {
+                return Err(Fault::Broken(format!(
+                    "the log in etcd lacks entries behind {}",
+                    from.map_or(0, |from| from.index)
+                )));
+            }
+            picture.restored = Some(self.restore(&picture.base).await?);
+            let base = picture.base.place.index;
+            picture.batches.retain(|&(first, _)| base < first);
+        }
+        Ok(Some(picture))
+    }
+
+    fn looks(&self, from: Index) -> Vec<Op> {
+        let keys = &self.keys;
+        let (key, end) = (keys.log(from + 1), keys.log_end());
+        let log = Op::Range { key, end, limit: PAGE };
+        vec![Op::get(keys.base()), Op::get(keys.head()), Op::get(keys.chair()), log]
+    }
+
+    fn picture(&self, asked: Instant, ranges: Vec<Vec<Kv>>) -> Result<Option<Picture>, Fault> {
+        let Ok([base, head, chair, log]) = <[Vec<Kv>; 4]>::try_from(ranges) else {
+            let why = "an answer to another question".to_owned();
+            return Err(Fault::Trouble(Trouble::Unknown(why)));
+        };
+        let (base, head, chair) = match (base.first(), head.first(), chair.first()) {
+            (Some(base), Some(head), Some(chair)) => (base, head, chair),
+            (None, None, None) if log.is_empty() => return Ok(None),
+            (Some(_) | None, Some(_) | None, Some(_) | None) => {
+                return Err(Fault::Broken("a part of the keys in etcd is gone".to_owned()));
+            }
+        };
+        let reign = read(chair, Reign::of_value)?;
+        let mut batches = Vec::new();
+        for kv in log {
+            let first = self.keys.first_of(&kv.key);
+            let first = first.ok_or_else(|| broken(&kv.key, Malformed("a key that is none")))?;
+            batches.push((first, kv.value));
+        }
+        Ok(Some(Picture {
+            asked,
+            base: read(base, Base::of_value)?,
+            head: read(head, Place::of_value)?,
+            chair: (reign, chair.revision),
+            batches,
+            restored: None,
+        }))
+    }
+
+    /// Reads a snapshot, part by part.
+    async fn restore(&self, base: &Base) -> Result<Vec<u8>, Fault> {
+        let (mut key, end) = self.keys.parts(base);
+        let (mut data, mut parts) = (Vec::new(), 0);
+        while parts < base.parts {
+            let range = Op::Range { key: key.clone(), end: end.clone(), limit: PARTS_PAGE };
+            let answer = self.client.txn(&Txn { then: vec![range], ..Txn::default() }).await?;
+            let kvs = answer.ranges.into_iter().next().unwrap_or_default();
+            let Some(last) = kvs.last() else {
+                // A newer one has taken its place meanwhile.
+                let why = "a snapshot in etcd went while it was read".to_owned();
+                return Err(Fault::Trouble(Trouble::Nothing(why)));
+            };
+            key = [&last.key[..], &[0]].concat();
+            for kv in kvs {
+                data.extend_from_slice(&kv.value);
+                parts += 1;
+            }
+        }
+        if Hash::of(&data) != base.hash {
+            return Err(Fault::Broken(format!(
+                "the snapshot {} in etcd is damaged",
+                base.place.index
+            )));
+        }
+        Ok(data)
+    }
+
+    /// Appends a batch behind `at`, if the log ends there. Else what there is instead.
+    pub(crate) async fn append(
+        &self,
+        at: Place,
+        batch: &[u8],
+        after: Place,
+    ) -> Result<(Instant, Option<Picture>), Fault> {
+        let asked = boottime();
+        let keys = &self.keys;
+        let when = vec![If::Value { key: keys.head(), value: at.value() }];
+        let then = vec![
+            Op::Put { key: keys.log(at.index + 1), value: batch.to_vec() },
+            Op::Put { key: keys.head(), value: after.value() },
+        ];
+        let answer = self.client.txn(&Txn { when, then, or: self.looks(at.index) }).await?;
+        if answer.held {
+            return Ok((asked, None));
+        }
+        match self.picture(asked, answer.ranges)? {
+            Some(picture) => Ok((asked, Some(picture))),
+            None => Err(Fault::Broken("what was agreed on is gone from etcd".to_owned())),
+        }
+    }
+
+    /// Changes the chair, if it still is as it was when that was wished. The revision; else how the chair is.
+    pub(crate) async fn sit(&self, wish: Wish) -> Result<(u64, Option<(Reign, u64)>), Fault> {
+        let key = self.keys.chair();
+        let when = vec![If::Revision { key: key.clone(), revision: wish.revision }];
+        let then = vec![Op::Put { key: key.clone(), value: wish.reign.value() }];
+        let answer = self.client.txn(&Txn { when, then, or: vec![Op::get(key)] }).await?;
+        if answer.held {
+            return Ok((answer.header.revision, None));
+        }
+        match answer.ranges.first().and_then(|kvs| kvs.first()) {
+            Some(kv) => {
+                Ok((answer.header.revision, Some((read(kv, Reign::of_value)?, kv.revision))))
+            }
+            None => Err(Fault::Broken("what was agreed on is gone from etcd".to_owned())),
+        }
+    }
+
+    /// Makes the first keys, unless somebody else has.
+    pub(crate) async fn found(&self, base: &Base, data: &[u8]) -> Result<(), Fault> {
+        assert!(data.len() <= PART_BYTES, "the first state is small");
+        let keys = &self.keys;
+        let put = |key, value| Op::Put { key, value };
+        let then = vec![
+            put(keys.part(base, 0), data.to_vec()),
+            put(keys.base(), base.value()),
+            put(keys.head(), base.place.value()),
+            put(keys.chair(), Reign::default().value()),
+        ];
+        let when = vec![If::Absent { key: keys.head() }];
+        self.client.txn(&Txn { when, then, or: Vec::new() }).await?;
+        Ok(())
+    }
+
+    /// Saves a snapshot, then deletes what it takes the place of: older snapshots, and the log before `keep`.
+    pub(crate) async fn save(
+        &self,
+        before: Base,
+        base: Base,
+        data: &[u8],
+        keep: Index,
+    ) -> Result<bool, Fault> {
+        let keys = &self.keys;
+        for (part, bytes) in (0..).zip(data.chunks(PART_BYTES)) {
+            let put = Op::Put { key: keys.part(&base, part), value: bytes.to_vec() };
+            self.client.txn(&Txn { then: vec![put], ..Txn::default() }).await?;
+        }
+        // Whoever has saved another one meanwhile may have deleted these parts.
+        let when = vec![If::Value { key: keys.base(), value: before.value() }];
+        let then = vec![Op::Put { key: keys.base(), value: base.value() }];
+        let answer = self.client.txn(&Txn { when, then, or: Vec::new() }).await?;
+        if !answer.held {
+            return Ok(false);
+        }
+        let (first, end) = keys.snapshots_up_to(base.place.index);
+        let (ours, behind) = keys.parts(&base);
+        let then = vec![
+            Op::Delete { key: first, end: ours },
+            Op::Delete { key: behind, end },
+            Op::Delete { key: keys.log(0), end: keys.log(keep) },
+        ];
+        self.client.txn(&Txn { then, ..Txn::default() }).await?;
+        Ok(true)
+    }
+}
+
+pub(crate) fn read<T>(kv: &Kv, of: impl FnOnce(&[u8]) -> Result<T, Malformed>) -> Result<T, Fault> {
+    of(&kv.value).map_err(|error| broken(&kv.key, error))
+}
+
+fn broken(key: &[u8], error: Malformed) -> Fault {
+    Fault::Broken(format!("{} in etcd: {error}", String::from_utf8_lossy(key)))
+}

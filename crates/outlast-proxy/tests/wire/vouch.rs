@@ -227,7 +227,7 @@ fn what_needs_a_word_is_not_served_without_one() {
         assert_eq!(text(answer.unwrap()).await, "served");
     });
     assert!(!node.stats("pair").unvouched && node.lease().left.is_some());
-    assert_eq!(node.notices(), []);
+    assert_eq!(node.notices(), [Notice::LeaseBegun], "told once");
 }
 
 #[test]
@@ -269,8 +269,10 @@ fn what_is_under_way_ends_with_the_lease_and_the_rest_goes_on() {
         until("nothing is left there", || node.in_flight("pair") + node.in_flight("tcp") == 0);
         assert_eq!((node.cut("pair"), node.cut("tcp"), node.cut("web")), (6, 1, 0));
         let notices = node.notices();
-        // Told once, and nothing of what was late.
-        assert!(matches!(notices[..], [Notice::LeaseEnded { open: ..=7 }]), "{notices:?}");
+        // Each told once, and nothing of what was late.
+        let expected =
+            matches!(notices[..], [Notice::LeaseBegun, Notice::LeaseEnded { open: ..=7 }]);
+        assert!(expected, "{notices:?}");
         assert_eq!(node.lease(), LeaseStats { left: None, ended: 1 });
         assert_eq!(asking.ask(get("/")).status(), 503);
         // What needs no word has not noticed.

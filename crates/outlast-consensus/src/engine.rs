@@ -2,17 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TrySendError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use outlast_core::codec::{Code as _, Malformed};
 use outlast_core::time::Instant;
 use outlast_raft::{
-    Action, Change, Config, Index, Input, Message, Node, NodeId, Payload, Position, Refusal, Role,
-    Snapshot, Term, Ticket, Write,
+    Action, Change, Config, Index, Input, Members, Message, Node, NodeId, Payload, Position,
+    Refusal, Role, Snapshot, Term, Ticket, Write,
 };
 use tokio::sync::{oneshot, watch};
 
@@ -23,6 +23,9 @@ use crate::standing::Standing;
 /// What may wait for the thread that steps.
 const INBOX_MAX: usize = 16_384;
 
+/// The same in bytes of messages and commands.
+const INBOX_BYTES_MAX: usize = 32 << 20;
+
 /// What it takes in before it does what follows from it: larger batches share syncs, smaller ones answer sooner.
 const BATCH_MAX: usize = 1_024;
 
@@ -31,6 +34,19 @@ pub(crate) const PICTURE_EVERY: Duration = Duration::from_millis(200);
 
 /// Entries after which a snapshot takes their place.
 const SNAPSHOT_AFTER: u64 = 50_000;
+
+/// The same in bytes.
+const SNAPSHOT_AFTER_BYTES: usize = 64 << 20;
+
+/// How long it waits before it tries again to have a snapshot written down, if no thread can be had.
+const SNAPSHOT_AGAIN: Duration = Duration::from_secs(1);
+
+/// Bytes of entries that share a sync; the last write may go beyond it. How much waits in all, the node decides: it takes
+/// no more while too much is unwritten.
+const SYNC_BYTES_MAX: usize = 16 << 20;
+
+/// How long the threads may take to end. A disk that hangs may never be done.
+const STOP_MAX: Duration = Duration::from_secs(3);
 
 /// Without a deadline of its own, the thread looks around this often.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -42,7 +58,9 @@ pub trait Machine: Send + 'static {
     fn apply(&mut self, index: Index, command: &[u8]) -> Result<Vec<u8>, Malformed>;
     /// Everything up to here has been applied.
     fn reached(&mut self, index: Index);
-    fn snapshot(&self) -> Vec<u8>;
+    /// What has been applied by now, held so that another thread can write it down while more is applied. To take hold of
+    /// it must cost far less than a heartbeat.
+    fn snapshot(&self) -> Box<dyn FnOnce() -> Vec<u8> + Send>;
     fn restore(&mut self, bytes: &[u8]) -> Result<(), Malformed>;
     /// This node has begun or ceased to lead.
     fn leads(&mut self, leads: bool);
@@ -60,13 +78,16 @@ pub struct Settings {
     pub id: NodeId,
     pub heartbeat: Duration,
     pub election: (Duration, Duration),
+    /// Bytes of entries after which a snapshot takes their place.
+    pub snapshot_after_bytes: usize,
 }
 
 impl Settings {
     pub fn new(id: NodeId) -> Settings {
         let usual = Config::new(id, 0);
         let election = (usual.election_min, usual.election_max);
-        Settings { id, heartbeat: usual.heartbeat, election }
+        let snapshot_after_bytes = SNAPSHOT_AFTER_BYTES;
+        Settings { id, heartbeat: usual.heartbeat, election, snapshot_after_bytes }
     }
 }
 
@@ -124,7 +145,7 @@ impl From<Refusal> for ProposeError {
 type Answer = oneshot::Sender<Result<Applied, ProposeError>>;
 
 enum Event {
-    Message(Message),
+    Message { message: Message, bytes: usize },
     Written(Ticket),
     Propose { command: Arc<[u8]>, answer: Answer },
     Read { answer: oneshot::Sender<Result<Index, ReadError>> },
@@ -134,13 +155,94 @@ enum Event {
     Stop,
 }
 
+impl Event {
+    /// Bytes that it holds while it waits.
+    fn weight(&self) -> usize {
+        match self {
+            Event::Message { bytes, .. } => *bytes,
+            Event::Propose { command, .. } => command.len(),
+            Event::Written(_)
+            | Event::Read { .. }
+            | Event::Change { .. }
+            | Event::Transfer { .. }
+            | Event::Failed(_)
+            | Event::Stop => 0,
+        }
+    }
+}
+
+/// The way to the thread that steps.
+#[derive(Debug)]
+struct Inbox {
+    sender: SyncSender<Event>,
+    /// Of all that waits.
+    bytes: Arc<AtomicUsize>,
+}
+
+impl Inbox {
+    /// Puts it there, if there is room; never waits.
+    fn push(&self, event: Event) -> Result<(), ProposeError> {
+        let weight = event.weight();
+        let before = self.bytes.fetch_add(weight, Ordering::Relaxed);
+        // One alone may be of any size.
+        let pushed = if before > 0 && before.saturating_add(weight) > INBOX_BYTES_MAX {
+            Err(ProposeError::Busy)
+        } else {
+            self.sender.try_send(event).map_err(|error| match error {
+                TrySendError::Full(_) => ProposeError::Busy,
+                TrySendError::Disconnected(_) => ProposeError::Stopped,
+            })
+        };
+        if pushed.is_err() {
+            self.bytes.fetch_sub(weight, Ordering::Relaxed);
+        }
+        pushed
+    }
+}
+
+/// A thread that has an end which can be waited for.
+#[derive(Debug)]
+struct Running {
+    name: &'static str,
+    thread: JoinHandle<()>,
+    /// Its other side goes with the thread. Nobody shares it; only so may whoever holds it be shared.
+    ends: Mutex<Receiver<()>>,
+}
+
+impl Running {
+    fn start(name: &'static str, work: impl FnOnce() + Send + 'static) -> std::io::Result<Running> {
+        let (until, ends) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            work();
+            drop(until);
+        })?;
+        Ok(Running { name, thread, ends: Mutex::new(ends) })
+    }
+
+    /// Waits for its end; one that does not come to it in time is left to itself.
+    fn end(self, limit: Duration) {
+        let ends = self.ends.into_inner().expect("no panic while held");
+        match ends.recv_timeout(limit) {
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => {
+                self.thread.join().ok();
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                tracing::error!(
+                    thread = self.name,
+                    "the thread does not end, its disk may hang: go on without it"
+                );
+            }
+        }
+    }
+}
+
 /// A node's part in the agreement.
 #[derive(Debug)]
 pub struct Consensus {
-    inbox: SyncSender<Event>,
+    inbox: Inbox,
     standing: watch::Receiver<Standing>,
     acts_until: Arc<AtomicU64>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<Running>,
 }
 
 impl Consensus {
@@ -161,6 +263,7 @@ impl Consensus {
         let node = Node::start(config(settings), saved, boottime());
         let (publish, standing) = watch::channel(Standing::of(node.status(boottime())));
         let acts_until = Arc::new(AtomicU64::new(0));
+        let bytes = Arc::new(AtomicUsize::new(0));
         let stepper = Stepper {
             node,
             machine,
@@ -168,6 +271,10 @@ impl Consensus {
             to_disk,
             publish,
             acts_until: acts_until.clone(),
+            waiting_bytes: bytes.clone(),
+            snapshot_after_bytes: settings.snapshot_after_bytes,
+            encoding: None,
+            encode_after: boottime(),
             writes: BTreeMap::new(),
             reads: BTreeMap::new(),
             next_read: 0,
@@ -175,25 +282,22 @@ impl Consensus {
             pictured: None,
         };
         let back = inbox.clone();
-        let writer = std::thread::Builder::new()
-            .name("consensus-disk".to_owned())
-            .spawn(move || write(files, &writes, &back))?;
-        let stepper =
-            std::thread::Builder::new().name("consensus".to_owned()).spawn(move || {
-                // A broken invariant must not leave a node that seems to lead.
-                let (lease, publish) = (stepper.acts_until.clone(), stepper.publish.clone());
-                let run = std::panic::AssertUnwindSafe(|| stepper.run(&events));
-                if std::panic::catch_unwind(run).is_err() {
-                    lease.store(0, Ordering::Release);
-                    publish.send_modify(|standing| {
-                        standing.role = Role::Follower;
-                        standing.leader = None;
-                        standing.may_act = false;
-                        standing.failed =
-                            Some("an invariant is broken; the log says which".to_owned());
-                    });
-                }
-            })?;
+        let writer = Running::start("consensus-disk", move || write(files, &writes, &back))?;
+        let stepper = Running::start("consensus", move || {
+            // A broken invariant must not leave a node that seems to lead.
+            let (lease, publish) = (stepper.acts_until.clone(), stepper.publish.clone());
+            let run = std::panic::AssertUnwindSafe(|| stepper.run(&events));
+            if std::panic::catch_unwind(run).is_err() {
+                lease.store(0, Ordering::Release);
+                publish.send_modify(|standing| {
+                    standing.role = Role::Follower;
+                    standing.leader = None;
+                    standing.may_act = false;
+                    standing.failed = Some("an invariant is broken; the log says which".to_owned());
+                });
+            }
+        })?;
+        let inbox = Inbox { sender: inbox, bytes };
         Ok(Consensus { inbox, standing, acts_until, threads: vec![stepper, writer] })
     }
 
@@ -208,7 +312,7 @@ impl Consensus {
         if !honest(message.from) {
             return Err(Malformed("it is of another node than the link"));
         }
-        self.inbox.try_send(Event::Message(message)).ok();
+        self.inbox.push(Event::Message { message, bytes: bytes.len() }).ok();
         Ok(())
     }
 
@@ -242,7 +346,8 @@ impl Consensus {
         result.await.unwrap_or(Err(gone))
     }
 
-    /// How this node stands; changes can be waited for.
+    /// How this node stands. Who leads, who the members are and whether it goes on can be waited for; how far the log is
+    /// can only be looked at: it would wake whoever waits again and again.
     pub fn standing(&self) -> watch::Receiver<Standing> {
         self.standing.clone()
     }
@@ -254,21 +359,20 @@ impl Consensus {
     }
 
     fn ask(&self, event: Event) -> Result<(), ProposeError> {
-        self.inbox.try_send(event).map_err(|error| match error {
-            TrySendError::Full(_) => ProposeError::Busy,
-            TrySendError::Disconnected(_) => ProposeError::Stopped,
-        })
+        self.inbox.push(event)
     }
 
-    /// Ends both threads; what has been written stays.
+    /// Ends both threads; what has been written stays. Takes [`STOP_MAX`] at most, even if the disk hangs.
     pub fn stop(mut self) {
         self.end();
     }
 
     fn end(&mut self) {
-        self.inbox.send(Event::Stop).ok();
+        // The one that steps waits for nobody, so there is soon room for it.
+        self.inbox.sender.send(Event::Stop).ok();
+        let begun = std::time::Instant::now();
         for thread in self.threads.drain(..) {
-            thread.join().ok();
+            thread.end(STOP_MAX.saturating_sub(begun.elapsed()));
         }
     }
 }
@@ -290,8 +394,14 @@ fn config(settings: &Settings) -> Config {
 /// The thread that writes: whatever has come while it wrote shares the next sync.
 fn write(mut files: Files, writes: &Receiver<Write>, back: &SyncSender<Event>) {
     while let Ok(first) = writes.recv() {
+        let mut bytes = first.weight();
         let mut batch = vec![first];
-        batch.extend(writes.try_iter());
+        while bytes < SYNC_BYTES_MAX
+            && let Ok(next) = writes.try_recv()
+        {
+            bytes += next.weight();
+            batch.push(next);
+        }
         let ticket = batch.last().expect("at least one").ticket;
         if let Err(error) = files.write(&batch) {
             // Nobody knows what is on the disk now: this node must not go on from what it believes.
@@ -312,11 +422,23 @@ struct Stepper<M, O> {
     to_disk: Sender<Write>,
     publish: watch::Sender<Standing>,
     acts_until: Arc<AtomicU64>,
+    waiting_bytes: Arc<AtomicUsize>,
+    snapshot_after_bytes: usize,
+    encoding: Option<Encoding>,
+    encode_after: Instant,
     writes: BTreeMap<Index, (Term, Answer)>,
     reads: BTreeMap<u64, oneshot::Sender<Result<Index, ReadError>>>,
     next_read: u64,
     led: bool,
     pictured: Option<(Instant, Role, Term, Option<NodeId>)>,
+}
+
+/// A snapshot that another thread is writing down, and what it stands for.
+struct Encoding {
+    index: Index,
+    term: Term,
+    members: Members,
+    thread: JoinHandle<Arc<[u8]>>,
 }
 
 impl<M: Machine, O: Outgoing> Stepper<M, O> {
@@ -336,6 +458,10 @@ impl<M: Machine, O: Outgoing> Stepper<M, O> {
             }
         };
         self.acts_until.store(0, Ordering::Release);
+        if let Some(encoding) = self.encoding.take() {
+            // Not needed any more, but it is ours to see it end.
+            encoding.thread.join().ok();
+        }
         self.machine.leads(false);
         let mut last = Standing::of(self.node.status(boottime()));
         last.role = Role::Follower;
@@ -354,9 +480,12 @@ impl<M: Machine, O: Outgoing> Stepper<M, O> {
         for event in events {
             // Events that come while earlier ones are handled are later than those: whoever was heard was heard then.
             now = boottime();
+            self.waiting_bytes.fetch_sub(event.weight(), Ordering::Relaxed);
             match event {
                 Event::Propose { command, answer } => proposals.push((command, answer)),
-                Event::Message(message) => self.node.step(now, Input::Message(message), &mut out),
+                Event::Message { message, .. } => {
+                    self.node.step(now, Input::Message(message), &mut out);
+                }
                 Event::Written(ticket) => self.node.step(now, Input::Written(ticket), &mut out),
                 Event::Read { answer } => {
                     let id = self.next_read;
@@ -482,15 +611,33 @@ impl<M: Machine, O: Outgoing> Stepper<M, O> {
         Ok(())
     }
 
+    /// A big state takes longer to write down than a heartbeat may be late, so another thread does it.
     fn snapshot_when_long(&mut self, now: Instant) -> Result<(), End> {
-        if self.node.uncompacted() < SNAPSHOT_AFTER {
+        if let Some(encoding) = self.encoding.take_if(|encoding| encoding.thread.is_finished()) {
+            let Encoding { index, term, members, thread } = encoding;
+            let data = thread.join().map_err(|_panicked| {
+                End::Failed("the snapshot cannot be written down".to_owned())
+            })?;
+            let mut out = Vec::new();
+            self.node.compact(now, Snapshot { index, term, members, data }, &mut out);
+            self.act(out)?;
+        }
+        let long = SNAPSHOT_AFTER <= self.node.uncompacted()
+            || self.snapshot_after_bytes <= self.node.uncompacted_bytes();
+        if !long || self.encoding.is_some() || now < self.encode_after {
             return Ok(());
         }
         let (index, term, members) = self.node.applied();
-        let data = Arc::from(self.machine.snapshot());
-        let mut out = Vec::new();
-        self.node.compact(now, Snapshot { index, term, members, data }, &mut out);
-        self.act(out)
+        let write_down = self.machine.snapshot();
+        let thread = std::thread::Builder::new().name("snapshot".to_owned());
+        match thread.spawn(move || Arc::from(write_down())) {
+            Ok(thread) => self.encoding = Some(Encoding { index, term, members, thread }),
+            Err(error) => {
+                tracing::warn!(%error, "write down a snapshot a little later");
+                self.encode_after = now + SNAPSHOT_AGAIN;
+            }
+        }
+        Ok(())
     }
 
     /// Lets others see how the node stands, at once if something has changed.
@@ -518,7 +665,12 @@ impl<M: Machine, O: Outgoing> Stepper<M, O> {
         });
         if !same {
             self.pictured = Some((now, self.node.role(), term, leader));
-            self.publish.send_replace(Standing::of(self.node.status(now)));
+            let next = Standing::of(self.node.status(now));
+            self.publish.send_if_modified(|known| {
+                let news = known.is_news(&next);
+                *known = next;
+                news
+            });
         }
     }
 }

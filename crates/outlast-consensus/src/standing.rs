@@ -27,6 +27,14 @@ pub struct Standing {
 }
 
 impl Standing {
+    /// Whether the next picture is worth waking whoever waits for one.
+    pub(crate) fn is_news(&self, next: &Standing) -> bool {
+        let known = (self.role, self.term, self.leader, self.may_act);
+        known != (next.role, next.term, next.leader, next.may_act)
+            || self.members != next.members
+            || self.failed != next.failed
+    }
+
     pub(crate) fn of(status: Status) -> Standing {
         let Status {
             id,

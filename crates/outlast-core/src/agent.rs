@@ -3,20 +3,27 @@
 //! The loop around it reads, calls [`Agent::step`], and does what the actions say, in their order. Same state and same
 //! input give the same output, always.
 
+mod joint;
+
 use alloc::borrow::ToOwned as _;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::time::Duration;
 
+use crate::agreed::SideCommand;
 use crate::event::{Fact, Target};
 use crate::health::{Belief, Health, Thresholds};
+use crate::observers::Report;
 use crate::pair::{self, Epoch, Pair, Seen, Side};
 #[cfg(test)]
 use crate::sim::{Bug, instead};
 use crate::time::{Instant, Timestamp};
 use crate::topology::{self, Failback, PartKind, PartRef, Pool, Service, Standby, Topology};
 use crate::view::{BackendView, PartView, ProcessView, ServiceState, ServiceView, View};
+
+use joint::Joint;
+pub use joint::{Agreement, ROUTING_LEASE, routing_role};
 
 /// Everything that can happen to an agent. Closed: there is no other way in.
 #[derive(Clone, Debug, PartialEq)]
@@ -65,6 +72,20 @@ pub enum Input {
         process: String,
         view: ProcessView,
     },
+    /// Another node says what it sees.
+    Heard {
+        node: String,
+        report: Report,
+    },
+    /// What is agreed has changed, or who leads.
+    Agreed(Agreement),
+    /// The answer to [`Action::Agree`].
+    Answered {
+        command: SideCommand,
+        result: Result<(), String>,
+    },
+    /// Whether this node may route to pairs: it holds its lease.
+    Vouches(bool),
     Tick,
 }
 
@@ -87,6 +108,8 @@ pub enum Action {
         service: String,
         epoch: Epoch,
     },
+    /// Have this agreed on, as the leader; answer with `Answered`.
+    Agree(SideCommand),
 }
 
 /// A notice that a backend has returned may be lost; it counts as given this long after the ejection's time.
@@ -110,6 +133,10 @@ pub struct Resume {
     /// Service and backend that a person took out of traffic.
     pub draining: BTreeSet<(String, String)>,
     pub pairs: BTreeMap<String, (Side, Epoch)>,
+    /// Those of them to which nobody routes yet.
+    pub moving: BTreeSet<String>,
+    /// This node's name, if it is one of several that decide together.
+    pub joint: Option<String>,
 }
 
 /// What is believed of one target, and why.
@@ -124,9 +151,11 @@ struct Watch {
 /// A decision that is not on disk yet: nobody has heard of it.
 #[derive(Clone, Debug)]
 struct Unsaved {
-    /// The pair as it was before.
-    before: Pair,
+    /// The pair as it will be.
+    after: Pair,
     wants: Vec<pair::Action>,
+    /// Others have been asked to agree.
+    asked: bool,
 }
 
 /// The disk refuses to take what is decided.
@@ -155,6 +184,10 @@ pub struct Agent {
     unsaved: BTreeMap<String, Unsaved>,
     awaits_save: bool,
     save_trouble: Option<SaveTrouble>,
+    /// Pairs that have moved and to which nobody routes yet.
+    moving: BTreeSet<String>,
+    /// `None`: this node decides alone.
+    joint: Option<Joint>,
 }
 
 impl Agent {
@@ -172,6 +205,8 @@ impl Agent {
             unsaved: BTreeMap::new(),
             awaits_save: false,
             save_trouble: None,
+            moving: resume.moving.clone(),
+            joint: resume.joint.clone().map(Joint::new),
         };
         // Nothing can be under way yet that would have to be reported.
         agent.take(topology, resume, now, &mut Vec::new());
@@ -184,15 +219,28 @@ impl Agent {
 
     /// Who serves each pair, for the disk; pairs that have left the topology are in it for their epochs.
     pub fn pairs(&self) -> BTreeMap<String, (Side, Epoch)> {
-        let all = self.retired.iter().chain(&self.pairs);
+        let unsaved = self.unsaved.iter().filter(|_| self.joint.is_none());
+        let unsaved = unsaved.map(|(name, unsaved)| (name, &unsaved.after));
+        let all = self.retired.iter().chain(&self.pairs).chain(unsaved);
         all.map(|(name, pair)| (name.clone(), (pair.active(), pair.epoch()))).collect()
+    }
+
+    /// Pairs to which nobody may route yet, for the disk.
+    pub fn moving(&self) -> &BTreeSet<String> {
+        &self.moving
     }
 
     /// Pairs whose newest route readers have not confirmed with [`Input::Routed`].
     pub fn switching(&self) -> Vec<(String, Epoch)> {
+        let told = |name: &String, pair: &Pair| match &self.joint {
+            Some(joint) => joint.unconfirmed(name, pair.routed()),
+            None => None,
+        };
         self.pairs
             .iter()
-            .filter_map(|(name, pair)| Some((name.clone(), pair.switching()?)))
+            .filter_map(|(name, pair)| {
+                Some((name.clone(), pair.switching().or_else(|| told(name, pair))?))
+            })
             .collect()
     }
 
@@ -251,7 +299,9 @@ impl Agent {
             let pair = match (left.remove(name), self.retired.remove(name)) {
                 (Some(mut old), _) => {
                     let mut wants = Vec::new();
-                    let side = seat(before, name, spec, old.active());
+                    // Several nodes go on as agreed until one of them has another side agreed on.
+                    let side =
+                        seat(before, name, spec, old.active()).filter(|_| self.joint.is_none());
                     #[cfg(test)]
                     let side = instead(Bug::SideKept, side, None);
                     if let Some(side) = side {
@@ -278,7 +328,9 @@ impl Agent {
             pair.end("the topology no longer has the pair", &mut wants);
             say(&name, wants, out);
             // Whatever serves when it comes back does so under an epoch of its own.
-            pair.reseat(Side::Primary, &mut Vec::new());
+            if self.joint.is_none() {
+                pair.reseat(Side::Primary, &mut Vec::new());
+            }
             #[cfg(test)]
             let pair = instead(Bug::EpochForgotten, pair, retired((Side::Primary, Epoch(0))));
             self.retired.insert(name, pair);
@@ -309,11 +361,17 @@ impl Agent {
                 }
             }
             Input::Drain { service, backend, on } => self.drain(service, backend, on, out),
-            Input::Failback { service } => {
+            Input::Failback { service } if self.decides() => {
                 self.step_pair(now, &service, pair::Input::Failback, out);
             }
+            // Whoever asked is sent to the node that decides.
+            Input::Failback { .. } => {}
             Input::Routed { service, epoch } => {
-                self.step_pair(now, &service, pair::Input::Routed { epoch }, out);
+                self.confirmed(&service, epoch);
+                // Of a pair that moves, the old side is out of traffic; the new one is not in it yet.
+                if !self.moving.contains(&service) {
+                    self.step_pair(now, &service, pair::Input::Routed { epoch }, out);
+                }
             }
             Input::Process { process, view } => {
                 // The last words of a process that the topology no longer has change nothing.
@@ -321,6 +379,10 @@ impl Agent {
                     self.processes.insert(process, view);
                 }
             }
+            Input::Heard { node, report } => self.hear_node(now, node, report),
+            Input::Agreed(agreement) => self.follow(agreement, out),
+            Input::Answered { command, result } => self.answered(now, &command, result, out),
+            Input::Vouches(vouches) => self.vouches(vouches),
             Input::Tick => {}
         }
         self.settle(now, out);
@@ -338,6 +400,7 @@ impl Agent {
             out.push(Action::Record(Fact::PairsSaved));
         }
         for (service, unsaved) in core::mem::take(&mut self.unsaved) {
+            self.pairs.insert(service.clone(), unsaved.after);
             self.told(now, &service, unsaved.wants, out);
         }
         self.judge_all(now, out);
@@ -346,14 +409,19 @@ impl Agent {
     /// What was decided is not on disk: it was not decided. It will be, if there is still reason to, after a pause.
     pub fn not_saved(&mut self, now: Now, reason: String, out: &mut Vec<Action>) {
         self.awaits_save = false;
-        for (service, unsaved) in core::mem::take(&mut self.unsaved) {
-            #[cfg(test)]
-            if instead(Bug::ActsUnsaved, false, true) {
+        #[cfg(test)]
+        if instead(Bug::ActsUnsaved, false, true) {
+            for (service, unsaved) in core::mem::take(&mut self.unsaved) {
+                self.pairs.insert(service.clone(), unsaved.after);
                 self.told(now, &service, unsaved.wants, out);
-                continue;
             }
-            self.pairs.insert(service, unsaved.before);
         }
+        self.unsaved.clear();
+        self.refused(now, reason, out);
+    }
+
+    /// Nothing is decided for a while, because nobody would know of it.
+    fn refused(&mut self, now: Now, reason: String, out: &mut Vec<Action>) {
         let before = self.save_trouble.as_ref().map(|trouble| trouble.backoff);
         if before.is_none() {
             out.push(Action::Record(Fact::PairsNotSaved { reason: reason.clone() }));
@@ -366,10 +434,16 @@ impl Agent {
 
     /// When `step` wants to be called again even if nothing happens.
     pub fn deadline(&self, now: Instant) -> Option<Instant> {
-        let held = self.save_trouble.as_ref().map(|trouble| trouble.until.max(now));
-        let pairs = self.pairs.values().filter(|_| held.is_none());
-        let pairs = pairs.filter_map(|pair| pair.deadline(now)).chain(held);
-        pairs.chain(self.ejected.values().map(|&until| until.max(now))).min()
+        let held = self.save_trouble.as_ref().map(|trouble| trouble.until);
+        // Alone, it is tried again at that moment; others are asked again when there is something to ask.
+        let held = match self.joint {
+            Some(_) => held.filter(|&until| now < until),
+            None => held.map(|until| until.max(now)),
+        };
+        let pairs = self.pairs.iter().filter(|(name, _)| held.is_none() && self.decides_on(name));
+        let pairs = pairs.filter_map(|(_, pair)| pair.deadline(now)).chain(held);
+        let settling = self.joint.as_ref().and_then(|joint| joint.deadline(now));
+        pairs.chain(settling).chain(self.ejected.values().map(|&until| until.max(now))).min()
     }
 
     fn returned(&mut self, key: (String, String), out: &mut Vec<Action>) {
@@ -423,12 +497,20 @@ impl Agent {
         }
         let names: Vec<String> = self.pairs.keys().cloned().collect();
         for name in names {
-            if let Some(seen) = self.seen(&name) {
+            if self.moving.contains(&name)
+                && let Some(pair) = self.pairs.get_mut(&name)
+            {
+                pair.postpone(now.instant);
+            }
+            if let Some(seen) = self.seen(now, &name) {
                 self.step_pair(now, &name, pair::Input::Look(seen), out);
             }
         }
         let retry = self.save_trouble.as_ref().is_some_and(|trouble| trouble.until <= now.instant);
-        if retry || !self.unsaved.is_empty() {
+        if self.joint.is_some() {
+            self.ask_others(now, out);
+            self.judge_all(now, out);
+        } else if retry || !self.unsaved.is_empty() {
             self.awaits_save = true;
             out.push(Action::SavePairs);
         } else {
@@ -453,7 +535,7 @@ impl Agent {
         out.push(Action::Publish);
     }
 
-    fn seen(&self, service: &str) -> Option<Seen> {
+    fn seen(&self, now: Now, service: &str) -> Option<Seen> {
         let Pool::Pair(spec) = &self.topology.services.get(service)?.pool else { return None };
         let watch = |backend: &str| {
             self.watches
@@ -462,35 +544,51 @@ impl Agent {
         let health = |backend: &str| watch(backend).map_or(Health::Unknown, |w| w.belief.health());
         let drained =
             |backend: &str| self.draining.contains(&(service.to_owned(), backend.to_owned()));
-        Some(Seen {
+        let seen = Seen {
             primary: health(&spec.primary.url),
             backup: health(&spec.backup.url),
             primary_drained: drained(&spec.primary.url),
             backup_drained: drained(&spec.backup.url),
             primary_failing_since: watch(&spec.primary.url).and_then(|w| w.failing_since),
+        };
+        Some(match &self.joint {
+            Some(joint) => joint.seen(now.instant, service, spec, seen),
+            None => seen,
         })
     }
 
+    /// No pair decides anything now: nobody would know of it.
+    fn is_held(&self, now: Now) -> bool {
+        self.save_trouble.as_ref().is_some_and(|trouble| now.instant < trouble.until)
+    }
+
     fn step_pair(&mut self, now: Now, service: &str, input: pair::Input, out: &mut Vec<Action>) {
-        let held = self.save_trouble.as_ref().is_some_and(|trouble| now.instant < trouble.until);
-        let Some(pair) = self.pairs.get_mut(service) else { return };
+        let decides = !self.is_held(now) && self.decides_on(service);
+        let Some(before) = self.pairs.get(service) else { return };
+        let mut pair = self.unsaved.get(service).map_or(before, |unsaved| &unsaved.after).clone();
         let (mut heard, mut wants) = (Vec::new(), Vec::new());
         pair.hear(now.instant, input, &mut heard);
         let before = pair.clone();
-        if !held {
+        if decides {
             pair.decide_on(now.instant, &mut wants);
         }
         let changed = (pair.active(), pair.epoch()) != (before.active(), before.epoch());
         #[cfg(test)]
         let changed = instead(Bug::SavedLate, changed, false);
         match self.unsaved.get_mut(service) {
-            // Part of a decision that waits for the disk already.
-            Some(unsaved) => unsaved.wants.extend(heard.into_iter().chain(wants)),
+            // Part of a decision that is not out yet.
+            Some(unsaved) => {
+                unsaved.after = pair;
+                unsaved.wants.extend(heard.into_iter().chain(wants));
+            }
             None if changed => {
-                self.unsaved.insert(service.to_owned(), Unsaved { before, wants });
+                self.pairs.insert(service.to_owned(), before);
+                let unsaved = Unsaved { after: pair, wants, asked: false };
+                self.unsaved.insert(service.to_owned(), unsaved);
                 self.told(now, service, heard, out);
             }
             None => {
+                self.pairs.insert(service.to_owned(), pair);
                 heard.extend(wants);
                 self.told(now, service, heard, out);
             }
@@ -630,6 +728,9 @@ impl Agent {
             Side::Backup => (&spec.backup.url, &spec.primary.url),
         };
         let side = pair.active();
+        if let Some(not) = self.not_routed(name) {
+            return not;
+        }
         if self.draining.contains(&(name.to_owned(), backend.clone())) {
             return (ServiceState::Down, alloc::format!("the {side} is drained"));
         }
@@ -706,6 +807,7 @@ impl Agent {
             externals: externals.collect(),
             processes: self.processes.clone(),
             not_saved: self.save_trouble.as_ref().map(|trouble| trouble.reason.clone()),
+            nodes: self.node_views(now),
         }
     }
 
@@ -727,6 +829,7 @@ impl Agent {
                 draining: self.draining.contains(&key),
                 ejected: self.ejected.contains_key(&key),
                 role: pair.and(roles.get(i).copied()),
+                verdict: self.verdict(now, &Target::Backend { service: key.0, backend: key.1 }),
             }
         });
         ServiceView {
@@ -736,6 +839,7 @@ impl Agent {
             next: pair.and_then(|p| p.next(now)),
             backends: backends.collect(),
             active: pair.map(|p| (p.active(), p.routed())),
+            moving: self.moving.contains(name),
         }
     }
 }

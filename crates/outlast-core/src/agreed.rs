@@ -12,7 +12,7 @@ mod bugs;
 mod changes;
 mod clients;
 mod clock;
-mod form;
+pub(crate) mod form;
 mod history;
 mod kv;
 mod lease;
@@ -24,6 +24,7 @@ mod registry;
 mod reply;
 mod session;
 mod sha256;
+mod side;
 mod space;
 #[cfg(test)]
 mod tests;
@@ -55,6 +56,7 @@ pub use registry::{Node, NodeCommand, NodeRole, Registry};
 pub use reply::{Refusal, Reply};
 pub use session::{Session, SessionCommand};
 pub use sha256::Hash;
+pub use side::{AgreedSide, SideCommand, Sides};
 pub use space::Space;
 pub use topology::{AgreedTopology, Proposal, TopologyCommand, Vote};
 
@@ -112,6 +114,7 @@ pub enum Command {
     Kv(KvCommand),
     Session(SessionCommand),
     Lock(LockCommand),
+    Side(SideCommand),
     /// A node adds a line to the history.
     Record {
         node: u64,
@@ -157,7 +160,8 @@ coded_command!(
     7 = Procedure,
     8 = Kv,
     9 = Session,
-    10 = Lock
+    10 = Lock,
+    11 = Side
 );
 
 impl Command {
@@ -173,6 +177,7 @@ impl Command {
             Command::Kv(command) => command.check(),
             Command::Session(command) => command.check(),
             Command::Lock(command) => command.check(),
+            Command::Side(command) => command.check(),
             Command::Record { text, .. } => Limit::FactBytes.name(text),
         }
     }
@@ -188,6 +193,7 @@ impl Command {
             Command::Notice(command) => command.repeatable(),
             Command::Procedure(command) => command.repeatable(),
             Command::Session(command) => command.repeatable(),
+            Command::Side(command) => command.repeatable(),
             Command::Kv(_) | Command::Lock(_) | Command::Record { .. } => false,
         }
     }
@@ -206,11 +212,58 @@ pub struct Agreed {
     procedures: Procedures,
     space: Space,
     history: History,
+    sides: Sides,
 }
 
-coded_struct!(Agreed version 1 {
-    index, clients, registry, topology, leases, notices, procedures, space, history,
-});
+/// The version of a snapshot's form. Version 1 had no sides.
+const FORM: u8 = 2;
+
+impl Code for Agreed {
+    fn encode(&self, to: &mut Vec<u8>) {
+        to.push(FORM);
+        let Agreed {
+            index,
+            clients,
+            registry,
+            topology,
+            leases,
+            notices,
+            procedures,
+            space,
+            history,
+            sides,
+        } = self;
+        index.encode(to);
+        clients.encode(to);
+        registry.encode(to);
+        topology.encode(to);
+        leases.encode(to);
+        notices.encode(to);
+        procedures.encode(to);
+        space.encode(to);
+        history.encode(to);
+        sides.encode(to);
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Result<Agreed, Malformed> {
+        let form = from.byte()?;
+        if !(1..=FORM).contains(&form) {
+            return Err(Malformed("a version that is not known here"));
+        }
+        Ok(Agreed {
+            index: Code::decode(from)?,
+            clients: Code::decode(from)?,
+            registry: Code::decode(from)?,
+            topology: Code::decode(from)?,
+            leases: Code::decode(from)?,
+            notices: Code::decode(from)?,
+            procedures: Code::decode(from)?,
+            space: Code::decode(from)?,
+            history: Code::decode(from)?,
+            sides: if form == 1 { Sides::default() } else { Code::decode(from)? },
+        })
+    }
+}
 
 impl Agreed {
     /// Applies the entry of this index; indices rise, and may leave out entries of the log that are not ours. An entry that
@@ -257,6 +310,7 @@ impl Agreed {
             Command::Kv(command) => self.space.apply_kv(at, command),
             Command::Session(command) => self.space.apply_session(at, command),
             Command::Lock(command) => self.space.apply_lock(at, command),
+            Command::Side(command) => self.sides.apply(at, command, history),
             Command::Record { node, text } => {
                 history.add(at, *node, text);
                 Ok(Reply::Done)
@@ -297,6 +351,10 @@ impl Agreed {
 
     pub fn procedures(&self) -> &Procedures {
         &self.procedures
+    }
+
+    pub fn sides(&self) -> &Sides {
+        &self.sides
     }
 
     pub fn space(&self) -> &Space {

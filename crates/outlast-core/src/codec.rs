@@ -8,6 +8,7 @@ use alloc::borrow::ToOwned as _;
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use core::time::Duration;
@@ -174,6 +175,28 @@ impl Code for String {
     }
 }
 
+/// Written as what is shared.
+impl<T: Code> Code for Arc<T> {
+    fn encode(&self, to: &mut Vec<u8>) {
+        self.as_ref().encode(to);
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Result<Arc<T>, Malformed> {
+        T::decode(from).map(Arc::new)
+    }
+}
+
+impl Code for Arc<[u8]> {
+    fn encode(&self, to: &mut Vec<u8>) {
+        encode_bytes(self, to);
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Result<Arc<[u8]>, Malformed> {
+        let count = from.count()?;
+        Ok(Arc::from(from.take(count)?))
+    }
+}
+
 impl<T: Code> Code for Option<T> {
     fn encode(&self, to: &mut Vec<u8>) {
         self.is_some().encode(to);
@@ -184,6 +207,17 @@ impl<T: Code> Code for Option<T> {
 
     fn decode(from: &mut Reader<'_>) -> Result<Option<T>, Malformed> {
         if bool::decode(from)? { T::decode(from).map(Some) } else { Ok(None) }
+    }
+}
+
+impl<A: Code, B: Code> Code for (A, B) {
+    fn encode(&self, to: &mut Vec<u8>) {
+        self.0.encode(to);
+        self.1.encode(to);
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Result<(A, B), Malformed> {
+        Ok((A::decode(from)?, B::decode(from)?))
     }
 }
 

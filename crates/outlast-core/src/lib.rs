@@ -15,6 +15,7 @@ pub mod container;
 pub mod event;
 pub mod health;
 pub mod linear;
+pub mod observers;
 pub mod pair;
 pub mod proxies;
 #[cfg(test)]

@@ -305,6 +305,24 @@ impl Pair {
         self.route(active, out);
     }
 
+    /// Nobody routes to the new side yet: its switch is counted from when they may.
+    pub fn postpone(&mut self, now: Instant) {
+        if let Some(switching) = &mut self.switching {
+            switching.since = now;
+        }
+    }
+
+    /// This is agreed on. What was under way here ends, and what was never agreed on is forgotten, its epochs, too.
+    pub fn follow(&mut self, active: Side, epoch: Epoch, out: &mut Vec<Action>) {
+        self.end("another node decides now", out);
+        self.active = active;
+        self.epoch = epoch;
+        self.routed = epoch;
+        self.attempt_failed = false;
+        self.failback_asked = false;
+        self.started |= active == Side::Backup;
+    }
+
     /// Reports the end of what was under way: the pair changes or leaves.
     pub fn end(&mut self, reason: &str, out: &mut Vec<Action>) {
         self.finish_switching(out);

@@ -4,6 +4,7 @@
 //! Everything follows from a seed. What must hold is checked after every step, and a seed that breaks a law replays it.
 
 mod check;
+mod joint;
 mod tests;
 pub(crate) mod topologies;
 mod world;
@@ -38,6 +39,10 @@ pub(crate) enum Bug {
     SideKept,
     /// The end of a pause is slept through.
     Oversleeps,
+    /// A new side serves before everybody has left the old one.
+    SettledEarly,
+    /// What one node sees alone moves a pair.
+    OneObserver,
 }
 
 std::thread_local! {

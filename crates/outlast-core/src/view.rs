@@ -4,8 +4,10 @@ use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
+use core::time::Duration;
 
 use crate::health::Health;
+use crate::observers::{ServiceSight, Verdict};
 use crate::pair::{Epoch, Side};
 use crate::time::Timestamp;
 
@@ -19,6 +21,19 @@ pub struct View {
     pub processes: BTreeMap<String, ProcessView>,
     /// Why no pair can change sides: what is decided cannot be written to disk.
     pub not_saved: Option<String>,
+    /// What the other nodes said last; none where there is only one.
+    pub nodes: BTreeMap<String, NodeView>,
+}
+
+/// Another node, by what it said last.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeView {
+    pub heard_ago: Duration,
+    /// It was heard so lately that its word counts.
+    pub counts: bool,
+    pub build: String,
+    pub topology_version: u64,
+    pub services: BTreeMap<String, ServiceSight>,
 }
 
 /// One service as its clients find it.
@@ -33,6 +48,8 @@ pub struct ServiceView {
     pub backends: Vec<BackendView>,
     /// Of a pair: who serves, and since which epoch.
     pub active: Option<(Side, Epoch)>,
+    /// Of a pair: nobody is routed to until every node has left the other side.
+    pub moving: bool,
 }
 
 /// Whether clients are served.
@@ -71,6 +88,8 @@ pub struct BackendView {
     pub draining: bool,
     pub ejected: bool,
     pub role: Option<Side>,
+    /// What all nodes say of it, where there are several.
+    pub verdict: Option<Verdict>,
 }
 
 /// Something outside that is watched.

@@ -44,8 +44,10 @@ pub const FAREWELL_BYTES_MAX: usize = 256 << 10;
 /// How long `stop` lets what is queued go out.
 pub const STOP_MAX: Duration = Duration::from_secs(2);
 
-/// Between pings.
+/// Between looks at a connection: one on which nothing was heard for most of this time is pinged.
 pub const PING_EVERY: Duration = Duration::from_millis(500);
+/// Between measurements of a connection on which much is heard.
+pub const MEASURE_EVERY: Duration = Duration::from_secs(5);
 /// Silence after which a connection is given up.
 pub const SILENT_MAX: Duration = Duration::from_secs(5);
 /// The same when somebody else claims to be that node, or that node itself says it has no connection.

@@ -85,6 +85,7 @@ impl Config {
 pub struct Timing {
     pub handshake_max: Duration,
     pub ping_every: Duration,
+    pub measure_every: Duration,
     pub silent_max: Duration,
     pub doubted_max: Duration,
     pub verify_every: Duration,
@@ -100,6 +101,7 @@ impl Default for Timing {
         Timing {
             handshake_max: limits::HANDSHAKE_MAX,
             ping_every: limits::PING_EVERY,
+            measure_every: limits::MEASURE_EVERY,
             silent_max: limits::SILENT_MAX,
             doubted_max: limits::DOUBTED_MAX,
             verify_every: limits::VERIFY_EVERY,

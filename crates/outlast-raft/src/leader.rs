@@ -1,13 +1,13 @@
 //! What a leader does: bring every member's log up to its own, commit, confirm reads, hand over, step down in time.
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
 
 use outlast_core::time::Instant;
 
-use crate::entry::{Index, Members, NodeId, Payload};
+use crate::entry::{Index, Members, NodeId, Payload, Snapshot};
 use crate::message::{Append, AppendReply, Body, SnapshotChunk};
 use crate::node::{Action, Node, Refusal, State};
 use crate::plant::Bug;
@@ -23,6 +23,9 @@ const UNCOMMITTED_MAX: u64 = 65_536;
 
 /// Reads that wait for a majority's answer.
 const READS_MAX: usize = 65_536;
+
+/// Snapshots that are no longer the newest and are still being sent.
+const OLD_SNAPSHOTS_MAX: usize = 2;
 
 /// A learner that lacks more entries than this is not ready to vote.
 const PROMOTE_LAG_MAX: u64 = 1_000;
@@ -59,7 +62,7 @@ enum Flow {
     Stream { in_flight: VecDeque<Index> },
     /// Sending a snapshot piece by piece: until this many bytes have arrived, an answer asks for nothing more. Otherwise
     /// each answer that comes twice would begin a conversation of its own.
-    Snapshot { index: Index, waits: Option<u64> },
+    Snapshot { snapshot: Snapshot, waits: Option<u64> },
 }
 
 #[derive(Debug)]
@@ -123,6 +126,30 @@ impl Leader {
                 self.progress.get(&id).map(|progress| progress.matched)
             }
         })
+    }
+
+    /// A newer snapshot takes the place of the one that members are being sent. They get to its end, so that one that is
+    /// slow gets it at all; but of the old ones only so many are kept.
+    pub(crate) fn keep_snapshots(&mut self, newest: Index) {
+        let mut kept = BTreeSet::new();
+        let mut sending: Vec<(Index, &mut Progress)> = self
+            .progress
+            .values_mut()
+            .filter_map(|progress| match &progress.flow {
+                Flow::Snapshot { snapshot, .. } => Some((snapshot.index, progress)),
+                Flow::Probe { .. } | Flow::Stream { .. } => None,
+            })
+            .filter(|(index, _)| *index < newest)
+            .collect();
+        // The oldest have come furthest.
+        sending.sort_unstable_by_key(|(index, _)| *index);
+        for (index, progress) in sending {
+            if kept.len() < OLD_SNAPSHOTS_MAX || kept.contains(&index) {
+                kept.insert(index);
+            } else {
+                progress.flow = Flow::Probe { waits: false, end: Index::MAX };
+            }
+        }
     }
 
     /// Keeps progress for exactly the members that there are.
@@ -194,12 +221,18 @@ impl Node {
         if self.log.commit < leader.first || leader.transfer.is_some() {
             return Err(Refusal::Busy);
         }
-        if !self.may_act(now) {
-            return Err(Refusal::NotLeader { leader: None });
-        }
-        let uncommitted = self.log.last_index() - self.log.commit;
-        let full = uncommitted > UNCOMMITTED_MAX || leader.reads.len() > READS_MAX;
-        if full { Err(Refusal::Busy) } else { Ok(()) }
+        if self.may_act(now) { Ok(()) } else { Err(Refusal::NotLeader { leader: None }) }
+    }
+
+    /// Whether what others write has to wait until more of what is under way is done.
+    pub(crate) fn full_of_writes(&self) -> bool {
+        self.log.last_index() - self.log.commit > UNCOMMITTED_MAX
+            || self.log.uncommitted_bytes() > self.config.uncommitted_bytes_max
+            || self.unwritten_bytes > self.config.unwritten_bytes_max
+    }
+
+    pub(crate) fn full_of_reads(&self) -> bool {
+        self.leading().is_some_and(|leader| leader.reads.len() > READS_MAX)
     }
 
     pub(crate) fn begin_to_lead(&mut self, now: Instant, out: &mut Vec<Action>) {
@@ -246,7 +279,7 @@ impl Node {
     /// Others can write where this node's disk hangs.
     fn leave_a_silent_disk(&mut self, now: Instant, out: &mut Vec<Action>) {
         let patience = self.config.election_max * DISK_PATIENCE;
-        let silent = self.writes.front().is_some_and(|&(_, since)| patience < now.since(since));
+        let silent = self.writes.front().is_some_and(|write| patience < now.since(write.since));
         let Some(leader) = self.leading().filter(|leader| silent && leader.transfer.is_none())
         else {
             return;
@@ -353,23 +386,23 @@ impl Node {
     }
 
     fn begin_snapshot(&mut self, peer: NodeId, out: &mut Vec<Action>) {
-        let index = self.log.snapshot.index;
+        // Kept to its end, whatever is compacted meanwhile: who is slower than that would never have one.
+        let snapshot = self.log.snapshot.clone();
         if let Some(leader) = self.leading_mut()
             && let Some(progress) = leader.progress.get_mut(&peer)
         {
-            progress.flow = Flow::Snapshot { index, waits: None };
+            progress.flow = Flow::Snapshot { snapshot, waits: None };
         }
         self.send_piece(peer, 0, out);
     }
 
     fn send_piece(&mut self, peer: NodeId, offset: u64, out: &mut Vec<Action>) {
         let end = offset.saturating_add(self.config.chunk_bytes_max.max(1) as u64);
-        let end = end.min(self.log.snapshot.data.len() as u64);
         if let Some(leader) = self.leading_mut()
             && let Some(progress) = leader.progress.get_mut(&peer)
-            && let Flow::Snapshot { waits, .. } = &mut progress.flow
+            && let Flow::Snapshot { snapshot, waits } = &mut progress.flow
         {
-            *waits = Some(end);
+            *waits = Some(end.min(snapshot.data.len() as u64));
         }
         self.send_chunk(peer, Some(offset), out);
     }
@@ -377,7 +410,10 @@ impl Node {
     /// Sends the part of the snapshot at `offset`; without one, a question how much has arrived.
     fn send_chunk(&self, peer: NodeId, offset: Option<u64>, out: &mut Vec<Action>) {
         let Some(leader) = self.leading() else { return };
-        let snapshot = &self.log.snapshot;
+        let Some(Flow::Snapshot { snapshot, .. }) = leader.progress.get(&peer).map(|p| &p.flow)
+        else {
+            return;
+        };
         let from = offset.and_then(|offset| usize::try_from(offset).ok()).unwrap_or(usize::MAX);
         let from = from.min(snapshot.data.len());
         let to = from.saturating_add(self.config.chunk_bytes_max.max(1)).min(snapshot.data.len());
@@ -403,14 +439,11 @@ impl Node {
         out: &mut Vec<Action>,
     ) {
         self.heard(now, from, round);
-        let (current, length) = (self.log.snapshot.index, self.log.snapshot.data.len() as u64);
         let Some(leader) = self.leading_mut() else { return };
         let Some(progress) = leader.progress.get_mut(&from) else { return };
-        let Flow::Snapshot { index: sending, waits } = progress.flow else { return };
-        if sending != current {
-            // There is a newer one by now.
-            self.begin_snapshot(from, out);
-        } else if index == sending && have == length {
+        let Flow::Snapshot { snapshot, waits } = &progress.flow else { return };
+        let (sending, length) = (snapshot.index, snapshot.data.len() as u64);
+        if index == sending && have == length {
             progress.matched = progress.matched.max(index);
             progress.next = index + 1;
             progress.flow = Flow::Stream { in_flight: VecDeque::new() };
@@ -459,7 +492,7 @@ impl Node {
                         progress.flow = Flow::Stream { in_flight: VecDeque::new() };
                     }
                     Flow::Probe { .. } => {}
-                    Flow::Snapshot { index, .. } if *index <= progress.matched => {
+                    Flow::Snapshot { snapshot, .. } if snapshot.index <= progress.matched => {
                         progress.flow = Flow::Stream { in_flight: VecDeque::new() };
                     }
                     Flow::Snapshot { .. } => {}

@@ -17,6 +17,10 @@ pub(crate) struct Log {
     pub(crate) commit: Index,
     pub(crate) applied: Index,
     durable: Index,
+    /// Bytes of entries that are not committed.
+    uncommitted_bytes: usize,
+    /// Bytes of entries that are applied and not yet in the snapshot.
+    uncompacted_bytes: usize,
     /// Writes under way: what the log's durable end is once they are done.
     pending: VecDeque<(Ticket, Index)>,
 }
@@ -51,6 +55,8 @@ impl Log {
             commit: snapshot.index,
             applied: snapshot.index,
             durable: 0,
+            uncommitted_bytes: 0,
+            uncompacted_bytes: 0,
             members: Vec::from([(snapshot.index, snapshot.members.clone())]),
             snapshot,
             base,
@@ -103,6 +109,20 @@ impl Log {
         batch
     }
 
+    pub(crate) fn uncommitted_bytes(&self) -> usize {
+        self.uncommitted_bytes
+    }
+
+    pub(crate) fn uncompacted_bytes(&self) -> usize {
+        self.uncompacted_bytes
+    }
+
+    /// Bytes of the entries behind `from` up to `to`.
+    fn weight(&self, from: Index, to: Index) -> usize {
+        let entries = (from + 1..=to).filter_map(|index| self.get(index));
+        entries.map(|entry| entry.payload.weight()).sum()
+    }
+
     pub(crate) fn members(&self) -> &Members {
         &self.members.last().expect("never empty").1
     }
@@ -125,12 +145,16 @@ impl Log {
         {
             self.members.push((entry.index, members.clone()));
         }
+        if self.commit < entry.index {
+            self.uncommitted_bytes += entry.payload.weight();
+        }
         self.entries.push_back(entry);
     }
 
     /// Takes away `from` and everything after it.
     pub(crate) fn truncate(&mut self, from: Index) {
         assert!(self.commit < from, "what is committed stays");
+        self.uncommitted_bytes -= self.weight(from - 1, self.last_index());
         let keep = usize::try_from(from.saturating_sub(self.base.0 + 1)).unwrap_or(usize::MAX);
         self.entries.truncate(keep);
         self.members.retain(|&(index, _)| index < from);
@@ -160,16 +184,18 @@ impl Log {
         }
     }
 
-    /// Takes a snapshot of what is applied in place of entries that are older than it by more than `tail`.
-    pub(crate) fn compact(&mut self, snapshot: Snapshot, tail: u64) {
+    /// Takes a snapshot of what is applied in place of entries before it, but for the last ones: `tail` of them at most,
+    /// and so many bytes.
+    pub(crate) fn compact(&mut self, snapshot: Snapshot, tail: u64, tail_bytes: usize) {
         assert!(snapshot.index <= self.applied, "a snapshot holds what is applied");
         assert!(self.snapshot.index <= snapshot.index, "snapshots go forward");
+        self.uncompacted_bytes -= self.weight(self.snapshot.index, snapshot.index);
+        let base = self.tail_begin(snapshot.index, tail, tail_bytes);
         self.members = core::mem::take(&mut self.members)
             .into_iter()
             .filter(|&(index, _)| snapshot.index < index)
             .collect();
         self.members.insert(0, (snapshot.index, snapshot.members.clone()));
-        let base = snapshot.index.saturating_sub(tail);
         while let Some(first) = self.entries.front()
             && first.index <= base
         {
@@ -179,11 +205,28 @@ impl Log {
         self.snapshot = snapshot;
     }
 
+    /// Behind which entry the tail of a snapshot begins.
+    fn tail_begin(&self, snapshot: Index, tail: u64, tail_bytes: usize) -> Index {
+        let earliest = snapshot.saturating_sub(tail);
+        let (mut begin, mut bytes) = (snapshot, 0);
+        while earliest < begin
+            && let Some(entry) = self.get(begin)
+        {
+            bytes += entry.payload.weight();
+            if tail_bytes < bytes {
+                break;
+            }
+            begin -= 1;
+        }
+        begin
+    }
+
     /// Replaces everything by a snapshot that the leader sent.
     pub(crate) fn install(&mut self, snapshot: Snapshot) {
         assert!(self.commit < snapshot.index, "a snapshot from the leader goes forward");
         self.base = (snapshot.index, snapshot.term);
         self.entries.clear();
+        (self.uncommitted_bytes, self.uncompacted_bytes) = (0, 0);
         self.members = Vec::from([(snapshot.index, snapshot.members.clone())]);
         self.commit = snapshot.index;
         self.applied = snapshot.index;
@@ -204,6 +247,9 @@ impl Log {
     pub(crate) fn take_committed(&mut self) -> Vec<Entry> {
         let from = self.applied;
         self.applied = self.commit;
+        let bytes = self.weight(from, self.commit);
+        self.uncommitted_bytes -= bytes;
+        self.uncompacted_bytes += bytes;
         (from + 1..=self.commit)
             .map(|index| self.get(index).expect("what is committed is here until applied").clone())
             .collect()

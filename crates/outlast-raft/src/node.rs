@@ -36,8 +36,15 @@ pub struct Config {
     pub append_bytes_max: usize,
     /// Bytes of a snapshot in one message.
     pub chunk_bytes_max: usize,
-    /// Entries that are kept before a snapshot, so that a member that was away for a moment needs no snapshot.
+    /// Entries and bytes of them that are kept before a snapshot, at most, so that a member that was away for a moment
+    /// needs no snapshot.
     pub tail_entries: u64,
+    pub tail_bytes: usize,
+    /// Bytes of entries that are not committed; a leader that has more takes none. What comes at once may go beyond it.
+    pub uncommitted_bytes_max: usize,
+    /// The same of entries that wait for the leader's own disk, while those of others commit them. What waits for a
+    /// follower's disk is bounded by what its leader has in flight.
+    pub unwritten_bytes_max: usize,
     /// Where the random part of the waiting comes from; different on every node.
     pub seed: u64,
     #[cfg(feature = "plant")]
@@ -45,18 +52,22 @@ pub struct Config {
 }
 
 impl Config {
-    /// The field's usual times for one network: writes go on half a second after a leader has died.
+    /// Times for one network: writes go on half a second after a leader has died. A heartbeat wakes every thread that takes
+    /// part on every node, so twice as many cost an idle node twice as much; an election begins only after two are missing.
     pub fn new(id: NodeId, seed: u64) -> Config {
         Config {
             id,
-            heartbeat: Duration::from_millis(50),
-            election_min: Duration::from_millis(150),
-            election_max: Duration::from_millis(300),
+            heartbeat: Duration::from_millis(100),
+            election_min: Duration::from_millis(250),
+            election_max: Duration::from_millis(400),
             // Crystals differ by 200 at most, time daemons adjust by up to 500 (ntpd); this leaves room for bad machines.
             drift_ppm: 10_000,
             append_bytes_max: 256 << 10,
             chunk_bytes_max: 256 << 10,
             tail_entries: 4096,
+            tail_bytes: 8 << 20,
+            uncommitted_bytes_max: 64 << 20,
+            unwritten_bytes_max: 64 << 20,
             seed,
             #[cfg(feature = "plant")]
             bug: None,
@@ -100,6 +111,21 @@ pub struct Write {
     pub entries: Vec<Entry>,
     /// Takes the place of the log up to its index, and of all of it if the log does not reach that far.
     pub snapshot: Option<Snapshot>,
+}
+
+impl Write {
+    /// Bytes of the entries in it.
+    pub fn weight(&self) -> usize {
+        self.entries.iter().map(|entry| entry.payload.weight()).sum()
+    }
+}
+
+/// A write that is under way.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pending {
+    ticket: Ticket,
+    pub(crate) since: Instant,
+    bytes: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,8 +210,10 @@ pub struct Node {
     hard_ticket: Ticket,
     log_ticket: Ticket,
     written: Ticket,
-    /// Writes under way, and since when.
-    pub(crate) writes: VecDeque<(Ticket, Instant)>,
+    /// Writes under way, in their order.
+    pub(crate) writes: VecDeque<Pending>,
+    /// Bytes of their entries.
+    pub(crate) unwritten_bytes: usize,
     /// Messages that promise what is not on disk yet.
     held: VecDeque<(Ticket, Message)>,
     incoming: Option<Incoming>,
@@ -212,6 +240,7 @@ impl Node {
             log_ticket: 0,
             written: 0,
             writes: VecDeque::new(),
+            unwritten_bytes: 0,
             held: VecDeque::new(),
             incoming: None,
             config,
@@ -259,6 +288,11 @@ impl Node {
         self.log.applied.saturating_sub(self.log.snapshot.index)
     }
 
+    /// Bytes of these entries.
+    pub fn uncompacted_bytes(&self) -> usize {
+        self.log.uncompacted_bytes()
+    }
+
     /// What a snapshot of the state machine as it is now would stand for; its data is the caller's to add.
     pub fn applied(&self) -> (Index, Term, Members) {
         let index = self.log.applied;
@@ -298,6 +332,9 @@ impl Node {
         out: &mut Vec<Action>,
     ) -> Result<Position, Refusal> {
         self.ready_to_lead(now)?;
+        if self.full_of_writes() {
+            return Err(Refusal::Busy);
+        }
         let first = Position { index: self.log.last_index() + 1, term: self.hard.term };
         for command in commands {
             self.append(Payload::Command(command));
@@ -314,6 +351,9 @@ impl Node {
             return Ok(());
         }
         self.ready_to_lead(now)?;
+        if self.full_of_reads() {
+            return Err(Refusal::Busy);
+        }
         self.begin_read(now, id, out);
         self.flush(now, out);
         Ok(())
@@ -361,7 +401,11 @@ impl Node {
         if snapshot.index <= self.log.snapshot.index {
             return;
         }
-        self.log.compact(snapshot.clone(), self.config.tail_entries);
+        let Config { tail_entries, tail_bytes, .. } = self.config;
+        self.log.compact(snapshot.clone(), tail_entries, tail_bytes);
+        if let State::Leader(leader) = &mut self.state {
+            leader.keep_snapshots(snapshot.index);
+        }
         self.dirty.snapshot = Some(snapshot);
         self.flush(now, out);
     }
@@ -428,14 +472,17 @@ impl Node {
             self.log_ticket = ticket;
             self.log.writing(ticket);
         }
-        self.writes.push_back((ticket, now));
         let entries = dirty.entries_from.map(|from| self.log.batch(from, usize::MAX));
-        out.push(Action::Write(Write {
+        let write = Write {
             ticket,
             hard: dirty.hard.then_some(self.hard),
             entries: entries.unwrap_or_default(),
             snapshot: dirty.snapshot,
-        }));
+        };
+        let bytes = write.weight();
+        self.unwritten_bytes += bytes;
+        self.writes.push_back(Pending { ticket, since: now, bytes });
+        out.push(Action::Write(write));
     }
 
     fn on_written(&mut self, now: Instant, ticket: Ticket, out: &mut Vec<Action>) {
@@ -444,8 +491,8 @@ impl Node {
         }
         self.written = ticket;
         self.log.written(ticket);
-        while self.writes.front().is_some_and(|&(write, _)| write <= ticket) {
-            self.writes.pop_front();
+        while let Some(write) = self.writes.pop_front_if(|write| write.ticket <= ticket) {
+            self.unwritten_bytes -= write.bytes;
         }
         while let Some((needs, _)) = self.held.front()
             && *needs <= ticket

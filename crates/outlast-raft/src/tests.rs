@@ -1,2 +1,3 @@
 mod codec;
+mod log;
 mod wal;

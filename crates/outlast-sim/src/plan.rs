@@ -243,7 +243,7 @@ impl Plan {
         let faults = Faults {
             delay: (20 * MICRO, r.within(100..2_000) * MICRO),
             late_ppm: r.within(200_000..600_000),
-            late: r.within(150 * MILLI..350 * MILLI),
+            late: r.within(250 * MILLI..500 * MILLI),
             heal_ppm: 40_000,
             crash_ppm: r.within(20_000..60_000),
             restart_ppm: 600_000,

@@ -35,6 +35,8 @@ pub struct Stage {
     pub now: Nanos,
     bug: Option<Bug>,
     tail_entries: u64,
+    /// Bytes of entries that a leader takes beyond what is committed, or on its disk.
+    room: usize,
     actors: BTreeMap<u64, Actor>,
     network: Network,
     /// By when they arrive, and in the order in which they were sent.
@@ -89,6 +91,7 @@ impl Stage {
             now: 0,
             bug,
             tail_entries: 4096,
+            room: 64 << 20,
             actors: BTreeMap::new(),
             network: Network::default(),
             wire: BTreeMap::new(),
@@ -129,6 +132,15 @@ impl Stage {
         self
     }
 
+    /// A leader takes so many bytes beyond what is committed or on its disk, on nodes that start from now on.
+    pub fn with_room(mut self, bytes: usize) -> Stage {
+        self.room = bytes;
+        for id in self.ids() {
+            self.start(id);
+        }
+        self
+    }
+
     pub fn ids(&self) -> Vec<u64> {
         self.actors.keys().copied().collect()
     }
@@ -139,7 +151,7 @@ impl Stage {
 
     /// Starts a node from its disk, or again.
     pub fn start(&mut self, id: u64) {
-        let (now, bug, tail) = (at(self.now), self.bug, self.tail_entries);
+        let (now, bug, tail, room) = (at(self.now), self.bug, self.tail_entries, self.room);
         let actor = self.actor(id);
         let (saved, _) = actor.disk.recover().expect("the disk is whole");
         actor.machine = match &*saved.snapshot.data {
@@ -151,6 +163,7 @@ impl Stage {
         config.bug = bug;
         config.chunk_bytes_max = 1;
         config.tail_entries = tail;
+        (config.uncommitted_bytes_max, config.unwritten_bytes_max) = (room, room);
         actor.node = Some(Node::start(config, saved, now));
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use outlast::agent::admin;
 use outlast::agent::face::status_json::{
-    AgreementStatus, BackendStatus, Mark, ServiceStatus, Status,
+    AgreementStatus, BackendStatus, Mark, SaidStatus, ServiceStatus, Status, VerdictStatus,
 };
 use outlast_core::units::show_duration;
 
@@ -76,8 +76,9 @@ fn frame(text: String, format: Format) -> String {
 /// The whole screen.
 fn table(status: &Status, ink: Ink) -> String {
     let mut blocks = vec![head(status, ink)];
-    blocks.extend(status.agreement.as_ref().map(|agreement| agreed(agreement, ink)));
-    blocks.extend(status.services.iter().map(|(name, service)| block(name, service, ink)));
+    blocks.extend(status.agreement.as_ref().map(|agreement| agreed(status, agreement, ink)));
+    let at = |name: &String| elsewhere(status, name, ink);
+    blocks.extend(status.services.iter().map(|(n, s)| block(n, s, ink) + &at(n)));
     if let Some(parts) = parts(status, ink) {
         blocks.push(parts);
     }
@@ -128,7 +129,7 @@ fn head(status: &Status, ink: Ink) -> String {
 }
 
 /// This node among the others.
-fn agreed(agreement: &AgreementStatus, ink: Ink) -> String {
+fn agreed(status: &Status, agreement: &AgreementStatus, ink: Ink) -> String {
     let title = ink.on(Paint::Bold, "agreement");
     let mut text = match (agreement.phase.as_str(), &agreement.leader) {
         ("running", Some(leader)) => format!(
@@ -163,8 +164,16 @@ fn agreed(agreement: &AgreementStatus, ink: Ink) -> String {
             "-"
         }
     };
-    let heads = ["node", "role", "link", "for", "heard", "round trip", "address"];
+    let heads = ["node", "role", "link", "for", "heard", "round trip", "services", "address"];
     let mut rows = vec![heads.map(|head| Cell::plain(ink.on(Paint::Faint, head), head)).to_vec()];
+    let own = status.services.values().map(|service| service.state);
+    rows.push(
+        [&*plain(&status.node), role(&status.node), "this node", "-", "-", "-"]
+            .into_iter()
+            .map(Cell::left)
+            .chain([tally(own, ink), Cell::left("-")])
+            .collect(),
+    );
     for (name, peer) in &agreement.peers {
         let link = match &peer.why {
             None if peer.linked => "up".to_owned(),
@@ -181,10 +190,58 @@ fn agreed(agreement: &AgreementStatus, ink: Ink) -> String {
             Cell::left(&peer.for_seconds.map_or("-".to_owned(), show_seconds)),
             Cell::left(&seconds(peer.silent_seconds)),
             Cell::left(&peer.round_trip_ms.map_or("-".to_owned(), |ms| format!("{ms:.2}ms"))),
+            said(peer.said.as_ref(), ink),
             Cell::left(&plain(&peer.address)),
         ]);
     }
     text + &aligned(&rows)
+}
+
+/// How the services of a node are, as it says, and how old that is.
+fn said(said: Option<&SaidStatus>, ink: Ink) -> Cell {
+    let Some(said) = said else { return Cell::left("-") };
+    let ago = format!("{:.1}s ago", said.seconds_ago);
+    if !said.counts {
+        let old = format!("said nothing for {:.0}s", said.seconds_ago);
+        return Cell::plain(ink.on(Paint::Red, &old), &old);
+    }
+    let Cell { text, width, right } = tally(said.services.values().map(|s| s.state), ink);
+    Cell { text: format!("{text}, {ago}"), width: width + 2 + ago.chars().count(), right }
+}
+
+/// `2 up, 1 down`.
+fn tally(states: impl Iterator<Item = Mark> + Clone, ink: Ink) -> Cell {
+    let marks = [Mark::Up, Mark::Degraded, Mark::Down, Mark::Unknown];
+    let counts = marks.map(|mark| (mark, states.clone().filter(|state| *state == mark).count()));
+    let words = counts.iter().filter(|(_, count)| *count > 0);
+    let words: Vec<_> = words.map(|(m, count)| (*m, format!("{count} {}", m.word()))).collect();
+    if words.is_empty() {
+        return Cell::left("none");
+    }
+    let inked: Vec<String> = words.iter().map(|(mark, word)| marked(*mark, word, ink)).collect();
+    let looks: Vec<&str> = words.iter().map(|(_, word)| word.as_str()).collect();
+    Cell::plain(inked.join(", "), &looks.join(", "))
+}
+
+/// Where a service is not as it is here.
+fn elsewhere(status: &Status, name: &str, ink: Ink) -> String {
+    let Some(agreement) = &status.agreement else { return String::new() };
+    let here = status.services.get(name).map(|service| service.state);
+    let mut text = String::new();
+    for (node, peer) in &agreement.peers {
+        let Some(said) = peer.said.as_ref().filter(|said| said.counts) else { continue };
+        let Some(sight) = said.services.get(name).filter(|s| Some(s.state) != here) else {
+            continue;
+        };
+        text += &format!(
+            "  at {}: {}: {} ({:.1}s ago)\n",
+            plain(node),
+            marked(sight.state, sight.state.word(), ink),
+            plain(&sight.why),
+            said.seconds_ago
+        );
+    }
+    text
 }
 
 /// One service: how it is, what comes next, and its backends.
@@ -201,7 +258,8 @@ fn block(name: &str, service: &ServiceStatus, ink: Ink) -> String {
         text += &format!("  next: {}\n", plain(next));
     }
     if let Some(active) = &service.active {
-        text += &format!("  active: {}, epoch {}\n", plain(&active.side), active.epoch);
+        let moving = if active.moving { ", not routed to yet" } else { "" };
+        text += &format!("  active: {}, epoch {}{moving}\n", plain(&active.side), active.epoch);
     }
     if let Some(listen) = &service.listen {
         let asked = if service.protocol == "tcp" { "connections" } else { "requests" };
@@ -216,10 +274,12 @@ fn block(name: &str, service: &ServiceStatus, ink: Ink) -> String {
         );
     }
     let pair = service.backends.iter().any(|b| b.role.is_some());
+    let judged = service.backends.iter().any(|b| b.verdict.as_ref().is_some_and(|v| v.of > 1));
     let heads = [
         "backend",
         "role",
         "health",
+        "all nodes",
         "for",
         "in flight",
         "requests",
@@ -230,6 +290,9 @@ fn block(name: &str, service: &ServiceStatus, ink: Ink) -> String {
     let heads = heads.map(|head| Cell::plain(ink.on(Paint::Faint, head), head)).to_vec();
     let mut rows = vec![heads];
     rows.extend(service.backends.iter().map(|backend| backend_row(backend, ink)));
+    if !judged {
+        rows.iter_mut().for_each(|row| drop(row.remove(3)));
+    }
     if !pair {
         rows.iter_mut().for_each(|row| drop(row.remove(1)));
     }
@@ -255,6 +318,7 @@ fn backend_row(backend: &BackendStatus, ink: Ink) -> Vec<Cell> {
         Cell::left(&plain(&backend.name)),
         Cell::left(&plain(backend.role.as_deref().unwrap_or_default())),
         Cell::plain(marked(backend.health, &health, ink), &health),
+        verdict(backend.verdict.as_ref(), ink),
         Cell::left(&backend.for_seconds.map_or("-".to_owned(), show_seconds)),
         count(backend.in_flight),
         count(backend.requests),
@@ -262,6 +326,18 @@ fn backend_row(backend: &BackendStatus, ink: Ink) -> Vec<Cell> {
         count(backend.errors.values().sum()),
         Cell::left(&last),
     ]
+}
+
+/// `up (3 of 3)`: what more than half of all nodes say.
+fn verdict(verdict: Option<&VerdictStatus>, ink: Ink) -> Cell {
+    let Some(verdict) = verdict else { return Cell::left("-") };
+    let VerdictStatus { health, up, down, of } = verdict;
+    let looks = match health {
+        Mark::Up => format!("up ({up} of {of})"),
+        Mark::Down => format!("down ({down} of {of})"),
+        Mark::Unknown | Mark::Degraded => format!("unknown ({up} up, {down} down of {of})"),
+    };
+    Cell::plain(marked(*health, &looks, ink), &looks)
 }
 
 /// Programs, what others run, and what nobody watches.

@@ -1,4 +1,5 @@
-//! A service under load whose backends are killed, frozen, broken and slowed, one at a time, while people watch.
+//! A service under load whose backends are killed, frozen, broken and slowed, and whose agents are killed, one at a time,
+//! while people watch.
 
 mod fault;
 mod ledger;
@@ -21,14 +22,15 @@ use ledger::{Ledger, Noted};
 use stage::{Front, Stage};
 
 pub(crate) const HELP: &str = "\
-demo [--once]           watch a service outlast killed, frozen, failing and slow backends under load
+demo [--once]           watch a service outlast killed agents and killed, frozen, failing and slow backends
 
-Starts three small backends and outlast in front of them, sends 200 requests a second, and breaks one backend after
-the other: SIGKILL, SIGSTOP, answers 500, answers 500 to health probes too, answers after 3 s. Every request that is
-not answered with 200 within 5 s counts as failed. Everything runs on loopback and is gone at the end.
+Starts three small backends and three agents of one cluster in front of them, sends 200 requests a second to all three,
+and breaks one backend after the other: SIGKILL, SIGSTOP, answers 500, answers 500 to health probes too, answers after
+3 s. Then it kills one agent after the other, whoever leads first. Every request that is not answered with 200 within
+5 s counts as failed. Everything runs on loopback and is gone at the end.
 
-  --once             a fixed script of about two minutes: every fault on every backend; exit status 0 only if no
-                     request failed and every fault really happened
+  --once             a fixed script of about two and a half minutes: every fault on every backend, and SIGKILL for
+                     each agent; exit status 0 only if no request failed and every fault really happened
   --seed N           of the random faults without --once; printed at the start
   --through PROXY    outlast, or haproxy to see the same with HAProxy in between (default: outlast)
 
@@ -59,7 +61,7 @@ async fn play(front: &Front, once: bool, seed: Option<u64>) -> Result<Verdict> {
     let Some(ready) = ready else { return leave(stage, Verdict::Bad).await };
     ready?;
     stage.introduce();
-    let mut load = Load::start(stage.service());
+    let mut load = Load::start(&stage.services());
     let acted = {
         let mut show = script::Show::new(&mut stage, &mut load.ledger, &load.samples);
         let acting = async {
@@ -88,37 +90,42 @@ async fn leave(stage: Stage, verdict: Verdict) -> Result<Verdict> {
     let clean = stage.strike().await;
     if !clean {
         out::line(
-            "the proxy did not end by itself within its time, or left a process behind; it was killed",
+            "an agent did not end by itself within its time, or left a process behind; it was killed",
         );
     }
     Ok(if clean { verdict } else { Verdict::Bad })
 }
 
-/// The steady requests, sent from a thread of their own so that nothing else delays them.
+/// The steady requests, sent from threads of their own, one for each agent, so that nothing else delays them.
 struct Load {
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Result<()>>>,
+    threads: Vec<JoinHandle<Result<()>>>,
     samples: mpsc::Receiver<Noted>,
     ledger: Ledger,
 }
 
 impl Load {
-    fn start(target: SocketAddr) -> Load {
-        let plan = load::Plan {
-            connections_max: CONNECTIONS_MAX,
-            timeout: CLIENT_TIMEOUT,
-            ..load::Plan::gets(target, "/", RATE_PER_SECOND)
-        };
+    fn start(targets: &[SocketAddr]) -> Load {
+        #[expect(clippy::cast_precision_loss, reason = "a handful")]
+        let rate = RATE_PER_SECOND / targets.len() as f64;
         let stop = Arc::new(AtomicBool::new(false));
         let (sender, samples) = mpsc::channel();
-        let told = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || {
-            load::run(&plan, &told, |sample| {
-                // Whoever does not listen any more does not want to know.
-                let _unheard = sender.send(Noted::from(sample)).is_err();
+        let threads = targets.iter().map(|&target| {
+            let plan = load::Plan {
+                connections_max: CONNECTIONS_MAX,
+                timeout: CLIENT_TIMEOUT,
+                ..load::Plan::gets(target, "/", rate)
+            };
+            let (told, sender) = (Arc::clone(&stop), sender.clone());
+            std::thread::spawn(move || {
+                load::run(&plan, &told, |sample| {
+                    // Whoever does not listen any more does not want to know.
+                    let _unheard = sender.send(Noted::from(sample)).is_err();
+                })
             })
         });
-        Load { stop, thread: Some(thread), samples, ledger: Ledger::new() }
+        let threads = threads.collect();
+        Load { stop, threads, samples, ledger: Ledger::new() }
     }
 
     /// Waits for the requests that are under way; what they became is in the ledger.
@@ -131,8 +138,10 @@ impl Load {
 
     fn halt(&mut self) -> Result<()> {
         self.stop.store(true, Ordering::Relaxed);
-        let Some(thread) = self.thread.take() else { return Ok(()) };
-        thread.join().ok().context("the load thread panicked").flatten()
+        let ended = std::mem::take(&mut self.threads)
+            .into_iter()
+            .map(|thread| thread.join().ok().context("a load thread panicked").flatten());
+        ended.collect()
     }
 }
 

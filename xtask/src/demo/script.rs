@@ -1,4 +1,4 @@
-//! The order of events: every fault once on every backend, or random ones without end.
+//! The order of events: every fault once on every backend and each agent killed once, or random ones without end.
 
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant, SystemTime};
@@ -9,7 +9,7 @@ use super::fault::Fault;
 use super::ledger::{Ledger, Noted};
 use super::report;
 use super::stage::Stage;
-use crate::out;
+use crate::{out, procs};
 
 /// All backends serve within this time before the first fault.
 const WARM_UP_LIMIT: Duration = Duration::from_secs(20);
@@ -22,6 +22,8 @@ const BACK_LIMIT: Duration = Duration::from_secs(25);
 const RANDOM_BACK_LIMIT: Duration = Duration::from_secs(330);
 const RANDOM_FAULT_MS: std::ops::Range<u64> = 2_000..8_000;
 const RANDOM_PAUSE_MS: std::ops::Range<u64> = 500..4_000;
+/// Between an agent that is back and the next event.
+const CALM: Duration = Duration::from_secs(2);
 const TURN: Duration = Duration::from_millis(100);
 const STATUS_EVERY_TERMINAL: Duration = Duration::from_millis(200);
 const STATUS_EVERY_FILE: Duration = Duration::from_secs(5);
@@ -31,6 +33,8 @@ pub(super) struct Show<'a> {
     ledger: &'a mut Ledger,
     samples: &'a Receiver<Noted>,
     status_due: Instant,
+    /// The agent that is dead now.
+    killed: Option<usize>,
 }
 
 impl<'a> Show<'a> {
@@ -39,7 +43,7 @@ impl<'a> Show<'a> {
         ledger: &'a mut Ledger,
         samples: &'a Receiver<Noted>,
     ) -> Self {
-        Show { stage, ledger, samples, status_due: Instant::now() }
+        Show { stage, ledger, samples, status_due: Instant::now(), killed: None }
     }
 
     pub(super) async fn every_fault_once(&mut self) -> Result<()> {
@@ -52,7 +56,51 @@ impl<'a> Show<'a> {
                 self.wait_until_back(BACK_LIMIT).await?;
             }
         }
+        self.each_agent_once().await
+    }
+
+    /// Kills each agent, always the leader if it was not killed yet.
+    async fn each_agent_once(&mut self) -> Result<()> {
+        let mut left: Vec<usize> = (0..self.stage.agents.len()).collect();
+        while self.stage.is_cluster() && !left.is_empty() {
+            let leader = self.stage.leader(None).await?;
+            let at = if left.contains(&leader) { leader } else { left[0] };
+            left.retain(|other| *other != at);
+            self.kill_agent(at, at == leader).await?;
+        }
         Ok(())
+    }
+
+    /// An agent dies; its data plane goes on, and the others elect a leader if it was the one.
+    async fn kill_agent(&mut self, at: usize, leads: bool) -> Result<()> {
+        let name = self.stage.agents[at].name.clone();
+        let fault = if leads { "kill leader" } else { "kill agent" };
+        self.ledger.open_window(fault, &format!("agent {name}"));
+        let (begun, end) = (Instant::now(), Instant::now() + FAULT_TIME);
+        self.say(format!(
+            "agent {name} is killed (SIGKILL){}",
+            if leads { "; it leads" } else { "" }
+        ));
+        let pid = self.stage.agents[at].child.pid();
+        self.stage.kill_agent(at)?;
+        self.killed = Some(at);
+        if procs::stat(pid).is_some()
+            && let Some(window) = self.ledger.window()
+        {
+            window.doubts.push(format!("process {pid} is still there"));
+        }
+        let next = self.stage.leader(Some(at)).await?;
+        let took = begun.elapsed().as_secs_f64();
+        self.say(format!("{} leads, {took:.1} s later", self.stage.agents[next].name));
+        self.watch_until(end).await?;
+        self.say(format!("agent {name} is started again"));
+        let revived = Instant::now();
+        self.stage.restart_agent(at).await?;
+        self.killed = None;
+        if let Some(window) = self.ledger.window() {
+            window.back_after = Some(revived.elapsed());
+        }
+        self.watch_until(Instant::now() + CALM).await
     }
 
     /// Returns only when something is wrong.
@@ -61,8 +109,13 @@ impl<'a> Show<'a> {
         out::line(format!("random faults, seed {}; Ctrl-C ends", random.seed));
         self.warm_up().await?;
         loop {
-            let fault = Fault::ALL[random.index(Fault::ALL.len())];
             let at = random.index(self.stage.backends.len());
+            let drawn = random.index(Fault::ALL.len() + usize::from(self.stage.is_cluster()));
+            let Some(&fault) = Fault::ALL.get(drawn) else {
+                let leads = self.stage.leader(None).await? == at;
+                self.kill_agent(at, leads).await?;
+                continue;
+            };
             self.befall(fault, at, random.millis(RANDOM_FAULT_MS)).await?;
             self.wait_until_back(RANDOM_BACK_LIMIT).await?;
             self.watch_until(Instant::now() + random.millis(RANDOM_PAUSE_MS)).await?;
@@ -147,7 +200,7 @@ impl<'a> Show<'a> {
         tokio::time::sleep(TURN).await;
         self.ledger.take(self.samples);
         show_status(self.ledger, &mut self.status_due);
-        self.stage.check_front()
+        self.stage.check_front(self.killed)
     }
 
     fn say(&self, text: impl std::fmt::Display) {

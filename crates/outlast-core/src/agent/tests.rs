@@ -55,7 +55,8 @@ fn facts(actions: Vec<Action>) -> Vec<String> {
             Action::SavePairs
             | Action::Publish
             | Action::StandbyCommand { .. }
-            | Action::StandbyStop { .. } => None,
+            | Action::StandbyStop { .. }
+            | Action::Agree(_) => None,
         })
         .collect()
 }
@@ -353,7 +354,9 @@ fn a_pair_is_saved_before_its_epoch_is_told_and_published_last() {
             Action::Record(fact) => fact.name().to_owned(),
             Action::SavePairs => "save".to_owned(),
             Action::Publish => "publish".to_owned(),
-            Action::StandbyCommand { .. } | Action::StandbyStop { .. } => "order".to_owned(),
+            Action::StandbyCommand { .. } | Action::StandbyStop { .. } | Action::Agree(_) => {
+                "order".to_owned()
+            }
         })
         .collect();
     let expected =

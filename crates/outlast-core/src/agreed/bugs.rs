@@ -26,6 +26,8 @@ pub(crate) enum Bug {
     KeysOutliveSession,
     /// An entry that comes twice is applied twice.
     AppliedTwice,
+    /// A move under an epoch that was used before is obeyed.
+    OldMoveWins,
 }
 
 std::thread_local! {

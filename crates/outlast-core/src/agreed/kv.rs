@@ -1,6 +1,7 @@
 //! The small key-value space: what is under a key, since when, and in which version.
 
 use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Bound;
 
@@ -82,19 +83,19 @@ pub struct Page<'a> {
     pub more: bool,
 }
 
-/// All keys and their values.
+/// All keys and their values. A clone shares them, so that a snapshot of them can be written down while they change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Items {
-    items: BTreeMap<Vec<u8>, Item>,
+    items: BTreeMap<Arc<[u8]>, Arc<Item>>,
     /// Bytes of all keys and values; follows from `items`.
     bytes: usize,
     /// The keys of each session; follows from `items`.
-    by_session: BTreeMap<u64, BTreeSet<Vec<u8>>>,
+    by_session: BTreeMap<u64, BTreeSet<Arc<[u8]>>>,
 }
 
 impl Items {
     pub fn get(&self, key: &[u8]) -> Option<&Item> {
-        self.items.get(key)
+        self.items.get(key).map(Arc::as_ref)
     }
 
     pub fn len(&self) -> usize {
@@ -111,7 +112,7 @@ impl Items {
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &Item)> {
-        self.items.iter().map(|(key, item)| (key.as_slice(), item))
+        self.items.iter().map(|(key, item)| (key.as_ref(), item.as_ref()))
     }
 
     /// The keys that begin with `prefix`, after the key `after` if one is given, at most `limit` of them and never more
@@ -172,8 +173,9 @@ impl Items {
         let created_index = before.map_or(index, |item| item.created_index);
         self.bytes = bytes;
         self.forget_owner(key);
+        let key = Arc::<[u8]>::from(key);
         if let Some(session) = session {
-            self.by_session.entry(session).or_default().insert(Vec::from(key));
+            self.by_session.entry(session).or_default().insert(key.clone());
         }
         let item = Item {
             value: Vec::from(value),
@@ -182,7 +184,7 @@ impl Items {
             modified_index: index,
             session,
         };
-        self.items.insert(Vec::from(key), item);
+        self.items.insert(key, Arc::new(item));
         Ok(Reply::Written { version })
     }
 
@@ -194,7 +196,8 @@ impl Items {
     }
 
     pub(super) fn keys_of(&self, session: u64) -> Vec<Vec<u8>> {
-        self.by_session.get(&session).map_or_else(Vec::new, |keys| keys.iter().cloned().collect())
+        let keys = self.by_session.get(&session);
+        keys.map_or_else(Vec::new, |keys| keys.iter().map(|key| key.to_vec()).collect())
     }
 
     fn forget_owner(&mut self, key: &[u8]) {
@@ -214,9 +217,9 @@ impl Code for Items {
     }
 
     fn decode(from: &mut Reader<'_>) -> Result<Items, Malformed> {
-        let items = BTreeMap::<Vec<u8>, Item>::decode(from)?;
+        let items = BTreeMap::<Arc<[u8]>, Arc<Item>>::decode(from)?;
         let bytes = items.iter().map(|(key, item)| key.len() + item.value.len()).sum();
-        let mut by_session = BTreeMap::<u64, BTreeSet<Vec<u8>>>::new();
+        let mut by_session = BTreeMap::<u64, BTreeSet<Arc<[u8]>>>::new();
         for (key, item) in &items {
             if item.version == 0 {
                 return Err(Malformed("a key that was never written"));

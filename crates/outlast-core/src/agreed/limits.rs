@@ -31,17 +31,18 @@ pub enum Limit {
     Locks,
     Waiting,
     FactBytes,
+    Pairs,
 }
 
 coded_enum!(Limit, "a limit that is not known here", {
     1 = NameBytes, 2 = AddressBytes, 3 = Nodes, 4 = TopologyBytes, 5 = ReasonBytes, 6 = RoleBytes, 7 = Leases,
     8 = SubjectBytes, 9 = WhoBytes, 10 = Maintenance, 11 = Silences, 12 = Procedures, 13 = Steps,
     14 = EvidenceBytes, 15 = KeyBytes, 16 = ValueBytes, 17 = Keys, 18 = SpaceBytes, 19 = Sessions,
-    20 = SessionKeys, 21 = Locks, 22 = Waiting, 23 = FactBytes,
+    20 = SessionKeys, 21 = Locks, 22 = Waiting, 23 = FactBytes, 24 = Pairs,
 });
 
 impl Limit {
-    pub const ALL: [Limit; 23] = [
+    pub const ALL: [Limit; 24] = [
         Limit::NameBytes,
         Limit::AddressBytes,
         Limit::Nodes,
@@ -65,6 +66,7 @@ impl Limit {
         Limit::Locks,
         Limit::Waiting,
         Limit::FactBytes,
+        Limit::Pairs,
     ];
 
     pub const fn most(self) -> usize {
@@ -92,6 +94,7 @@ impl Limit {
             Limit::Locks => 10_000,
             Limit::Waiting => 10_000,
             Limit::FactBytes => 1024,
+            Limit::Pairs => 1024,
         }
     }
 
@@ -121,6 +124,7 @@ impl Limit {
             Limit::Locks => "locks",
             Limit::Waiting => "sessions waiting for locks",
             Limit::FactBytes => "bytes in a line of history",
+            Limit::Pairs => "pairs that have changed sides",
         }
     }
 

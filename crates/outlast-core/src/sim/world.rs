@@ -571,6 +571,8 @@ impl World {
                 }
                 Action::Publish => self.publish(now, quiet)?,
                 Action::StandbyCommand { service, epoch } => self.command(service, epoch)?,
+                // Whoever is alone asks nobody.
+                Action::Agree(_) => {}
                 Action::StandbyStop { service, epoch } => {
                     self.check.stop(now, &service)?;
                     self.orders.insert(service.clone(), (epoch, false));

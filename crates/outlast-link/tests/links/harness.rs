@@ -130,6 +130,7 @@ pub(crate) fn timing() -> Timing {
     Timing {
         handshake_max: LIMIT,
         ping_every: Duration::from_millis(20),
+        measure_every: Duration::from_millis(20),
         silent_max: LIMIT,
         doubted_max: LIMIT,
         verify_every: Duration::from_millis(20),

@@ -1,8 +1,8 @@
 //! Connections come, go and come again: dials at once, restarts, silence, a changed topology, versions.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use outlast_link::wire::Versions;
+use outlast_link::wire::{Frame, Versions};
 use outlast_link::{Channel, Config, LinkEvent, Security, Timing};
 
 use crate::harness::{
@@ -119,8 +119,8 @@ async fn whoever_leaves_in_the_middle_of_the_greeting_leaves_nothing_behind() {
         outlast_link::wire::Greeting::Accepted.write(&mut accepted);
         raw.send(&accepted).await;
         // It goes a little later each time, so that once it is between the last word and the answer to that.
-        let gone = std::time::Instant::now() + Duration::from_micros(round * 10);
-        while std::time::Instant::now() < gone {
+        let gone = Instant::now() + Duration::from_micros(round * 10);
+        while Instant::now() < gone {
             std::hint::spin_loop();
         }
     }
@@ -148,6 +148,37 @@ async fn a_silent_peer_is_given_up() {
     let reason = a.down("b").await;
     assert!(reason.starts_with("nothing was heard for "), "{reason}");
     drop(silent);
+}
+
+/// Each ping wakes both sides.
+#[tokio::test]
+async fn a_peer_that_speaks_is_not_asked_again_and_again_whether_it_lives() {
+    let ca = Ca::new("ca");
+    let ping_every = Duration::from_millis(200);
+    let timing = Timing { ping_every, measure_every: LIMIT, ..timing() };
+    let identity = ca.identity(&ca.issue("a", 1), &[]);
+    let a = Node::alone_with(Config { timing, ..config("a") }, Security::Tls(identity)).await;
+    let mut peer = Raw::accepted(a.address, &ca.issue("b", 2), hello("b")).await;
+    let begun = Instant::now();
+    let mut pings = 0;
+    while begun.elapsed() < ping_every * 10 {
+        peer.send_frame(Frame::Ping(1)).await;
+        loop {
+            let seen = peer.frame(|frame| match frame {
+                Frame::Pong(_) => true,
+                Frame::Ping(_) => {
+                    pings += 1;
+                    false
+                }
+                Frame::Data { .. } | Frame::Credit { .. } | Frame::Goodbye(_) => false,
+            });
+            if seen.await.expect("it stays connected") {
+                break;
+            }
+        }
+    }
+    // The first one measures. A machine that stands still for half of that time is to be forgiven.
+    assert!((1..=5).contains(&pings), "{pings} of ten");
 }
 
 #[tokio::test]

@@ -222,7 +222,6 @@ impl DataPlane {
     ///
     /// One that drains gets no tables any more, so nobody can vouch for what it knows: what it still has at pairs ends with
     /// the lease that it had. A lease that is given up is given up there, too.
-    #[cfg_attr(not(test), expect(dead_code, reason = "no node has a lease yet"))]
     pub(super) fn vouch(&mut self, until: Option<Instant>) {
         self.vouched = Some(until.unwrap_or_default());
         let given_up = until.is_none();

@@ -5,6 +5,7 @@ mod names;
 mod reload;
 mod requests;
 mod stop;
+mod together;
 mod traffic;
 mod upgrade;
 
@@ -32,7 +33,7 @@ use super::shared::{self, Picture, Recent, Shared, StatsAt, Vitals, wall};
 use super::standby::Fence;
 use super::start::{self, Options};
 use super::table::{self, Certificates};
-use super::{admin, face, standby, state};
+use super::{admin, face, state};
 use crate::cluster::{self, Cluster};
 use crate::dataplane::link::FromLink;
 
@@ -44,11 +45,11 @@ const INBOX_MAX: usize = 4096;
 /// How often counters are read and the picture is refreshed.
 const TICK: Duration = Duration::from_secs(1);
 
+/// How often it is read how full the machine is: a disk fills in minutes.
+const VITALS_EVERY: Duration = Duration::from_secs(5);
+
 /// How often backend host names are resolved again.
 const RESOLVE_EVERY: Duration = Duration::from_secs(10);
-
-/// Whether pairs are served under the lease of this node: no side is agreed on among nodes yet.
-pub(super) const LEASED: bool = false;
 
 /// How often the size of the proxies' log is looked at.
 const LOG_CHECK: Duration = Duration::from_secs(5);
@@ -120,17 +121,6 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
     }
 }
 
-/// What happens in the cluster; never, where there is none.
-async fn next_fact(cluster: &mut Option<Cluster>) -> Option<Fact> {
-    match cluster {
-        Some(cluster) => match cluster.fact().await {
-            Some(fact) => Some(fact),
-            None => std::future::pending().await,
-        },
-        None => std::future::pending().await,
-    }
-}
-
 /// How many threads the proxy has: what the file says, or one a core.
 fn proxy_threads(topology: &Topology) -> usize {
     let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -170,6 +160,12 @@ struct Loop {
     face: face::Face,
     /// `None` where there is only one node.
     cluster: Option<Cluster>,
+    /// Until when this node may route to pairs, if it holds its lease; told to the data plane once that is up to date.
+    lease: Option<outlast_core::time::Instant>,
+    /// The data plane has been told of a lease that lasts.
+    vouches: bool,
+    /// Since when the data plane lacks a route that was agreed on.
+    behind_since: Option<outlast_core::time::Instant>,
     /// Held for as long as the agent answers.
     _admin: admin::Admin,
 }
@@ -198,11 +194,14 @@ impl Loop {
         let opened = start::open_missing(&topology, &plane.sockets)?;
         plane.sockets.extend(opened);
         let inherited = inherited.unwrap_or_default();
+        let (pairs, moving) = state::load(&data_dir)?;
         let resume = Resume {
             beliefs: inherited.beliefs(),
             draining: inherited.draining(),
             // An order under an epoch that was obeyed before would be refused: epochs go on behind those too.
-            pairs: state::with_obeyed(state::load(&data_dir)?, Fence::at(&data_dir).all()?),
+            pairs: state::with_obeyed(pairs, Fence::at(&data_dir).all()?),
+            moving,
+            joint: cluster::wanted(&topology).then(|| node.clone()),
         };
         let names = names::Names::new(inherited.resolved(&topology));
         let now = Now { instant: outlast_core::time::Instant::default(), wall: wall() };
@@ -274,6 +273,9 @@ impl Loop {
             reports,
             face,
             cluster,
+            lease: None,
+            vouches: false,
+            behind_since: None,
             _admin: admin,
         };
         agent.record_all(facts);
@@ -295,6 +297,8 @@ impl Loop {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut resolve = tokio::time::interval(RESOLVE_EVERY);
         let mut log_check = tokio::time::interval(LOG_CHECK);
+        let mut vitals = tokio::time::interval(VITALS_EVERY);
+        vitals.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         tracing::info!(node = self.node, file = %self.options.file.display(), "running");
         loop {
             let now = self.now().instant;
@@ -319,18 +323,18 @@ impl Loop {
                 },
                 Some(said) = self.links.recv() => self.hear_proxy(said),
                 Some(report) = self.reports.recv() => self.hear_process(report),
-                Some(fact) = next_fact(&mut self.cluster) => self.record(fact),
+                news = together::next_news(&mut self.cluster) => self.hear_cluster(news),
                 () = tokio::time::sleep(wake) => {
                     self.look_after_proxies();
                     self.step(Input::Tick);
                 }
                 _ = tick.tick() => {
                     self.ask_proxies();
-                    self.vitals = Vitals::read(&self.data_dir);
                     self.publish();
                     self.confirm_routes();
                 }
                 _ = resolve.tick() => self.resolve(),
+                _ = vitals.tick() => self.vitals = Vitals::read(&self.data_dir),
                 _ = log_check.tick() => self.rotate_log(),
                 _ = signals.hangup.recv() => {
                     // The answer is in the journal and in the log.
@@ -400,29 +404,25 @@ impl Loop {
             for action in actions {
                 match action {
                     Action::Record(fact) => self.record(fact),
-                    Action::SavePairs => saved = state::save(&self.data_dir, &self.core.pairs()),
+                    Action::SavePairs => {
+                        let (pairs, moving) = (self.core.pairs(), self.core.moving());
+                        saved = state::save(&self.data_dir, &pairs, moving);
+                    }
                     Action::Publish => self.publish(),
                     Action::StandbyCommand { service, epoch } => {
-                        standby::begin(
-                            &self.topology,
-                            &self.data_dir,
-                            &service,
-                            epoch,
-                            self.sender.clone(),
-                        );
+                        self.order_standby(service, epoch, false);
                     }
                     Action::StandbyStop { service, epoch } => {
-                        standby::stop(
-                            &self.topology,
-                            &self.data_dir,
-                            &service,
-                            epoch,
-                            self.sender.clone(),
-                        );
+                        self.order_standby(service, epoch, true);
                     }
+                    Action::Agree(command) => self.agree(command),
                 }
             }
             if !self.core.awaits_save() {
+                // What others have agreed on holds, whatever this disk says.
+                if let Err(error) = saved {
+                    tracing::error!(error = format!("{error:#}"), "remember who serves each pair");
+                }
                 return;
             }
             actions = Vec::new();
@@ -471,7 +471,8 @@ impl Loop {
         let now = self.now().instant;
         let view = self.core.view(now);
         let (names, certificates) = (&self.names.known, &self.certificates);
-        let table = table::table(0, &self.topology, &view, names, certificates, LEASED);
+        let leased = self.core.is_joint();
+        let table = table::table(0, &self.topology, &view, names, certificates, leased);
         // A change of sides waits for nobody.
         self.plane.apply(now, table, !self.core.switching().is_empty());
         let picture = Picture {
@@ -484,6 +485,7 @@ impl Loop {
             at: wall(),
         };
         self.picture.send_replace(Arc::new(picture));
+        self.tell_others();
     }
 }
 

@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 
 use super::run::Said;
 use super::state::write_whole;
+use crate::cluster::{Answering, StandbyOrder};
 
 /// A stop command may take this long; nobody waits for it.
 const STOP_MAX: Duration = Duration::from_secs(60);
@@ -104,50 +105,39 @@ impl Fence {
     }
 }
 
-/// Starts the standby's start or activate command; its end comes back as `Said::CommandDone`.
-pub(super) fn begin(
+/// The command of an order, and how long it may take; `None`: there is nothing to run.
+pub(super) fn job(topology: &Topology, order: &StandbyOrder) -> Option<(Command, Duration)> {
+    let Some(Pool::Pair(pair)) = topology.services.get(&order.service).map(|s| &s.pool) else {
+        return None;
+    };
+    match (&pair.standby, order.stop) {
+        (Standby::Cold { start, start_limit, .. }, false) => Some((start.clone(), *start_limit)),
+        (Standby::Warm { activate: Some(activate) }, false) => {
+            Some((activate.clone(), ACTIVATE_MAX))
+        }
+        (Standby::Cold { stop: Some(stop), .. }, true) => Some((stop.clone(), STOP_MAX)),
+        (Standby::Hot | Standby::Warm { .. } | Standby::Cold { .. }, _) => None,
+    }
+}
+
+/// Starts the command of an order; whoever gave it hears of its end.
+pub(super) fn obey_for(
     topology: &Topology,
     data_dir: &Path,
-    service: &str,
-    epoch: Epoch,
+    order: &StandbyOrder,
     inbox: mpsc::Sender<Said>,
+    answer: Answering,
 ) {
-    let job = match topology.services.get(service).map(|s| &s.pool) {
-        Some(Pool::Pair(pair)) => match &pair.standby {
-            Standby::Cold { start, start_limit, .. } => Some((start.clone(), *start_limit)),
-            Standby::Warm { activate: Some(activate) } => Some((activate.clone(), ACTIVATE_MAX)),
-            Standby::Hot | Standby::Warm { activate: None } => None,
-        },
-        Some(Pool::Balanced { .. }) | None => None,
-    };
-    let order = Order::of(data_dir, service, epoch);
+    let job = job(topology, order);
+    let order = Order::of(data_dir, &order.service, Epoch(order.epoch));
     // Bounded by its limit; reports its own end.
     drop(tokio::task::spawn(async move {
         let result = match job {
             Some((command, limit)) => order.obey(&command, limit, &inbox).await,
             None => Ok(()),
         };
-        // An agent that is ending needs no answer.
-        inbox.send(Said::CommandDone { service: order.service, epoch, result }).await.ok();
-    }));
-}
-
-/// Starts the stop command of a cold standby.
-pub(super) fn stop(
-    topology: &Topology,
-    data_dir: &Path,
-    service: &str,
-    epoch: Epoch,
-    inbox: mpsc::Sender<Said>,
-) {
-    let Some(Pool::Pair(pair)) = topology.services.get(service).map(|s| &s.pool) else { return };
-    let Standby::Cold { stop: Some(stop), .. } = &pair.standby else { return };
-    let (stop, order) = (stop.clone(), Order::of(data_dir, service, epoch));
-    // Bounded by STOP_MAX; logs its own end.
-    drop(tokio::task::spawn(async move {
-        if let Err(reason) = order.obey(&stop, STOP_MAX, &inbox).await {
-            tracing::error!(service = order.service, reason, "stop the standby");
-        }
+        // Who gave the order may have gone.
+        answer.send(result.map(|()| "done".to_owned())).ok();
     }));
 }
 

@@ -1,6 +1,6 @@
 //! What an agent must remember over a restart of the machine: who serves each pair, and under which epoch.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::path::Path;
 
@@ -21,6 +21,9 @@ struct Saved {
 struct SavedPair {
     active: SavedSide,
     epoch: u64,
+    /// Nobody routes to it yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    moving: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -30,12 +33,16 @@ enum SavedSide {
     Backup,
 }
 
-/// Reads the pairs; none if there is no file yet.
-pub(super) fn load(data_dir: &Path) -> anyhow::Result<BTreeMap<String, (Side, Epoch)>> {
+/// Reads the pairs, and to which of them nobody may route yet; none if there is no file yet.
+pub(super) fn load(
+    data_dir: &Path,
+) -> anyhow::Result<(BTreeMap<String, (Side, Epoch)>, BTreeSet<String>)> {
     let path = data_dir.join("pairs.json");
     let text = match std::fs::read(&path) {
         Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Ok((BTreeMap::new(), BTreeSet::new()));
+        }
         Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
     };
     let saved: Saved = serde_json::from_slice(&text).with_context(|| {
@@ -47,6 +54,8 @@ pub(super) fn load(data_dir: &Path) -> anyhow::Result<BTreeMap<String, (Side, Ep
         path.display(),
         saved.v
     );
+    let moving = saved.pairs.iter().filter(|(_, pair)| pair.moving);
+    let moving = moving.map(|(name, _)| name.clone()).collect();
     let pairs = saved.pairs.into_iter().map(|(name, pair)| {
         let side = match pair.active {
             SavedSide::Primary => Side::Primary,
@@ -54,7 +63,7 @@ pub(super) fn load(data_dir: &Path) -> anyhow::Result<BTreeMap<String, (Side, Ep
         };
         (name, (side, Epoch(pair.epoch)))
     });
-    Ok(pairs.collect())
+    Ok((pairs.collect(), moving))
 }
 
 /// The pairs with epochs that are at least those under which a standby's command was obeyed: `pairs.json` may have been
@@ -71,13 +80,17 @@ pub(super) fn with_obeyed(
 }
 
 /// Writes the pairs so that a crash leaves either the old file or the new one.
-pub(super) fn save(data_dir: &Path, pairs: &BTreeMap<String, (Side, Epoch)>) -> anyhow::Result<()> {
+pub(super) fn save(
+    data_dir: &Path,
+    pairs: &BTreeMap<String, (Side, Epoch)>,
+    moving: &BTreeSet<String>,
+) -> anyhow::Result<()> {
     let pairs = pairs.iter().map(|(name, (side, epoch))| {
         let active = match side {
             Side::Primary => SavedSide::Primary,
             Side::Backup => SavedSide::Backup,
         };
-        (name.clone(), SavedPair { active, epoch: epoch.0 })
+        (name.clone(), SavedPair { active, epoch: epoch.0, moving: moving.contains(name) })
     });
     let text = serde_json::to_vec_pretty(&Saved { v: VERSION, pairs: pairs.collect() })?;
     write_whole(data_dir, "pairs.json", &text)
@@ -104,10 +117,11 @@ mod tests {
     fn what_was_saved_is_loaded() {
         let dir = std::env::temp_dir().join(format!("outlast-state-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
-        assert_eq!(load(&dir).unwrap(), BTreeMap::new());
+        assert_eq!(load(&dir).unwrap(), (BTreeMap::new(), BTreeSet::new()));
         let pairs = BTreeMap::from([("billing".to_owned(), (Side::Backup, Epoch(7)))]);
-        save(&dir, &pairs).unwrap();
-        assert_eq!(load(&dir).unwrap(), pairs);
+        let moving = BTreeSet::from(["billing".to_owned()]);
+        save(&dir, &pairs, &moving).unwrap();
+        assert_eq!(load(&dir).unwrap(), (pairs.clone(), moving));
         let obeyed = [("billing".to_owned(), Epoch(9)), ("web".to_owned(), Epoch(2))];
         let raised = with_obeyed(pairs.clone(), obeyed.into());
         assert_eq!(raised["billing"], (Side::Backup, Epoch(9)));

@@ -6,9 +6,8 @@ use std::path::Path;
 
 use outlast_core::event::Target;
 use outlast_core::health::Health;
-use outlast_core::pair::Side;
 use outlast_core::topology::{self, Pool, Topology};
-use outlast_core::view::{BackendView, View};
+use outlast_core::view::{BackendView, ServiceView, View};
 use outlast_proxy::table::{
     Backend, BackendState, Balance, Certificate, Eject, Forwarded, Limits, Protocol, ProxyVersion,
     Retry, Service, Table, Timeouts,
@@ -41,7 +40,7 @@ pub fn table(
                 name: backend.url.clone(),
                 address: SocketAddr::new(ip, backend.port.get()),
                 tls_name: backend.tls.then(|| backend.host.clone()),
-                state: state(seen_backend, seen.and_then(|s| s.active).map(|(side, _)| side)),
+                state: state(seen_backend, seen),
             })
         });
         Some(Service {
@@ -89,9 +88,11 @@ pub fn table(
 }
 
 /// What the data plane may do with a backend.
-fn state(seen: Option<&BackendView>, active: Option<Side>) -> BackendState {
+fn state(seen: Option<&BackendView>, service: Option<&ServiceView>) -> BackendState {
     let Some(seen) = seen else { return BackendState::Unknown };
-    if active.is_some() && seen.role != active {
+    let active = service.and_then(|service| service.active).map(|(side, _)| side);
+    let moving = service.is_some_and(|service| service.moving);
+    if moving || (active.is_some() && seen.role != active) {
         return BackendState::Passive;
     }
     match seen.health {

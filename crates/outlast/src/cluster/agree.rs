@@ -127,7 +127,7 @@ impl Hub {
                     }
                     Answer::Busy => why = "too much is under way".to_owned(),
                     Answer::Refused { reason } => why = reason,
-                    Answer::Who(_) | Answer::Index { .. } => {
+                    Answer::Who(_) | Answer::Index { .. } | Answer::Told { .. } => {
                         why = "an answer to another question".to_owned();
                     }
                 }
@@ -264,6 +264,7 @@ pub(super) fn is_own(command: &Command) -> bool {
         | Command::Procedure(_)
         | Command::Session(_)
         | Command::Lock(_)
+        | Command::Side(_)
         | Command::Record { .. } => false,
     }
 }

@@ -3,6 +3,8 @@
 use outlast_core::agreed::{Entry, Reply};
 use outlast_core::codec::{Code, Malformed, Reader};
 
+use super::share::StandbyOrder;
+
 /// The first byte of every question and answer.
 const VERSION: u8 = 1;
 
@@ -16,6 +18,10 @@ pub(super) enum Ask {
     ReadIndex,
     /// A node without a log takes the id that it was given; `token` stands for its disk.
     Claim { id: u64, token: u64 },
+    /// For the leader: let a pair return to its primary.
+    Failback { service: String },
+    /// For the node on which a backup runs: obey this, and answer when it is done.
+    Standby(StandbyOrder),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +43,10 @@ pub(super) enum Answer {
     Unknown,
     Refused {
         reason: String,
+    },
+    /// It was done, and this is what there is to say.
+    Told {
+        text: String,
     },
 }
 
@@ -71,6 +81,16 @@ impl Code for Ask {
                 id.encode(to);
                 token.encode(to);
             }
+            Ask::Failback { service } => {
+                to.push(5);
+                service.encode(to);
+            }
+            Ask::Standby(StandbyOrder { service, epoch, stop }) => {
+                to.push(6);
+                service.encode(to);
+                epoch.encode(to);
+                stop.encode(to);
+            }
         }
     }
 
@@ -81,6 +101,12 @@ impl Code for Ask {
             2 => Ask::Propose { entry: Code::decode(from)? },
             3 => Ask::ReadIndex,
             4 => Ask::Claim { id: Code::decode(from)?, token: Code::decode(from)? },
+            5 => Ask::Failback { service: Code::decode(from)? },
+            6 => Ask::Standby(StandbyOrder {
+                service: Code::decode(from)?,
+                epoch: Code::decode(from)?,
+                stop: Code::decode(from)?,
+            }),
             _ => return Err(Malformed("a question that is not known here")),
         })
     }
@@ -117,6 +143,10 @@ impl Code for Answer {
                 to.push(7);
                 reason.encode(to);
             }
+            Answer::Told { text } => {
+                to.push(8);
+                text.encode(to);
+            }
         }
     }
 
@@ -136,6 +166,7 @@ impl Code for Answer {
             5 => Answer::Busy,
             6 => Answer::Unknown,
             7 => Answer::Refused { reason: Code::decode(from)? },
+            8 => Answer::Told { text: Code::decode(from)? },
             _ => return Err(Malformed("an answer that is not known here")),
         })
     }

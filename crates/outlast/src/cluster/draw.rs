@@ -7,6 +7,7 @@ use outlast_core::event::Fact;
 use outlast_link::LinkEvent;
 use tokio::sync::mpsc;
 
+use super::share::News;
 use super::thread::Hub;
 use super::view::{ClusterView, PeerView, Phase};
 
@@ -15,7 +16,7 @@ const VIEW_EVERY: Duration = Duration::from_millis(500);
 
 impl Hub {
     pub(super) fn record(&self, fact: Fact) {
-        if self.facts.try_send(fact).is_err() {
+        if self.news.try_send(News::Fact(fact)).is_err() {
             tracing::warn!("the journal does not keep up with the cluster");
         }
     }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::thread::Hub;
 use crate::agent::shared::wall;
 
-/// How often it looks whether there is something to do.
+/// How often a leader looks whether there is something to do.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// How long one duty may take before it is tried again.
@@ -19,6 +19,7 @@ const DUTY_MAX: Duration = Duration::from_secs(1);
 /// Never ends.
 pub(super) async fn look_after(hub: Arc<Hub>) {
     loop {
+        leads(&hub).await;
         tokio::time::sleep(LOOK_EVERY).await;
         let Some(consensus) = hub.consensus().filter(|consensus| consensus.may_act()) else {
             continue;
@@ -32,6 +33,16 @@ pub(super) async fn look_after(hub: Arc<Hub>) {
     }
 }
 
+/// Waits until this node leads; nobody else has to look.
+async fn leads(hub: &Hub) {
+    let Some(consensus) = hub.consensus() else { return };
+    let mut standing = consensus.standing();
+    if standing.wait_for(|now| now.role == Role::Leader).await.is_err() {
+        // It takes no part any more.
+        std::future::pending::<()>().await;
+    }
+}
+
 /// One change at a time; the next look makes the next one.
 async fn change_members(hub: &Hub, consensus: &Consensus) {
     let (role, own, members) = {
@@ -42,12 +53,16 @@ async fn change_members(hub: &Hub, consensus: &Consensus) {
     if role != Role::Leader {
         return;
     }
+    let differences = hub.replica.read(|agreed| differences(agreed.registry(), &members));
+    if differences.is_empty() {
+        return;
+    }
     let (names, peers) = (hub.replica.names(), hub.links().peers());
     let lives = |id: NodeId| {
         let peer = names.get(&id.0).and_then(|name| peers.get(name));
         id == own || peer.is_some_and(|peer| peer.connection.is_some())
     };
-    for change in hub.replica.read(|agreed| differences(agreed.registry(), &members)) {
+    for change in differences {
         if !survives(change, &members, lives) {
             tracing::warn!(?change, "wait with it: without this voter no majority would be there");
             continue;

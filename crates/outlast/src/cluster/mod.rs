@@ -11,11 +11,14 @@ mod draw;
 mod duties;
 mod found;
 mod identity;
+mod lease;
 mod place;
 mod replica;
+mod share;
 mod thread;
 mod view;
 
+pub use share::{Answering, Asked, News, StandbyOrder};
 pub use thread::{Cluster, Settings};
 pub use view::{ClusterView, PeerView, Phase};
 

@@ -136,7 +136,8 @@ impl Hub {
                         | Answer::NotLeader { .. }
                         | Answer::Busy
                         | Answer::Unknown
-                        | Answer::Refused { .. },
+                        | Answer::Refused { .. }
+                        | Answer::Told { .. },
                     )
                     | Err(_) => None,
                 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
 use outlast_consensus::{Index, Machine, boottime};
+use outlast_core::agent::Agreement;
 use outlast_core::agreed::{Agreed, Command, Entry, LeaseClock};
 use outlast_core::codec::{Code as _, Malformed};
 use tokio::sync::watch;
@@ -18,6 +19,8 @@ pub(super) struct Replica {
     clock: Mutex<LeaseClock>,
     leads: AtomicBool,
     names: RwLock<Arc<BTreeMap<u64, String>>>,
+    /// What an agent goes by.
+    pub(super) agreement: watch::Sender<Arc<Agreement>>,
 }
 
 impl Replica {
@@ -28,6 +31,7 @@ impl Replica {
             clock: Mutex::default(),
             leads: AtomicBool::new(false),
             names: RwLock::default(),
+            agreement: watch::Sender::new(Arc::default()),
         })
     }
 
@@ -48,6 +52,19 @@ impl Replica {
         self.clock.lock().expect("no panic while held").over(boottime())
     }
 
+    /// Draws what an agent goes by anew.
+    fn learn_agreement(&self) {
+        let leads = self.leads.load(Ordering::Acquire);
+        let now = self.read(|agreed| Agreement::of(agreed, leads));
+        self.agreement.send_if_modified(|before| {
+            let changed = **before != now;
+            if changed {
+                *before = Arc::new(now);
+            }
+            changed
+        });
+    }
+
     fn learn_names(&self, agreed: &Agreed) {
         let names = agreed.registry().nodes().iter();
         let names = names.map(|(&id, node)| (id, node.name.clone())).collect();
@@ -61,11 +78,13 @@ pub(super) struct Feeder {
     pub(super) replica: Arc<Replica>,
     /// Something ends after a while, or did: the clock has to look.
     timed: bool,
+    /// Something that an agent goes by may have changed.
+    roles: bool,
 }
 
 impl Feeder {
     pub(super) fn new(replica: Arc<Replica>) -> Feeder {
-        Feeder { replica, timed: true }
+        Feeder { replica, timed: true, roles: true }
     }
 }
 
@@ -75,8 +94,13 @@ impl Machine for Feeder {
         let mut agreed = self.replica.agreed.write().expect("no panic while held");
         let reply = agreed.apply(index, &entry);
         match &entry.command {
-            Command::Node(_) => self.replica.learn_names(&agreed),
-            Command::Lease(_) | Command::Session(_) | Command::Notice(_) => self.timed = true,
+            Command::Node(_) => {
+                self.replica.learn_names(&agreed);
+                self.roles = true;
+            }
+            Command::Lease(_) => (self.timed, self.roles) = (true, true),
+            Command::Session(_) | Command::Notice(_) => self.timed = true,
+            Command::Side(_) => self.roles = true,
             Command::Introduce
             | Command::Topology(_)
             | Command::Procedure(_)
@@ -92,18 +116,23 @@ impl Machine for Feeder {
             let agreed = self.replica.agreed.read().expect("no panic while held");
             self.replica.clock.lock().expect("no panic while held").observe(boottime(), &agreed);
         }
+        if std::mem::take(&mut self.roles) {
+            self.replica.learn_agreement();
+        }
         self.replica.reached.send_replace(index);
     }
 
-    fn snapshot(&self) -> Vec<u8> {
-        self.replica.read(Agreed::snapshot)
+    fn snapshot(&self) -> Box<dyn FnOnce() -> Vec<u8> + Send> {
+        // Shares the keys and values, which are the most of it.
+        let agreed = self.replica.read(Agreed::clone);
+        Box::new(move || agreed.snapshot())
     }
 
     fn restore(&mut self, bytes: &[u8]) -> Result<(), Malformed> {
         let restored = Agreed::restore(bytes)?;
         self.replica.learn_names(&restored);
         *self.replica.agreed.write().expect("no panic while held") = restored;
-        self.timed = true;
+        (self.timed, self.roles) = (true, true);
         Ok(())
     }
 
@@ -113,5 +142,6 @@ impl Machine for Feeder {
             self.replica.clock.lock().expect("no panic while held").took_over(boottime(), &agreed);
         }
         self.replica.leads.store(leads, Ordering::Release);
+        self.replica.learn_agreement();
     }
 }

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use outlast_consensus::{Consensus, Home, NodeId, Outgoing, Role};
-use outlast_core::event::Fact;
+use outlast_core::agreed::SideCommand;
+use outlast_core::observers::Report;
 use outlast_core::topology::{ConsensusKind, Topology};
 use outlast_link::{Channel, Identity as Certificates, IdentityFiles, Inboxes, Links, Security};
 use tokio::sync::{mpsc, watch};
@@ -20,10 +21,8 @@ use super::door;
 use super::found::Founding;
 use super::identity::{self, Identity};
 use super::replica::Replica;
+use super::share::{Answering, NEWS_MAX, News, StandbyOrder, WISHES_MAX, Wish};
 use super::view::{ClusterView, Phase};
-
-/// Facts that wait for the journal.
-const FACTS_MAX: usize = 1024;
 
 /// Events of links that wait.
 const EVENTS_MAX: usize = 1024;
@@ -51,7 +50,10 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Cluster {
     view: watch::Receiver<Arc<ClusterView>>,
-    pub(super) facts: mpsc::Receiver<Fact>,
+    news: mpsc::Receiver<News>,
+    wishes: mpsc::Sender<Wish>,
+    say: watch::Sender<Report>,
+    want_lease: watch::Sender<bool>,
     stop: watch::Sender<bool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -85,7 +87,10 @@ impl Cluster {
         listener.set_nonblocking(true).context("prepare the listener for other nodes")?;
         let security = security(&settings)?;
         let (publish, view) = watch::channel(Arc::new(ClusterView::default()));
-        let (facts_in, facts) = mpsc::channel(FACTS_MAX);
+        let (news_in, news) = mpsc::channel(NEWS_MAX);
+        let (wishes, to_grant) = mpsc::channel(WISHES_MAX);
+        let (say, said) = watch::channel(Report::default());
+        let (want_lease, lease_wanted) = watch::channel(false);
         let (stop, stopping) = watch::channel(false);
         let hub = Hub {
             replica: Replica::new(),
@@ -97,14 +102,18 @@ impl Cluster {
             phase: Mutex::default(),
             client: tokio::sync::Mutex::new(None),
             publish,
-            facts: facts_in,
+            news: news_in,
+            said,
             settings,
         };
         let thread = std::thread::Builder::new()
             .name("cluster".to_owned())
-            .spawn(move || hub.run(listener, security, home, &addresses, stopping))
+            .spawn(move || {
+                let from_loop = FromLoop { wishes: to_grant, lease_wanted };
+                hub.run(listener, security, home, &addresses, from_loop, stopping);
+            })
             .context("start the cluster's thread")?;
-        Ok(Cluster { view, facts, stop, thread: Some(thread) })
+        Ok(Cluster { view, news, wishes, say, want_lease, stop, thread: Some(thread) })
     }
 
     /// The cluster as this node sees it.
@@ -112,9 +121,47 @@ impl Cluster {
         self.view.clone()
     }
 
-    /// What is worth a line in the journal.
-    pub async fn fact(&mut self) -> Option<Fact> {
-        self.facts.recv().await
+    /// What the agent's loop has to hear.
+    pub async fn news(&mut self) -> Option<News> {
+        self.news.recv().await
+    }
+
+    /// Tells the other nodes what this one sees.
+    pub fn say(&self, report: Report) {
+        self.say.send_if_modified(|before| {
+            let differs = report.differs(before);
+            // The words may be newer; they go along with the next one.
+            *before = report;
+            differs
+        });
+    }
+
+    /// Whether this node is to hold a lease to route to pairs.
+    pub fn want_lease(&self, wanted: bool) {
+        self.want_lease.send_if_modified(|before| std::mem::replace(before, wanted) != wanted);
+    }
+
+    /// Has something agreed on; the answer is among the news. False: there will be none.
+    pub fn agree(&self, command: SideCommand) -> bool {
+        self.wish(Wish::Agree(command))
+    }
+
+    /// Asks the leader to let a pair return to its primary.
+    pub fn failback(&self, service: String, answer: Answering) {
+        self.wish(Wish::Failback { service, answer });
+    }
+
+    /// Has another node obey an order about a standby within a time.
+    pub fn order(&self, node: String, order: StandbyOrder, limit: Duration, answer: Answering) {
+        self.wish(Wish::Standby { node, order, limit, answer });
+    }
+
+    fn wish(&self, wish: Wish) -> bool {
+        let sent = self.wishes.try_send(wish);
+        if let Err(error) = &sent {
+            tracing::error!(%error, "the cluster's part of this agent does not keep up");
+        }
+        sent.is_ok()
     }
 }
 
@@ -125,6 +172,12 @@ impl Drop for Cluster {
             thread.join().ok();
         }
     }
+}
+
+/// What the agent's loop sends.
+struct FromLoop {
+    wishes: mpsc::Receiver<Wish>,
+    lease_wanted: watch::Receiver<bool>,
 }
 
 fn security(settings: &Settings) -> anyhow::Result<(Security, Option<IdentityFiles>)> {
@@ -165,7 +218,9 @@ pub(super) struct Hub {
     /// This node's own number as a client of what is agreed, and that of its last command.
     pub(super) client: tokio::sync::Mutex<Option<Client>>,
     pub(super) publish: watch::Sender<Arc<ClusterView>>,
-    pub(super) facts: mpsc::Sender<Fact>,
+    pub(super) news: mpsc::Sender<News>,
+    /// What this node sees.
+    pub(super) said: watch::Receiver<Report>,
     pub(super) settings: Settings,
 }
 
@@ -176,6 +231,7 @@ impl Hub {
         security: (Security, Option<IdentityFiles>),
         home: Option<Home>,
         addresses: &BTreeMap<String, SocketAddr>,
+        from_loop: FromLoop,
         mut stopping: watch::Receiver<bool>,
     ) {
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -189,7 +245,7 @@ impl Hub {
         // Lives until all is over: what the lead is handed over with is heard by these tasks.
         let mut tasks = JoinSet::new();
         let ended = runtime.block_on(async {
-            hub.clone().begin(listener, security, home, addresses, &mut tasks)?;
+            hub.clone().begin(listener, security, home, addresses, from_loop, &mut tasks)?;
             // Ends at the first of: told to, or a task that must not end has ended.
             tokio::select! {
                 _ = stopping.wait_for(|stop| *stop) => Ok(()),
@@ -243,6 +299,7 @@ impl Hub {
         (security, files): (Security, Option<IdentityFiles>),
         home: Option<Home>,
         addresses: &BTreeMap<String, SocketAddr>,
+        from_loop: FromLoop,
         tasks: &mut JoinSet<()>,
     ) -> anyhow::Result<()> {
         let id = self.identity().id.unwrap_or_default();
@@ -258,7 +315,11 @@ impl Hub {
         let Inboxes { consensus, beliefs, bulk, requests } = inboxes;
         tasks.spawn(self.clone().deliver(consensus));
         tasks.spawn(self.clone().deliver(bulk));
-        tasks.spawn(self.clone().drop_all(beliefs));
+        tasks.spawn(self.clone().hear_beliefs(beliefs));
+        tasks.spawn(self.clone().say());
+        tasks.spawn(self.clone().tell_agreement());
+        tasks.spawn(self.clone().grant_wishes(from_loop.wishes));
+        tasks.spawn(self.clone().hold_lease(from_loop.lease_wanted));
         tasks.spawn(self.clone().answer_all(requests));
         tasks.spawn(self.clone().hear_links(events));
         tasks.spawn(self.clone().draw());

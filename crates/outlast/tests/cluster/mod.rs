@@ -1,6 +1,7 @@
 //! Three real agents: they found a cluster, agree, outlive any one of them, and take back who was away.
 
 mod history;
+mod pairs;
 
 use std::path::PathBuf;
 
@@ -19,6 +20,16 @@ struct Nodes {
 impl Nodes {
     /// `node` sections for all, `members` of which run.
     fn start(name: &str, all: &[&'static str], voters: &[&str]) -> Nodes {
+        Nodes::start_with(name, all, voters, |_node| String::new())
+    }
+
+    /// The same, with what each node's file has besides.
+    fn start_with(
+        name: &str,
+        all: &[&'static str],
+        voters: &[&str],
+        mut rest: impl FnMut(&str) -> String,
+    ) -> Nodes {
         let port = free_port();
         let mut sections = String::new();
         if !voters.is_empty() {
@@ -31,7 +42,7 @@ impl Nodes {
         let mut nodes = Nodes { names: all.to_vec(), stages: Vec::new(), agents: Vec::new() };
         for node in all {
             let stage = Stage::new(&format!("{name}-{node}"));
-            stage.write(&sections);
+            stage.write(&(sections.clone() + &rest(node)));
             nodes.agents.push(Some(stage.spawn_node(node)));
             nodes.stages.push(stage);
         }
@@ -62,11 +73,19 @@ impl Nodes {
         self.agents[at] = Some(self.stages[at].spawn_node(self.names[at]));
     }
 
-    fn agreement(&self, node: &str) -> Option<Value> {
+    fn status(&self, node: &str) -> Option<Value> {
         let answer = self.stage(node).status()?;
         let (_, body) = answer.split_once("\r\n\r\n")?;
-        let status: Value = serde_json::from_str(body).ok()?;
-        Some(status["agreement"].clone())
+        serde_json::from_str(body).ok()
+    }
+
+    fn agreement(&self, node: &str) -> Option<Value> {
+        Some(self.status(node)?["agreement"].clone())
+    }
+
+    fn running(&self) -> Vec<&'static str> {
+        let runs = |name: &&str| self.agents[self.at(name)].is_some();
+        self.names.iter().copied().filter(runs).collect()
     }
 
     /// The leader that all running nodes name.

@@ -472,6 +472,12 @@ pub(crate) fn served(port: u16) -> String {
     })
 }
 
+/// Waits until this one, and no other, answers three requests in a row.
+pub(crate) fn only_at(port: u16, name: &str) {
+    let answers = || get(port, "/").is_ok_and(|(status, body)| status == 200 && body == name);
+    wait_until(name, || (0..3).all(|_| answers()));
+}
+
 /// Who answers `count` requests; each must be answered with 200.
 pub(crate) fn servers(port: u16, count: usize) -> BTreeSet<String> {
     let one = |_| {

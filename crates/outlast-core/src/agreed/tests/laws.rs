@@ -65,6 +65,7 @@ impl Turn<'_> {
         self.procedures()?;
         self.keys()?;
         self.sessions_and_locks(seen)?;
+        self.sides()?;
         self.snapshot()
     }
 
@@ -113,6 +114,17 @@ impl Turn<'_> {
         self.before.clients.known.get(&self.entry.origin.0).is_some_and(|client| {
             client.answers.get(&self.entry.sequence) == Some(&Reply::Joined { id })
         })
+    }
+
+    fn sides(&self) -> Law {
+        let after = self.after.sides.all();
+        for (service, before) in self.before.sides.all() {
+            let Some(after) = after.get(service) else { return Err("a pair was forgotten".into()) };
+            law!(before.epoch <= after.epoch, "a pair's epoch went back");
+            let moved = before.side != after.side || before.settled && !after.settled;
+            law!(!moved || before.epoch < after.epoch, "a pair moved under an old epoch");
+        }
+        Ok(())
     }
 
     fn topology(&self) -> Law {
@@ -374,7 +386,7 @@ fn every_answer_has_one_form_and_a_sentence() {
     for sentence in sentences {
         assert!(sentence.len() > 3 && !sentence.ends_with('.'), "{sentence}");
     }
-    check_cases::<Limit>(&[], 24);
+    check_cases::<Limit>(&[], 25);
     check_cases::<Changed>(&[], 5);
     check_cases::<Expected>(&[], 4);
     check_cases::<How>(&[], 4);
@@ -432,5 +444,6 @@ fn the_laws_find_every_planted_bug() {
     check_found(Bug::QueueNotKept, "a snapshot is something else");
     check_found(Bug::DeadWaiter, "has outlived its session");
     check_found(Bug::KeysOutliveSession, "has outlived its session");
-    check_found(Bug::AppliedTwice, "was applied twice");
+    check_found(Bug::AppliedTwice, "the answer changed");
+    check_found(Bug::OldMoveWins, "epoch");
 }

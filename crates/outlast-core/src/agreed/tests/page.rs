@@ -47,7 +47,8 @@ fn named(command: &Command) -> (String, bool) {
         | Command::Procedure(_)
         | Command::Kv(_)
         | Command::Session(_)
-        | Command::Lock(_) => format!("{first}::{second}"),
+        | Command::Lock(_)
+        | Command::Side(_) => format!("{first}::{second}"),
     };
     (name, command.repeatable())
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use std::vec::Vec;
 
 use crate::agreed::*;
+use crate::pair::{Epoch, Side};
 
 /// What one entry is made from.
 pub(crate) type Dice = [u8; 8];
@@ -67,7 +68,7 @@ fn text(die: u8) -> String {
 
 fn command(agreed: &Agreed, dice: Dice) -> Command {
     let [_, _, kind, a, b, c, d, e] = dice;
-    match kind % 24 {
+    match kind % 26 {
         0 => Command::Introduce,
         1 => Command::Record { node: u64::from(a), text: text(b) },
         2 | 3 => Command::Node(node(agreed, [a, b, c, d])),
@@ -77,7 +78,21 @@ fn command(agreed: &Agreed, dice: Dice) -> Command {
         12..=15 => Command::Procedure(procedure(agreed, [a, b, c, d, e])),
         16..=19 => Command::Kv(kv(agreed, [a, b, c, d])),
         20 | 21 => Command::Session(session(agreed, [a, b, c])),
+        22 | 23 => Command::Side(side(agreed, [a, b, c])),
         _ => Command::Lock(lock(agreed, [a, b, c])),
+    }
+}
+
+fn side(agreed: &Agreed, [a, b, c]: [u8; 3]) -> SideCommand {
+    let service = name(a, &["web", "billing"]);
+    let current = agreed.sides().get(&service).map_or(0, |side| side.epoch.0);
+    let epoch = Epoch((current + u64::from(b % 4)).saturating_sub(1));
+    match c % 3 {
+        0 => SideCommand::Settle { service, epoch },
+        settled => {
+            let to = if c % 2 == 0 { Side::Primary } else { Side::Backup };
+            SideCommand::Move { service, to, epoch, settled: settled == 1 }
+        }
     }
 }
 

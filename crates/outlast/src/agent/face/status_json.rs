@@ -10,7 +10,7 @@ use outlast_core::time::Timestamp;
 use outlast_core::topology::{PartKind, PartRef, Protocol, Service};
 use outlast_core::units::show_duration;
 use outlast_core::view::{
-    BackendView, PartView, ProcessState, ProcessView, ServiceState, ServiceView,
+    BackendView, NodeView, PartView, ProcessState, ProcessView, ServiceState, ServiceView,
 };
 use outlast_proxy::stats::{ErrorKind, Snapshot};
 use serde::{Deserialize, Serialize};
@@ -126,10 +126,55 @@ pub struct PeerStatus {
     pub version: Option<String>,
     /// Why there is no link.
     pub why: Option<String>,
+    /// What it said last of its services; null: nothing yet.
+    pub said: Option<SaidStatus>,
+}
+
+/// What a node says that it sees.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SaidStatus {
+    pub seconds_ago: f64,
+    /// It is new enough to count in verdicts.
+    pub counts: bool,
+    pub topology_version: u64,
+    pub services: BTreeMap<String, SightStatus>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SightStatus {
+    pub state: Mark,
+    pub why: String,
+}
+
+/// What all nodes together say of a backend: up or down is what more than half of them say.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VerdictStatus {
+    pub health: Mark,
+    pub up: usize,
+    pub down: usize,
+    /// All nodes, also those that say nothing.
+    pub of: usize,
+}
+
+impl SaidStatus {
+    fn of(view: &NodeView) -> SaidStatus {
+        let services = view.services.iter().map(|(name, sight)| {
+            (name.clone(), SightStatus { state: sight.state.into(), why: sight.why.clone() })
+        });
+        SaidStatus {
+            seconds_ago: view.heard_ago.as_millis() as f64 / 1000.0,
+            counts: view.counts,
+            topology_version: view.topology_version,
+            services: services.collect(),
+        }
+    }
 }
 
 impl AgreementStatus {
-    fn of(view: &ClusterView) -> AgreementStatus {
+    fn of(view: &ClusterView, nodes: &BTreeMap<String, NodeView>) -> AgreementStatus {
         let (phase, why) = match &view.phase {
             Phase::Starting => ("starting", None),
             Phase::Founding { missing } if missing.is_empty() => {
@@ -154,6 +199,7 @@ impl AgreementStatus {
                 round_trip_ms: peer.round_trip.map(|trip| trip.as_secs_f64() * 1e3),
                 version: peer.build.clone(),
                 why: peer.reason.clone().filter(|_| !peer.linked),
+                said: nodes.get(name).map(SaidStatus::of),
             };
             (name.clone(), peer)
         });
@@ -231,6 +277,8 @@ pub struct ServiceStatus {
 pub struct ActiveStatus {
     pub side: String,
     pub epoch: u64,
+    /// Nobody is routed to until every node has left the other side.
+    pub moving: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -252,6 +300,8 @@ pub struct BackendStatus {
     pub serves: bool,
     pub draining: bool,
     pub ejected: bool,
+    /// Where there are several nodes.
+    pub verdict: Option<VerdictStatus>,
     pub in_flight: u64,
     pub requests: u64,
     /// Answers with 5xx.
@@ -307,7 +357,7 @@ impl Status {
             stopping: scene.stopping,
             generation: view.generation,
             pairs_not_saved: view.not_saved.clone(),
-            agreement: picture.cluster.as_deref().map(AgreementStatus::of),
+            agreement: picture.cluster.as_deref().map(|c| AgreementStatus::of(c, &view.nodes)),
             proxy: ProxyStatus {
                 pid: picture.proxy.pid,
                 draining: picture.proxy.draining.clone(),
@@ -370,7 +420,8 @@ fn service_status(scene: &Scene, name: &str, view: &ServiceView) -> ServiceStatu
         listen: spec.and_then(|s| s.listen).map(|address| address.to_string()),
         active: view
             .active
-            .map(|(side, epoch)| ActiveStatus { side: side.to_string(), epoch: epoch.0 }),
+            .map(|(side, epoch)| (side.to_string(), epoch.0, view.moving))
+            .map(|(side, epoch, moving)| ActiveStatus { side, epoch, moving }),
         requests: counted.map_or(0, requests),
         failed,
         requests_per_second: scene.rates.get(name).map(|&rate| rounded(rate)),
@@ -406,6 +457,12 @@ fn backend_status(
         serves: backend.health == Health::Up && !backend.draining && !backend.ejected && !passive,
         draining: backend.draining,
         ejected: backend.ejected,
+        verdict: backend.verdict.map(|verdict| VerdictStatus {
+            health: verdict.health.into(),
+            up: verdict.up,
+            down: verdict.down,
+            of: verdict.of,
+        }),
         in_flight: counted.map_or(0, |c| c.in_flight),
         requests: counts.answers.iter().sum::<u64>() + counts.tunnels,
         failed: answers(counts, 5),

@@ -69,12 +69,22 @@ fn ago(seconds: i64) -> Timestamp {
 fn backend(name: &str, health: Health, streak: i32, reason: &str) -> BackendView {
     let (draining, ejected, role) = (false, false, None);
     let (name, reason) = (name.to_owned(), reason.to_owned());
-    BackendView { name, health, since: ago(3600), reason, streak, draining, ejected, role }
+    BackendView {
+        name,
+        health,
+        since: ago(3600),
+        reason,
+        streak,
+        draining,
+        ejected,
+        role,
+        verdict: None,
+    }
 }
 
 fn service(state: ServiceState, why: &str, backends: Vec<BackendView>) -> ServiceView {
     let (why, next, active) = (why.to_owned(), None, None);
-    ServiceView { state, since: ago(192), why, next, backends, active }
+    ServiceView { state, since: ago(192), why, next, backends, active, moving: false }
 }
 
 fn counted(answers: [u64; 5]) -> Snapshot {
@@ -116,6 +126,7 @@ fn view() -> View {
     let reason = "connect stripe.example:443: refused".to_owned();
     let external = PartView { health: Health::Down, since: ago(9), reason };
     View {
+        nodes: BTreeMap::new(),
         generation: 3,
         services: BTreeMap::from([
             ("billing".to_owned(), billing),

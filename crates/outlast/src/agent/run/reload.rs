@@ -52,7 +52,7 @@ impl Loop {
             &outlast_core::view::View::default(),
             &self.names.known,
             &certificates,
-            super::LEASED,
+            self.core.is_joint(),
         );
         outlast_proxy::check(&trial)?;
         if let Some(reason) = start::overlap(&topology, &self.plane.sockets) {
@@ -66,7 +66,7 @@ impl Loop {
         self.core.reload(topology, now, &mut actions);
         // Pairs may have got other servers: who serves is written down before anybody acts on it, or all stays as it was.
         if actions.contains(&Action::SavePairs)
-            && let Err(error) = state::save(&self.data_dir, &self.core.pairs())
+            && let Err(error) = state::save(&self.data_dir, &self.core.pairs(), self.core.moving())
         {
             self.core = before;
             return Err(format!("{error:#}; who serves each pair must be written down first"));
@@ -75,7 +75,8 @@ impl Loop {
             && let Err(error) = self.face.listen(face)
         {
             self.core = before;
-            if let Err(error) = state::save(&self.data_dir, &self.core.pairs()) {
+            let (pairs, moving) = (self.core.pairs(), self.core.moving());
+            if let Err(error) = state::save(&self.data_dir, &pairs, moving) {
                 tracing::error!(error = format!("{error:#}"), "write down who serves as before");
             }
             return Err(format!("{error:#}"));
@@ -95,7 +96,8 @@ impl Loop {
             | Action::SavePairs
             | Action::Publish
             | Action::StandbyCommand { .. }
-            | Action::StandbyStop { .. } => None,
+            | Action::StandbyStop { .. }
+            | Action::Agree(_) => None,
         });
         self.act(actions);
         Ok(said.unwrap_or_default())

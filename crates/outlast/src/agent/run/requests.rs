@@ -67,21 +67,7 @@ impl Loop {
                     }))
                     .ok();
             }
-            Request::Failback { service, answer } => {
-                let pair = self.core.pairs().contains_key(&service);
-                if !pair {
-                    answer
-                        .send(Err(format!(
-                            "service `{service}` is not a pair of primary and backup"
-                        )))
-                        .ok();
-                    return;
-                }
-                self.step(Input::Failback { service: service.clone() });
-                answer
-                    .send(Ok(format!("service.{service} returns to its primary once that is up")))
-                    .ok();
-            }
+            Request::Failback { service, answer } => self.let_fail_back(service, answer),
             // Handled by the loop, because they end it.
             Request::Upgrade { answer } | Request::Stop { answer } => {
                 answer.send(Err("not now".to_owned())).ok();

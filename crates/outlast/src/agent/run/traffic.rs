@@ -61,6 +61,9 @@ impl Loop {
     /// Tells the core which routes the data plane has in force.
     pub(super) fn confirm_routes(&mut self) {
         if self.plane.settled() {
+            if self.lease.is_some() && !self.vouches {
+                self.pass_on_lease();
+            }
             for (service, epoch) in self.core.switching() {
                 self.step(Input::Routed { service, epoch });
             }

@@ -1,0 +1,460 @@
+//! An agent that is one of several: it hears what the others see, decides on pairs only while it leads, and follows what
+//! is agreed otherwise.
+
+use alloc::borrow::ToOwned as _;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use super::{Action, Agent, Now, Unsaved, say};
+use crate::agreed::{Agreed, AgreedSide, SideCommand, Stamp};
+use crate::event::{Fact, Target};
+use crate::health::Health;
+use crate::observers::{
+    Observers, Report, SAY_EVERY, STALE_AFTER, ServiceSight, Sight, Verdict, short,
+};
+use crate::pair::{Epoch, Seen, Side};
+#[cfg(test)]
+use crate::sim::{Bug, instead};
+use crate::time::Instant;
+use crate::topology;
+use crate::view::{NodeView, ServiceState};
+
+/// The leader asks again for a pair to be settled after this long without an answer.
+const SETTLE_EVERY: Duration = Duration::from_secs(1);
+
+/// Why a pair is not served where no lease is held.
+const NO_LEASE: &str =
+    "this node's lease is over: which side serves is not known here until a majority answers";
+
+/// How long a node may route to pairs after it last asked a majority. A failover waits for it only where a node that held
+/// one is not heard any more.
+pub const ROUTING_LEASE: Duration = Duration::from_secs(3);
+
+const ROUTING: &str = "routes/";
+
+/// The role under which a node may route to pairs.
+pub fn routing_role(node: &str) -> String {
+    format!("{ROUTING}{node}")
+}
+
+/// What is agreed, as far as an agent goes by it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Agreement {
+    /// Everybody who counts, this node, too.
+    pub nodes: BTreeSet<String>,
+    /// Who holds a lease to route to pairs.
+    pub holders: BTreeSet<String>,
+    pub sides: BTreeMap<String, AgreedSide>,
+    /// This node leads.
+    pub leads: bool,
+}
+
+impl Agreement {
+    pub fn of(agreed: &Agreed, leads: bool) -> Agreement {
+        let nodes = agreed.registry().nodes();
+        let holders = agreed.leases().held().iter().filter_map(|(role, lease)| {
+            let name = role.strip_prefix(ROUTING)?;
+            // The lease of a node that was removed runs out like any other.
+            let known = nodes.get(&lease.holder).is_some_and(|node| node.name == name);
+            Some(if known { name.to_owned() } else { format!("{name} (removed)") })
+        });
+        let holders = holders.collect();
+        let nodes = nodes.values().map(|node| node.name.clone()).collect();
+        Agreement { nodes, holders, sides: agreed.sides().all().clone(), leads }
+    }
+}
+
+/// What an agent knows because it is one of several.
+#[derive(Clone, Debug)]
+pub(super) struct Joint {
+    me: String,
+    agreed: Agreement,
+    /// It was heard at least once.
+    known: bool,
+    observers: Observers,
+    /// Epochs of pairs that this node's data plane has in force.
+    routes: BTreeMap<String, Epoch>,
+    /// Pairs that are to be settled, and when that was asked for.
+    settling: BTreeMap<String, Instant>,
+    /// This node holds its lease; `None` until that is known.
+    vouches: Option<bool>,
+}
+
+impl Joint {
+    pub(super) fn new(me: String) -> Joint {
+        Joint {
+            me,
+            agreed: Agreement::default(),
+            known: false,
+            observers: Observers::default(),
+            routes: BTreeMap::new(),
+            settling: BTreeMap::new(),
+            vouches: None,
+        }
+    }
+
+    /// The epoch of a route that this node's data plane has not confirmed yet.
+    pub(super) fn unconfirmed(&self, service: &str, routed: Epoch) -> Option<Epoch> {
+        let confirmed = self.routes.get(service).is_some_and(|&confirmed| routed <= confirmed);
+        (!confirmed).then_some(routed)
+    }
+
+    /// When a pair that was not settled is to be asked for again.
+    pub(super) fn deadline(&self, now: Instant) -> Option<Instant> {
+        let asked = self.settling.values().filter(|_| self.agreed.leads);
+        asked.map(|&asked| (asked + SETTLE_EVERY).max(now)).min()
+    }
+
+    /// What all nodes see of a pair.
+    pub(super) fn seen(
+        &self,
+        now: Instant,
+        service: &str,
+        spec: &topology::Pair,
+        own: Seen,
+    ) -> Seen {
+        let target = |backend: &str| Target::Backend {
+            service: service.to_owned(),
+            backend: backend.to_owned(),
+        };
+        let verdict = |backend: &str, own| self.verdict(now, &target(backend), own).health;
+        let drained =
+            |backend: &str| self.observers.drained(now, &(service.to_owned(), backend.to_owned()));
+        let (primary, backup) = (&spec.primary.url, &spec.backup.url);
+        Seen {
+            primary: verdict(primary, own.primary),
+            backup: verdict(backup, own.backup),
+            primary_drained: own.primary_drained || drained(primary),
+            backup_drained: own.backup_drained || drained(backup),
+            primary_failing_since: self.observers.failing_since(
+                now,
+                &target(primary),
+                own.primary_failing_since,
+            ),
+        }
+    }
+
+    fn verdict(&self, now: Instant, target: &Target, own: Health) -> Verdict {
+        let of = self.agreed.nodes.len().max(1);
+        let verdict = self.observers.verdict(now, target, own, of);
+        #[cfg(test)]
+        let alone = Verdict { health: own, ..verdict };
+        #[cfg(test)]
+        let verdict = instead(Bug::OneObserver, verdict, alone);
+        verdict
+    }
+
+    /// Whether every other node that may route to pairs was heard a moment ago.
+    fn everybody_listens(&self, now: Instant) -> bool {
+        let heard = self.observers.all();
+        let heard = |node: &String| {
+            heard.get(node).is_some_and(|heard| now.since(heard.at) <= 2 * SAY_EVERY)
+        };
+        self.agreed.holders.iter().all(|node| *node == self.me || heard(node))
+    }
+
+    /// Whether nobody can route to the side that a pair had before this epoch.
+    fn all_have_left(&self, service: &str, epoch: Epoch) -> bool {
+        let left = |node: &String| {
+            if *node == self.me {
+                self.unconfirmed(service, epoch).is_none()
+            } else {
+                self.observers.routes(node, service, epoch)
+            }
+        };
+        let left = self.agreed.holders.iter().all(left);
+        #[cfg(test)]
+        let left = instead(Bug::SettledEarly, left, true);
+        left
+    }
+}
+
+impl Agent {
+    /// Whether this node is one of several.
+    pub fn is_joint(&self) -> bool {
+        self.joint.is_some()
+    }
+
+    /// Whether this node decides on pairs.
+    pub fn decides(&self) -> bool {
+        self.joint.as_ref().is_none_or(|joint| joint.agreed.leads)
+    }
+
+    pub(super) fn decides_on(&self, service: &str) -> bool {
+        let waits = self.joint.is_some()
+            && (self.moving.contains(service) || self.unsaved.contains_key(service));
+        self.decides() && !waits
+    }
+
+    /// What all nodes say of a target; `None` where there is only one.
+    pub fn verdict(&self, now: Instant, target: &Target) -> Option<Verdict> {
+        let own = self.watches.get(target).map_or(Health::Unknown, |w| w.belief.health());
+        Some(self.joint.as_ref()?.verdict(now, target, own))
+    }
+
+    pub(super) fn node_views(&self, now: Instant) -> BTreeMap<String, NodeView> {
+        let Some(joint) = &self.joint else { return BTreeMap::new() };
+        let views = joint.observers.all().iter().map(|(name, heard)| {
+            let heard_ago = now.since(heard.at);
+            let report = &heard.report;
+            let view = NodeView {
+                heard_ago,
+                counts: heard_ago <= STALE_AFTER,
+                build: report.build.clone(),
+                topology_version: report.topology_version,
+                services: report.services.clone(),
+            };
+            (name.clone(), view)
+        });
+        views.collect()
+    }
+
+    /// What this node tells the others.
+    pub fn report(&self, now: Instant) -> Report {
+        let targets = self.watches.iter().map(|(target, watch)| {
+            let sight = Sight {
+                health: watch.belief.health(),
+                failing_for: watch.failing_since.map(|since| now.since(since)),
+                reason: short(&watch.reason),
+            };
+            (target.clone(), sight)
+        });
+        let services = self.topology.services.keys().map(|name| {
+            let (state, why) = self.judge(name);
+            (name.clone(), ServiceSight { state, why: short(&why) })
+        });
+        Report {
+            targets: targets.collect(),
+            services: services.collect(),
+            draining: self.draining.clone(),
+            routes: self.joint.as_ref().map(|joint| joint.routes.clone()).unwrap_or_default(),
+            ..Report::default()
+        }
+    }
+
+    /// Why this node routes a pair to nobody.
+    pub(super) fn not_routed(&self, service: &str) -> Option<(ServiceState, String)> {
+        if self.moving.contains(service) {
+            let why = "changes sides: waits until every node has left the other one";
+            return Some((ServiceState::Down, why.to_owned()));
+        }
+        match self.joint.as_ref()?.vouches {
+            Some(true) => None,
+            Some(false) => Some((ServiceState::Down, NO_LEASE.to_owned())),
+            None => Some((ServiceState::Unknown, "this node waits for its lease".to_owned())),
+        }
+    }
+
+    pub(super) fn hear_node(&mut self, now: Now, node: String, report: Report) {
+        let Some(joint) = &mut self.joint else { return };
+        if joint.agreed.nodes.contains(&node) {
+            joint.observers.hear(now.instant, node, report);
+        }
+    }
+
+    pub(super) fn vouches(&mut self, vouches: bool) {
+        if let Some(joint) = &mut self.joint {
+            joint.vouches = Some(vouches);
+        }
+    }
+
+    /// This node's data plane has a route in force.
+    pub(super) fn confirmed(&mut self, service: &str, epoch: Epoch) {
+        let Some(joint) = &mut self.joint else { return };
+        // What a newer order has overtaken says nothing, nor does what was never agreed on.
+        let agreed = joint.agreed.sides.get(service).is_some_and(|side| side.epoch == epoch);
+        if agreed && self.pairs.get(service).is_some_and(|pair| pair.routed() == epoch) {
+            joint.routes.insert(service.to_owned(), epoch);
+        }
+    }
+
+    /// Takes over what is agreed.
+    pub(super) fn follow(&mut self, agreement: Agreement, out: &mut Vec<Action>) {
+        let Some(joint) = &mut self.joint else { return };
+        joint.observers.retain(&agreement.nodes);
+        joint.known = true;
+        let led = core::mem::replace(&mut joint.agreed, agreement.clone()).leads;
+        if led && !agreement.leads {
+            self.stop_deciding(out);
+        }
+        let mut moved = false;
+        for (service, agreed) in &agreement.sides {
+            moved |= self.follow_side(service, agreed, out);
+        }
+        if moved {
+            out.push(Action::SavePairs);
+        }
+    }
+
+    fn follow_side(&mut self, service: &str, agreed: &AgreedSide, out: &mut Vec<Action>) -> bool {
+        let own = self.unsaved.get(service).map(|unsaved| unsaved.after.epoch());
+        if own == Some(agreed.epoch) {
+            // The answer to it is on its way.
+            return false;
+        }
+        let known = self.pairs.get_mut(service).or(self.retired.get_mut(service));
+        let Some(pair) = known else {
+            // It will be needed when a topology has the pair again.
+            self.retired.insert(service.to_owned(), super::retired((agreed.side, agreed.epoch)));
+            return true;
+        };
+        let newer = (pair.active(), pair.epoch()) != (agreed.side, agreed.epoch);
+        if newer {
+            let mut wants = Vec::new();
+            pair.follow(agreed.side, agreed.epoch, &mut wants);
+            say(service, wants, out);
+        }
+        let changed = match agreed.settled {
+            true => self.moving.remove(service),
+            false => self.moving.insert(service.to_owned()),
+        };
+        if let Some(joint) = &mut self.joint {
+            if agreed.settled {
+                joint.settling.remove(service);
+            }
+            // What was confirmed of another life's epochs says nothing about these.
+            if joint.routes.get(service).is_some_and(|&routed| agreed.epoch < routed) {
+                joint.routes.remove(service);
+            }
+        }
+        newer || changed
+    }
+
+    /// Nobody serves a pair of which nothing is agreed yet: each node may remember something else of it.
+    fn begin_sides(&mut self, now: Now) {
+        let Some(joint) = &self.joint else { return };
+        let new = self.pairs.keys().filter(|name| !joint.agreed.sides.contains_key(*name));
+        let new: Vec<String> = new.cloned().collect();
+        for service in new {
+            self.moving.insert(service.clone());
+            if !self.decides() || self.unsaved.contains_key(&service) || self.is_held(now) {
+                continue;
+            }
+            let Some(pair) = self.pairs.get(&service) else { continue };
+            let (mut after, mut wants) = (pair.clone(), Vec::new());
+            after.reseat(pair.active(), &mut wants);
+            let unsaved = Unsaved { after, wants, asked: false };
+            self.unsaved.insert(service, unsaved);
+        }
+    }
+
+    /// Another node leads: what is not agreed on was never decided, and what is under way is for the other to judge.
+    fn stop_deciding(&mut self, out: &mut Vec<Action>) {
+        self.unsaved.clear();
+        self.save_trouble = None;
+        if let Some(joint) = &mut self.joint {
+            joint.settling.clear();
+        }
+        for (service, pair) in &mut self.pairs {
+            let mut wants = Vec::new();
+            pair.end("another node decides now", &mut wants);
+            say(service, wants, out);
+        }
+    }
+
+    /// Asks for what was decided to be agreed on, and for what was moved to be settled.
+    pub(super) fn ask_others(&mut self, now: Now, out: &mut Vec<Action>) {
+        if self.joint.as_ref().is_some_and(|joint| joint.known) {
+            self.begin_sides(now);
+        }
+        let everybody_listens =
+            self.joint.as_ref().is_some_and(|joint| joint.everybody_listens(now.instant));
+        for (service, unsaved) in self.unsaved.iter_mut().filter(|(_, unsaved)| !unsaved.asked) {
+            unsaved.asked = true;
+            let (to, epoch) = (unsaved.after.active(), unsaved.after.epoch());
+            let stays = self.pairs.get(service).is_some_and(|pair| pair.active() == to);
+            // A primary to which clients return can serve. Where everybody is there, no request is lost by it.
+            let known = self.joint.as_ref().is_some_and(|j| j.agreed.sides.contains_key(service));
+            let settled = known && (stays || (to == Side::Primary && everybody_listens));
+            let service = service.clone();
+            out.push(Action::Agree(SideCommand::Move { service, to, epoch, settled }));
+        }
+        let Some(joint) = self.joint.as_mut().filter(|joint| joint.agreed.leads) else { return };
+        for service in &self.moving {
+            let Some(pair) = self.pairs.get(service).or(self.retired.get(service)) else {
+                continue;
+            };
+            let asked = joint.settling.get(service);
+            if asked.is_some_and(|&asked| now.instant < asked + SETTLE_EVERY) {
+                continue;
+            }
+            if joint.all_have_left(service, pair.epoch()) {
+                joint.settling.insert(service.clone(), now.instant);
+                let (service, epoch) = (service.clone(), pair.epoch());
+                out.push(Action::Agree(SideCommand::Settle { service, epoch }));
+            }
+        }
+    }
+
+    /// The others have agreed to what this node decided, or have not.
+    pub(super) fn answered(
+        &mut self,
+        now: Now,
+        command: &SideCommand,
+        result: Result<(), String>,
+        out: &mut Vec<Action>,
+    ) {
+        let SideCommand::Move { service, epoch, settled, .. } = command else { return };
+        // It may answer a decision that was given up meanwhile.
+        let is_it = |unsaved: &mut Unsaved| unsaved.after.epoch() == *epoch;
+        let Some(unsaved) = self
+            .unsaved
+            .get_mut(service)
+            .is_some_and(is_it)
+            .then(|| self.unsaved.remove(service))
+            .flatten()
+        else {
+            return;
+        };
+        match result {
+            Ok(()) => {
+                let agreed = self.joint.as_ref().and_then(|joint| joint.agreed.sides.get(service));
+                let overtaken = agreed.is_some_and(|side| *epoch < side.epoch)
+                    || !self.pairs.contains_key(service);
+                if overtaken {
+                    return;
+                }
+                if self.save_trouble.take().is_some() {
+                    out.push(Action::Record(Fact::PairsSaved));
+                }
+                self.note_agreed(command);
+                self.pairs.insert(service.clone(), unsaved.after);
+                if !settled && !self.is_settled(service, *epoch) {
+                    self.moving.insert(service.clone());
+                }
+                out.push(Action::SavePairs);
+                self.told(now, service, unsaved.wants, out);
+            }
+            Err(reason) => {
+                // It may have been agreed on all the same.
+                let agreed = self.joint.as_ref().and_then(|joint| joint.agreed.sides.get(service));
+                if let Some(agreed) = agreed.copied()
+                    && self.follow_side(service, &agreed, out)
+                {
+                    out.push(Action::SavePairs);
+                }
+                self.refused(now, reason, out);
+            }
+        }
+    }
+
+    /// It is agreed, although it has not been applied here yet.
+    fn note_agreed(&mut self, command: &SideCommand) {
+        let SideCommand::Move { service, to, epoch, settled } = command else { return };
+        let Some(joint) = &mut self.joint else { return };
+        let side =
+            AgreedSide { side: *to, epoch: *epoch, settled: *settled, moved: Stamp::default() };
+        let known = joint.agreed.sides.entry(service.clone()).or_insert(side);
+        if known.epoch < side.epoch {
+            *known = side;
+        }
+    }
+
+    fn is_settled(&self, service: &str, epoch: Epoch) -> bool {
+        let agreed = self.joint.as_ref().and_then(|joint| joint.agreed.sides.get(service));
+        agreed.is_some_and(|side| side.epoch == epoch && side.settled)
+    }
+}

@@ -1,0 +1,174 @@
+//! This agent among the others: what it tells them, what it hears, and what it has agreed on.
+
+use std::time::Duration;
+
+use outlast_core::agent::{Agreement, Input};
+use outlast_core::agreed::SideCommand;
+use outlast_core::observers::Report;
+use outlast_core::pair::Epoch;
+use outlast_core::topology::{Pool, Topology};
+use tokio::sync::oneshot;
+
+use super::{Loop, Said};
+use crate::agent::standby;
+use crate::cluster::{Answering, Asked, Cluster, News, StandbyOrder};
+
+/// For as long as this a data plane may be behind what was agreed; then this node lets its lease end.
+const BEHIND_MAX: Duration = Duration::from_secs(2);
+
+/// How long an order to another node may be on its way, besides the time that its command may take.
+const TRAVEL_MAX: Duration = Duration::from_secs(5);
+
+/// What happens in the cluster; never, where there is none.
+pub(super) async fn next_news(cluster: &mut Option<Cluster>) -> Option<News> {
+    match cluster {
+        Some(cluster) => cluster.news().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether who serves is agreed on for any service.
+fn has_pairs(topology: &Topology) -> bool {
+    topology.services.values().any(|service| matches!(service.pool, Pool::Pair(_)))
+}
+
+/// The node on which a service's backup runs, if exactly one node has its address.
+fn node_of_backup<'a>(topology: &'a Topology, service: &str) -> Option<&'a str> {
+    let Pool::Pair(pair) = &topology.services.get(service)?.pool else { return None };
+    let mut nodes =
+        topology.nodes.iter().filter(|(_, node)| Ok(node.address) == pair.backup.host.parse());
+    let (name, _) = nodes.next()?;
+    nodes.next().is_none().then_some(name.as_str())
+}
+
+impl Loop {
+    pub(super) fn hear_cluster(&mut self, news: Option<News>) {
+        match news {
+            Some(News::Fact(fact)) => self.record(fact),
+            Some(News::Heard { node, report }) => self.step(Input::Heard { node, report }),
+            Some(News::Agreed(agreement)) => self.step(Input::Agreed(agreement)),
+            Some(News::Answered { command, result }) => {
+                self.step(Input::Answered { command, result });
+            }
+            Some(News::Lease(until)) => {
+                self.lease = until;
+                self.step(Input::Vouches(until.is_some()));
+                self.pass_on_lease();
+            }
+            Some(News::Asked(asked)) => self.asked(asked),
+            None => {
+                // Its part of the agent has ended: nothing can be decided any more.
+                self.cluster = None;
+                self.step(Input::Agreed(Agreement::default()));
+                self.lease = None;
+                self.step(Input::Vouches(false));
+                self.pass_on_lease();
+            }
+        }
+    }
+
+    /// Tells the data plane until when it may route to pairs. What was agreed on while this node had no lease is in its
+    /// table first.
+    pub(super) fn pass_on_lease(&mut self) {
+        if self.lease.is_some() && !self.vouches && !self.plane.settled() {
+            return;
+        }
+        if self.lease.is_some() || self.vouches {
+            self.plane.vouch(self.lease);
+        }
+        self.vouches = self.lease.is_some();
+    }
+
+    fn asked(&mut self, asked: Asked) {
+        match asked {
+            Asked::Failback { service, answer } if self.core.decides() => {
+                self.let_fail_back(service, answer);
+            }
+            Asked::Failback { answer, .. } => {
+                answer.send(Err("another node leads now; ask again".to_owned())).ok();
+            }
+            Asked::Standby(order, answer) => {
+                let (topology, dir) = (&self.topology, &self.data_dir);
+                standby::obey_for(topology, dir, &order, self.sender.clone(), answer);
+            }
+        }
+    }
+
+    /// A person asks a pair to return to its primary.
+    pub(super) fn let_fail_back(&mut self, service: String, answer: Answering) {
+        if !self.core.pairs().contains_key(&service) {
+            let why = format!("service `{service}` is not a pair of primary and backup");
+            answer.send(Err(why)).ok();
+            return;
+        }
+        match &self.cluster {
+            Some(cluster) if !self.core.decides() => cluster.failback(service, answer),
+            Some(_) | None => {
+                self.step(Input::Failback { service: service.clone() });
+                let said = format!("service.{service} returns to its primary once that is up");
+                answer.send(Ok(said)).ok();
+            }
+        }
+    }
+
+    /// Has something agreed on that this node has decided.
+    pub(super) fn agree(&mut self, command: SideCommand) {
+        let sent = self.cluster.as_ref().is_some_and(|cluster| cluster.agree(command.clone()));
+        if !sent {
+            let result = Err("the cluster's part of this agent does not answer".to_owned());
+            self.step(Input::Answered { command, result });
+        }
+    }
+
+    /// Has a standby started or stopped on the node where it runs.
+    pub(super) fn order_standby(&mut self, service: String, epoch: Epoch, stop: bool) {
+        let order = StandbyOrder { service, epoch: epoch.0, stop };
+        let node = node_of_backup(&self.topology, &order.service);
+        let there = node.filter(|node| *node != self.node).map(str::to_owned);
+        let (Some(cluster), Some(node)) = (&self.cluster, there) else {
+            let (answer, answered) = oneshot::channel();
+            let (topology, dir) = (&self.topology, &self.data_dir);
+            standby::obey_for(topology, dir, &order, self.sender.clone(), answer);
+            self.await_standby(order, answered);
+            return;
+        };
+        let limit = standby::job(&self.topology, &order).map_or(Duration::ZERO, |(_, limit)| limit);
+        let (answer, answered) = oneshot::channel();
+        cluster.order(node, order.clone(), limit + TRAVEL_MAX, answer);
+        self.await_standby(order, answered);
+    }
+
+    fn await_standby(
+        &self,
+        order: StandbyOrder,
+        answered: oneshot::Receiver<Result<String, String>>,
+    ) {
+        let inbox = self.sender.clone();
+        // Ends with the answer, which has a limit.
+        drop(tokio::task::spawn(async move {
+            let result = answered.await.unwrap_or_else(|_| Err("nobody has answered".to_owned()));
+            let StandbyOrder { service, epoch, stop } = order;
+            if stop {
+                if let Err(reason) = result {
+                    tracing::error!(service, reason, "stop the standby");
+                }
+                return;
+            }
+            let done = Said::CommandDone { service, epoch: Epoch(epoch), result: result.map(drop) };
+            // An agent that is ending needs no answer.
+            inbox.send(done).await.ok();
+        }));
+    }
+
+    /// Tells the others what this node sees, and whether it is to route to pairs.
+    pub(super) fn tell_others(&mut self) {
+        let now = self.now().instant;
+        let behind = !self.core.switching().is_empty();
+        self.behind_since = if behind { self.behind_since.or(Some(now)) } else { None };
+        let Some(cluster) = &self.cluster else { return };
+        let too_long = self.behind_since.is_some_and(|since| BEHIND_MAX < now.since(since));
+        cluster.want_lease(has_pairs(&self.topology) && !too_long);
+        let topology_version = cluster.view().borrow().topology_version;
+        cluster.say(Report { topology_version, ..self.core.report(now) });
+    }
+}

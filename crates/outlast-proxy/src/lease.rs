@@ -33,6 +33,15 @@ pub(crate) struct Lease {
     ended: AtomicU64,
 }
 
+/// What a word has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Vouched {
+    /// The lease before had ended and nobody had noticed: what began under it is still to be cut.
+    pub(crate) overslept: bool,
+    /// There was no lease before.
+    pub(crate) begins: bool,
+}
+
 impl Lease {
     /// One that nobody has vouched for yet.
     pub(crate) fn none() -> io::Result<Lease> {
@@ -63,19 +72,19 @@ impl Lease {
         self.fence.stops(pass) || self.until.load(SeqCst) <= boottime()
     }
 
-    /// Makes the lease last until then, be it longer or shorter than before. True: the lease before had ended and nobody
-    /// had noticed, so that what began under it is still to be cut.
-    pub(crate) fn vouch(&self, until: Instant) -> bool {
+    /// Makes the lease last until then, be it longer or shorter than before.
+    pub(crate) fn vouch(&self, until: Instant) -> Vouched {
         let until = nanoseconds(until.since_start());
         let _held = self.change.lock().expect("no panic while held");
         let now = boottime();
         let overslept = self.close_if_over(now);
         self.until.store(until, SeqCst);
-        if now < until {
+        let begins = now < until && self.fence.closed();
+        if begins {
             self.fence.open();
         }
         self.alarm.ring_at(until);
-        overslept
+        Vouched { overslept, begins }
     }
 
     /// Lets nothing more go on if the lease is over. True: it was this call that ended it.
@@ -169,13 +178,14 @@ mod tests {
     #[test]
     fn a_lease_lasts_until_its_end_however_often_it_is_moved() {
         let lease = Lease::none().unwrap();
-        assert!(!lease.vouch(now() + LONG));
+        let vouched = |overslept, begins| Vouched { overslept, begins };
+        assert_eq!(lease.vouch(now() + LONG), vouched(false, true));
         let pass = lease.pass();
-        assert!(!lease.vouch(now() + LONG / 2));
+        assert_eq!(lease.vouch(now() + LONG / 2), vouched(false, false));
         assert!(lease.lasts() && !lease.stops(pass) && !lease.end_if_over());
         assert!(lease.stats().left.is_some_and(|left| left <= LONG / 2));
         // Given up at once.
-        assert!(!lease.vouch(Instant::default()));
+        assert_eq!(lease.vouch(Instant::default()), vouched(false, false));
         assert!(!lease.lasts() && lease.stops(pass));
         assert!(lease.end_if_over() && !lease.end_if_over());
         assert_eq!(lease.stats().ended, 1);
@@ -188,7 +198,7 @@ mod tests {
         let old = lease.pass();
         lease.vouch(Instant::default());
         // The guard has not looked; the next lease comes first.
-        assert!(lease.vouch(now() + LONG));
+        assert_eq!(lease.vouch(now() + LONG), Vouched { overslept: true, begins: true });
         assert!(lease.lasts() && lease.stops(old) && !lease.stops(lease.pass()));
         assert!(!lease.end_if_over());
     }

@@ -38,6 +38,8 @@ pub enum Notice {
         service: String,
         backend: String,
     },
+    /// What needs somebody to vouch for it is served from now on.
+    LeaseBegun,
     /// Nobody vouches any more for what needs it; what is still under way there is being cut: `open` requests and connections.
     LeaseEnded {
         open: u64,

@@ -140,9 +140,13 @@ impl Proxy {
     /// Vouches for what this node knows until that moment of the boottime clock, be it later or earlier than said before; a
     /// moment that has passed gives the lease up at once.
     pub fn vouch(&self, until: outlast_core::time::Instant) {
-        if self.world.lease.vouch(until) {
+        let vouched = self.world.lease.vouch(until);
+        if vouched.overslept {
             // The guard was late, and has nothing to do any more.
             crate::guard::cut(&self.world, &self.orders);
+        }
+        if vouched.begins {
+            self.world.tell(Notice::LeaseBegun);
         }
     }
 

@@ -297,6 +297,34 @@ mod tests {
     }
 
     #[test]
+    fn pairs_need_the_lease_of_a_node_that_has_one() {
+        let text = r#"
+            [cluster]
+            name = "t"
+            [service.shop]
+            listen = "127.0.0.1:8080"
+            backends = ["http://10.0.0.1:3000"]
+            probe = { http = "/" }
+            [service.billing]
+            listen = "127.0.0.1:8081"
+            primary = "http://10.0.0.1:4000"
+            backup = "http://10.0.0.2:4000"
+            probe = { http = "/" }
+        "#;
+        let topology = crate::file::parse("t", text).map_err(|c| c.to_string()).unwrap();
+        for leased in [false, true] {
+            let (view, none) = (View::default(), Resolved::new());
+            let table = table(1, &topology, &view, &none, &Certificates::new(), leased);
+            let vouched = table.services.iter().filter(|s| s.vouched).map(|s| s.name.as_str());
+            let expected: &[&str] = if leased { &["billing"] } else { &[] };
+            assert_eq!(vouched.collect::<Vec<_>>(), expected);
+        }
+        // A table of a build that knew no leases.
+        let old: Table = serde_json::from_str(FIRST).unwrap();
+        assert!(old.services.iter().all(|s| !s.vouched));
+    }
+
+    #[test]
     fn a_table_of_the_first_build_stays_readable() {
         let table: Table = serde_json::from_str(FIRST).unwrap();
         assert_eq!((table.generation, table.services.len()), (7, 1));

@@ -114,6 +114,9 @@ fn keep_watch(guard: Guard) {
 /// What a person should find here even if there is no agent.
 fn log(notice: &Notice) {
     match notice {
+        Notice::LeaseBegun => {
+            tracing::info!("this node has a lease: what needs it is served");
+        }
         Notice::LeaseEnded { open } => {
             tracing::warn!(
                 open,

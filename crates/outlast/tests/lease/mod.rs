@@ -217,7 +217,6 @@ fn without_an_agent_the_lease_ends_by_itself_and_the_rest_is_served_on() {
         assert_eq!(get(plane.ports[2], "/").unwrap().0, 200);
         talk(&mut free);
         wait_until("the log says so", || plane.log().contains("lease has ended"));
-        assert!(!plane.log().contains("no longer covers"), "{}", plane.log());
     }
 }
 

@@ -80,6 +80,8 @@ impl Loop {
                 self.step(Input::Returned { service, backend });
             }
             Notice::Suspect { service, backend } => self.probes.suspect(&service, &backend),
+            // The agent has said so itself.
+            Notice::LeaseBegun => {}
             Notice::LeaseEnded { open } => {
                 tracing::warn!(
                     open,

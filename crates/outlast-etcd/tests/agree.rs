@@ -54,10 +54,12 @@ impl Machine for Kept {
     fn reached(&mut self, _index: Index) {}
 
     fn snapshot(&self) -> Box<dyn FnOnce() -> Vec<u8> + Send> {
-        let bytes = let mut to = Vec::new();
-        outlast_core::codec::encode_list(self.all().iter(), &mut to);
-        to;
-        Box::new(move || bytes)
+        let all = self.all();
+        Box::new(move || {
+            let mut to = Vec::new();
+            outlast_core::codec::encode_list(all.iter(), &mut to);
+            to
+        })
     }
 
     fn restore(&mut self, bytes: &[u8]) -> Result<(), Malformed> {

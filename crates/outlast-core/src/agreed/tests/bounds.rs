@@ -196,6 +196,20 @@ fn the_space_is_full_at_its_last_byte_and_free_again_after_a_deletion() {
     assert_eq!(stand.put("more", 0), Reply::Written { version: 1 });
 }
 
+/// A node takes a copy of it for each snapshot, between two messages.
+#[test]
+fn a_copy_shares_what_is_under_the_keys() {
+    let mut stand = Stand::new();
+    stand.put("kept", Limit::ValueBytes.most());
+    stand.put("changed", 1);
+    let copy = stand.agreed.clone();
+    stand.put("changed", 2);
+    let [now, then] = [&stand.agreed, &copy].map(|agreed| agreed.space().items());
+    assert!(std::ptr::eq(now.get(b"kept").unwrap(), then.get(b"kept").unwrap()));
+    assert_eq!(now.get(b"changed").unwrap().value.len(), 2);
+    assert_eq!(then.get(b"changed").unwrap().value.len(), 1);
+}
+
 #[test]
 fn the_number_of_keys_has_an_end() {
     let mut stand = Stand::new();

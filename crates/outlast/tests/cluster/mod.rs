@@ -1,6 +1,7 @@
 //! Three real agents: they found a cluster, agree, outlive any one of them, and take back who was away.
 
 mod history;
+mod visitors;
 
 use std::path::PathBuf;
 
@@ -14,11 +15,23 @@ struct Nodes {
     names: Vec<&'static str>,
     stages: Vec<Stage>,
     agents: Vec<Option<Agent>>,
+    /// Where each listens for the others, at an address of its own.
+    port: u16,
 }
 
 impl Nodes {
     /// `node` sections for all, `members` of which run.
     fn start(name: &str, all: &[&'static str], voters: &[&str]) -> Nodes {
+        Nodes::start_with(name, all, voters, |_| String::new())
+    }
+
+    /// `cluster` says what a node has in `[cluster]` besides.
+    fn start_with(
+        name: &str,
+        all: &[&'static str],
+        voters: &[&str],
+        cluster: impl Fn(&str) -> String,
+    ) -> Nodes {
         let port = free_port();
         let mut sections = String::new();
         if !voters.is_empty() {
@@ -28,10 +41,10 @@ impl Nodes {
             sections +=
                 &format!("[node.{node}]\naddress = \"127.0.0.{}\"\nport = {port}\n", at + 1);
         }
-        let mut nodes = Nodes { names: all.to_vec(), stages: Vec::new(), agents: Vec::new() };
+        let mut nodes = Nodes { names: all.to_vec(), stages: Vec::new(), agents: Vec::new(), port };
         for node in all {
             let stage = Stage::new(&format!("{name}-{node}"));
-            stage.write(&sections);
+            stage.write(&format!("{}{sections}", cluster(node)));
             nodes.agents.push(Some(stage.spawn_node(node)));
             nodes.stages.push(stage);
         }

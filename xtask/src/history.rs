@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use anyhow::{Context, Result, bail};
 
 use crate::args::Args;
-use crate::{Verdict, out, workspace};
+use crate::{Verdict, out, tools, workspace};
 
 pub(crate) const HELP: &str = "\
 history [--seconds N] [--seed N] [--nodes 3|5]   kill, freeze and cut nodes at random; is what clients saw linearizable?
@@ -20,6 +20,7 @@ explain all that was seen: nothing acknowledged lost, nothing stale.
   --seconds N        how long (default 600, at most 3600)
   --seed N           what the plan is drawn from; printed, and another one each time if left out
   --nodes N          3 (default) or 5
+  --engine NAME      embedded (default), or etcd with a member on each node
   --plan FILE        this plan instead: plan.txt of a run before, or one made by hand
   --stale            clients ask for what a node has instead of what is newest: a violation must be found
   --debug            the debug build, whose assertions look at more
@@ -43,6 +44,10 @@ pub(crate) fn run(mut args: Args) -> Result<Verdict> {
     if ![3, 5].contains(&nodes) {
         bail!("a storm is over 3 or 5 nodes");
     }
+    let engine: String = args.option("--engine")?.unwrap_or_else(|| "embedded".to_owned());
+    if !["embedded", "etcd"].contains(&engine.as_str()) {
+        bail!("--engine is embedded or etcd");
+    }
     let plan: Option<PathBuf> = args.option("--plan")?;
     let recorded: Option<PathBuf> = args.option("--check")?;
     let format: String = args.option("--format")?.unwrap_or_else(|| "text".to_owned());
@@ -64,6 +69,10 @@ pub(crate) fn run(mut args: Args) -> Result<Verdict> {
     let dir = workspace::target().join("history").join(seed.to_string());
     environment.push(("OUTLAST_HISTORY_SEED", seed.to_string()));
     environment.push(("OUTLAST_HISTORY_NODES", nodes.to_string()));
+    if engine == "etcd" {
+        tools::install_some(&["etcd-server"])?;
+    }
+    environment.push(("OUTLAST_HISTORY_ENGINE", engine));
     environment.push(("OUTLAST_HISTORY_FRESH", (!stale).to_string()));
     environment.push(("OUTLAST_HISTORY_DIR", dir.display().to_string()));
     if let Some(file) = plan {

@@ -8,7 +8,7 @@ use rustix::process::Signal;
 
 use super::{Nodes, three};
 use crate::clients::{Client, History, Random, held, read_all};
-use crate::stage::wait_until;
+use crate::stage::{wait, wait_until};
 
 const CLIENTS: u64 = 5;
 
@@ -56,12 +56,23 @@ fn torment(nodes: &mut Nodes, random: &mut Random, until: Instant) -> (u64, u64)
 
 #[test]
 fn one_order_explains_what_clients_saw_while_agents_were_killed_and_frozen() {
-    let mut nodes = three("history");
+    let told = explain(&mut three("history"), |nodes, until| {
+        let (kills, freezes) = torment(nodes, &mut Random(7), until);
+        format!("{kills} kills, {freezes} freezes")
+    });
+    println!("{told}");
+}
+
+/// Lets clients ask while something is done to the nodes, and demands an order that explains all answers. What it was.
+pub(super) fn explain(
+    nodes: &mut Nodes,
+    fate: impl FnOnce(&mut Nodes, Instant) -> String,
+) -> String {
     let dirs: Vec<_> = nodes.stages.iter().map(crate::stage::Stage::data).collect();
     let history = History::new();
     let clients: Vec<_> =
         (0..CLIENTS).map(|number| Client::new(number, &history).live(dirs.clone())).collect();
-    let (kills, freezes) = torment(&mut nodes, &mut Random(7), Instant::now() + storm());
+    let told = fate(nodes, Instant::now() + storm());
     nodes.leader();
     history.end();
     for client in clients {
@@ -70,20 +81,18 @@ fn one_order_explains_what_clients_saw_while_agents_were_killed_and_frozen() {
     let mut calls = history.take();
     let keys: BTreeSet<_> = calls.iter().map(|call| call.key.clone()).collect();
     let keys: Vec<_> = keys.into_iter().collect();
-    calls.extend(crate::stage::wait("all agents answer", || read_all(&history, &dirs, &keys)));
+    calls.extend(wait("all agents answer", || read_all(&history, &dirs, &keys)));
     wait_until("all hold the same", || {
         let all: Vec<_> = dirs.iter().map(|dir| held(dir)).collect();
         all[0].is_some() && all.iter().all(|held| *held == all[0])
     });
+    let (count, refused) = (calls.len(), history.unavailable());
     let unanswered = calls.iter().filter(|call| call.returned.is_none()).count();
-    println!(
-        "{} calls, {unanswered} without an answer, {} refused, {kills} kills, {freezes} freezes",
-        calls.len(),
-        history.unavailable(),
-    );
-    assert!(calls.len() > 200, "only {} calls", calls.len());
+    assert!(count > 200, "only {count} calls");
     match check(&calls, Start::Empty, TRIES_MAX) {
-        Verdict::Linearizable => {}
+        Verdict::Linearizable => {
+            format!("{count} calls, {unanswered} without an answer, {refused} refused, {told}")
+        }
         Verdict::Violated(violation) => panic!("{violation}"),
         Verdict::Undecided { key } => {
             panic!("too many open calls on {} for a verdict", String::from_utf8_lossy(&key))

@@ -20,23 +20,19 @@ struct Nodes {
 }
 
 impl Nodes {
-    /// `node` sections for all, `members` of which run.
+    /// `node` sections for all.
     fn start(name: &str, all: &[&'static str], voters: &[&str]) -> Nodes {
-        Nodes::start_with(name, all, voters, |_| String::new())
+        let consensus = match voters {
+            [] => String::new(),
+            voters => format!("[consensus]\nvoters = {voters:?}\n"),
+        };
+        Nodes::start_each(name, all, |_| consensus.clone())
     }
 
-    /// `cluster` says what a node has in `[cluster]` besides.
-    fn start_with(
-        name: &str,
-        all: &[&'static str],
-        voters: &[&str],
-        cluster: impl Fn(&str) -> String,
-    ) -> Nodes {
+    /// The same, with what each has for itself, which begins within `[cluster]`.
+    fn start_each(name: &str, all: &[&'static str], own: impl Fn(&str) -> String) -> Nodes {
         let port = free_port();
         let mut sections = String::new();
-        if !voters.is_empty() {
-            sections += &format!("[consensus]\nvoters = {voters:?}\n");
-        }
         for (at, node) in all.iter().enumerate() {
             sections +=
                 &format!("[node.{node}]\naddress = \"127.0.0.{}\"\nport = {port}\n", at + 1);
@@ -44,7 +40,7 @@ impl Nodes {
         let mut nodes = Nodes { names: all.to_vec(), stages: Vec::new(), agents: Vec::new(), port };
         for node in all {
             let stage = Stage::new(&format!("{name}-{node}"));
-            stage.write(&format!("{}{sections}", cluster(node)));
+            stage.write(&(own(node) + &sections));
             nodes.agents.push(Some(stage.spawn_node(node)));
             nodes.stages.push(stage);
         }

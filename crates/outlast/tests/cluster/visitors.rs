@@ -80,7 +80,8 @@ impl Authority {
     fn tls(&self, node: &str) -> String {
         let file = |name: &str| self.file(name).display().to_string();
         format!(
-            "tls = {{ ca = \"{}\", cert = \"{}\", key = \"{}\", crl = \"{}\" }}\n\n",
+            "tls = {{ ca = \"{}\", cert = \"{}\", key = \"{}\", crl = \"{}\" }}\n\
+             [consensus]\nvoters = [\"a\", \"b\", \"c\"]\n",
             file("ca.pem"),
             file(&format!("{node}.pem")),
             file(&format!("{node}.key")),
@@ -322,7 +323,7 @@ fn strangers_are_refused_and_noted_while_the_cluster_takes_writes() {
     ours.run(&["revoke", "x"]);
     // Node d stands in the file, has good papers, and does not run: a visitor can be it.
     let names = ["a", "b", "c", "d"];
-    let mut nodes = Nodes::start_with("visitors", &names, &["a", "b", "c"], |n| ours.tls(n));
+    let mut nodes = Nodes::start_each("visitors", &names, |node| ours.tls(node));
     nodes.kill("d");
     nodes.leader();
     let running = ["a", "b", "c"];

@@ -25,6 +25,11 @@ use plan::Order;
 const CLIENTS_PER_NODE: u64 = 2;
 /// So long before the longest time without a write, orders are shown that may have caused it.
 const CAUSE: Duration = Duration::from_secs(2);
+/// Where, inside a node, its data lies.
+const DATA: &str = "/var/lib/outlast-of-a-test";
+/// Where members of etcd listen.
+const ETCD_CLIENTS: u16 = 2379;
+const ETCD_PEERS: u16 = 2380;
 /// An agent that is asked how it is answers within this time, or is asked again.
 const STATUS_MAX: Duration = Duration::from_secs(2);
 
@@ -36,8 +41,29 @@ fn asked<T: FromStr>(name: &str, usual: T) -> T {
     }
 }
 
+/// By what the nodes agree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Engine {
+    Embedded,
+    /// A member of etcd on each node, which its agent starts and which shares its fate.
+    Etcd,
+}
+
+impl FromStr for Engine {
+    type Err = ();
+
+    fn from_str(word: &str) -> Result<Engine, ()> {
+        match word {
+            "embedded" => Ok(Engine::Embedded),
+            "etcd" => Ok(Engine::Etcd),
+            _ => Err(()),
+        }
+    }
+}
+
 /// What is to happen.
 struct Storm {
+    engine: Engine,
     seed: u64,
     nodes: Vec<String>,
     orders: Vec<Order>,
@@ -52,7 +78,8 @@ impl Storm {
         let nodes = names[..node_count].to_vec();
         let dir = format!("history-{name}-{}", std::process::id());
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(dir);
-        Storm { seed, orders: plan::draw(seed, &nodes, lasts), nodes, fresh: true, dir }
+        let orders = plan::draw(seed, &nodes, lasts);
+        Storm { engine: Engine::Embedded, seed, orders, nodes, fresh: true, dir }
     }
 
     /// As the environment says.
@@ -61,6 +88,7 @@ impl Storm {
         let mut storm = Storm::new("asked", asked("SEED", 7), asked("NODES", 3), lasts);
         storm.dir = asked("DIR", storm.dir);
         storm.fresh = asked("FRESH", true);
+        storm.engine = asked("ENGINE", Engine::Embedded);
         if let Ok(file) = std::env::var("OUTLAST_HISTORY_PLAN") {
             let text = std::fs::read_to_string(&file).expect("the plan can be read");
             storm.orders = plan::parse(&text).expect("the plan is one that was written down");
@@ -70,9 +98,32 @@ impl Storm {
 
     fn topology(&self) -> String {
         let mut text =
-            "[cluster]\nname = \"storm\"\ndata_dir = \"/var/lib/outlast-of-a-test\"\nproxy_threads = 1\n".to_owned();
-        for (at, node) in (1..).zip(&self.nodes) {
-            text += &format!("[node.{node}]\naddress = \"10.0.0.{at}\"\n");
+            format!("[cluster]\nname = \"storm\"\ndata_dir = \"{DATA}\"\nproxy_threads = 1\n");
+        let nodes: Vec<(&String, String)> =
+            self.nodes.iter().zip(1..).map(|(node, at)| (node, format!("10.0.0.{at}"))).collect();
+        for (node, address) in &nodes {
+            text += &format!("[node.{node}]\naddress = \"{address}\"\n");
+        }
+        if self.engine == Engine::Etcd {
+            let urls = |port: u16| nodes.iter().map(move |(_, at)| format!("http://{at}:{port}"));
+            let members = nodes.iter().zip(urls(ETCD_PEERS));
+            let members: Vec<_> = members.map(|((node, _), url)| format!("{node}={url}")).collect();
+            let endpoints: Vec<String> = urls(ETCD_CLIENTS).collect();
+            text += &format!("[consensus]\nkind = \"etcd\"\nendpoints = {endpoints:?}\n");
+            for ((node, _), (client, peer)) in
+                nodes.iter().zip(urls(ETCD_CLIENTS).zip(urls(ETCD_PEERS)))
+            {
+                let command = format!(
+                    "etcd --name {node} --data-dir {DATA}/etcd --listen-client-urls {client} \
+                     --advertise-client-urls {client} --listen-peer-urls {peer} \
+                     --initial-advertise-peer-urls {peer} --initial-cluster {} \
+                     --heartbeat-interval 50 --election-timeout 500 --log-level error --logger zap",
+                    members.join(",")
+                );
+                let words: Vec<&str> = command.split(' ').collect();
+                text +=
+                    &format!("[process.etcd-{node}]\nnodes = [\"{node}\"]\ncommand = {words:?}\n");
+            }
         }
         text
     }
@@ -128,6 +179,8 @@ impl Storm {
         calls.extend(last.iter().flatten().cloned());
         let lines: Vec<String> = calls.iter().map(record::line).collect();
         self.write("history.jsonl", &lines.join("\n"));
+        let obeyed: Vec<String> = given.iter().map(Order::to_string).collect();
+        self.write("obeyed.txt", &obeyed.join("\n"));
         Seen {
             leaders: leaders(&dirs),
             agrees: agreed.is_some() && last.is_some() && same.is_some(),
@@ -286,6 +339,23 @@ impl Seen {
         gaps.last().copied().unwrap_or_default()
     }
 
+    /// The same while a majority of the nodes could agree.
+    fn good_gap(&self, nodes: &[String]) -> u64 {
+        let writes = self.calls.iter().filter(|call| is_write(call));
+        let mut ends: Vec<u64> = writes.filter_map(|call| call.returned).collect();
+        ends.sort_unstable();
+        let longest = |(from, until): (Duration, Duration)| {
+            let [from, until] =
+                [from, until].map(|at| u64::try_from(at.as_nanos()).unwrap_or(u64::MAX));
+            let within = ends.iter().copied().filter(|end| (from..until).contains(end));
+            let ends: Vec<u64> = std::iter::once(from).chain(within).chain([until]).collect();
+            ends.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+        };
+        let end = Duration::from_nanos(self.healed);
+        let times = plan::good_times(&self.given, nodes, end);
+        times.into_iter().map(longest).max().unwrap_or_default()
+    }
+
     fn verdict(&self) -> String {
         match &self.verdict {
             Verdict::Linearizable => "linearizable".to_owned(),
@@ -318,6 +388,7 @@ impl Seen {
         json!({
             "v": 1,
             "build": if cfg!(debug_assertions) { "debug" } else { "release" },
+            "engine": format!("{:?}", storm.engine).to_lowercase(),
             "seed": storm.seed,
             "nodes": storm.nodes.len(),
             "reads": if storm.fresh { "fresh" } else { "local" },
@@ -330,6 +401,7 @@ impl Seen {
             "nothing_done": self.unavailable,
             "faults": faults,
             "write_ms": { "p50": part(500), "p99": part(990), "p999": part(999) },
+            "longest_without_a_write_with_a_majority_seconds": milli(self.good_gap(&storm.nodes)),
             "longest_without_a_write_seconds": milli(until - from),
             "longest_without_a_write_from": milli(from),
             "longest_without_a_write_during": during,
@@ -392,17 +464,22 @@ fn show(report: &Value) -> String {
     };
     let during = report["longest_without_a_write_during"].as_array().expect("it is one").iter();
     let during: Vec<&str> = during.filter_map(Value::as_str).collect();
+    let word = |name: &str| report[name].as_str().unwrap_or_default();
     let number = |name: &str| report[name].as_f64().unwrap_or_default();
-    let [build, seed, nodes, reads] = ["build", "seed", "nodes", "reads"].map(|name| &report[name]);
+    let (seed, nodes) = (&report["seed"], &report["nodes"]);
     format!(
-        "storm     seed {seed}, {nodes} nodes, {:.0} s, reads {reads}, build {build}\n\
+        "storm     seed {seed}, {nodes} nodes, {:.0} s, {} engine, {} reads, {} build\n\
          faults    {}\n\
          calls     {} on {} keys: {} writes acknowledged, {} unknown, {} of which nothing was done\n\
-         writes    in ms: {}; longest without one: {:.2} s, from {:.2} s on\n          [{}]\n\
+         writes    in ms: {}; longest without one: {:.2} s while a majority could agree,\n          \
+         {:.2} s at all, from {:.2} s on: [{}]\n\
          leaders   {} terms, {} nodes\n\
          end       {} agents run, {} panics, all agree: {}, {} reads\n\
          verdict   {}\n",
         number("seconds"),
+        word("engine"),
+        word("reads"),
+        word("build"),
         list("faults"),
         report["calls"],
         report["keys"],
@@ -410,6 +487,7 @@ fn show(report: &Value) -> String {
         report["unknown"],
         report["nothing_done"],
         list("write_ms"),
+        number("longest_without_a_write_with_a_majority_seconds"),
         number("longest_without_a_write_seconds"),
         number("longest_without_a_write_from"),
         during.join("; "),
@@ -419,7 +497,7 @@ fn show(report: &Value) -> String {
         report["panics"],
         report["all_agree_at_the_end"],
         report["reads_at_the_end"],
-        report["verdict"].as_str().unwrap_or_default(),
+        word("verdict"),
     )
 }
 

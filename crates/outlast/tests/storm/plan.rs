@@ -1,5 +1,6 @@
 //! What befalls the nodes of a lab: drawn from a seed before anything begins, so that it can be read and done again.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
@@ -121,6 +122,94 @@ fn shuffled(random: &mut Random, nodes: &[String]) -> Vec<String> {
     mixed
 }
 
+/// What of the nodes works, as far as orders say: losses and delays hold nobody up for long.
+#[derive(Debug, Default)]
+struct Condition {
+    off: BTreeSet<String>,
+    cut: BTreeSet<(String, String)>,
+}
+
+impl Condition {
+    fn take(&mut self, order: &Order, nodes: &[String]) {
+        let words: Vec<&str> = order.words.iter().map(String::as_str).collect();
+        match words.as_slice() {
+            ["kill" | "pause" | "stop", node, ..] => drop(self.off.insert((*node).to_owned())),
+            ["start" | "resume", node, ..] => drop(self.off.remove(*node)),
+            ["heal", "cut"] | ["heal"] => self.cut.clear(),
+            ["cut", groups @ ..] => {
+                let groups = groups.iter().take_while(|word| !word.starts_with("--"));
+                let mut groups: Vec<Vec<&str>> =
+                    groups.map(|group| group.split(',').collect()).collect();
+                if let [alone] = groups.as_slice() {
+                    let others = nodes.iter().map(String::as_str);
+                    groups.push(others.filter(|node| !alone.contains(node)).collect());
+                }
+                for (at, group) in groups.iter().enumerate() {
+                    for other in groups.iter().skip(at + 1).flatten() {
+                        for node in group {
+                            self.cut.insert(((*node).to_owned(), (*other).to_owned()));
+                        }
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Some majority runs, and nothing is cut between any two of it.
+    fn has_majority(&self, nodes: &[String]) -> bool {
+        let is_whole = |members: &[&String]| {
+            let runs = members.iter().all(|node| !self.off.contains(*node));
+            let are_apart = |a: &String, b: &String| self.cut.contains(&(a.clone(), b.clone()));
+            runs && members.iter().all(|a| members.iter().all(|b| !are_apart(a, b)))
+        };
+        (0..1_u32 << nodes.len()).any(|chosen| {
+            let members = nodes.iter().enumerate().filter(|(at, _)| chosen & (1 << at) != 0);
+            let members: Vec<&String> = members.map(|(_, node)| node).collect();
+            members.len() > nodes.len() / 2 && is_whole(&members)
+        })
+    }
+}
+
+/// From when until when some majority of the nodes could agree, by orders that were obeyed.
+pub(crate) fn good_times(
+    orders: &[Order],
+    nodes: &[String],
+    end: Duration,
+) -> Vec<(Duration, Duration)> {
+    let mut condition = Condition::default();
+    let mut since = Some(Duration::ZERO);
+    let mut times = Vec::new();
+    for order in orders {
+        condition.take(order, nodes);
+        match (since, condition.has_majority(nodes)) {
+            (Some(from), false) => {
+                times.push((from, order.at));
+                since = None;
+            }
+            (None, true) => since = Some(order.at),
+            (Some(_), true) | (None, false) => {}
+        }
+    }
+    times.extend(since.map(|from| (from, end)));
+    times
+}
+
+#[test]
+fn times_in_which_a_majority_could_agree_are_known() {
+    let check = |lines: &str, expected: &[(u64, u64)]| {
+        let nodes = ["a", "b", "c"].map(str::to_owned);
+        let orders = parse(lines).expect("it is a plan");
+        let times = good_times(&orders, &nodes, Duration::from_secs(9));
+        let times: Vec<_> = times.iter().map(|(from, to)| (from.as_secs(), to.as_secs())).collect();
+        assert_eq!(times, expected, "{lines}");
+    };
+    check("1 kill a\n2 loss b 5%\n3 start a", &[(0, 9)]);
+    check("1 kill a\n2 pause b\n4 start a\n5 resume b", &[(0, 2), (4, 9)]);
+    check("1 cut a\n2 kill b\n3 heal cut\n4 start b", &[(0, 2), (3, 9)]);
+    check("1 cut a b\n2 cut a c --one-way\n3 cut b,c a\n4 pause c\n5 heal", &[(0, 4), (5, 9)]);
+}
+
 #[test]
 fn a_plan_is_the_same_for_the_same_seed_and_survives_being_written_down() {
     let nodes = ["a", "b", "c"].map(str::to_owned);
@@ -129,7 +218,7 @@ fn a_plan_is_the_same_for_the_same_seed_and_survives_being_written_down() {
     assert_ne!(plan(1), plan(2));
     let lines: Vec<String> = plan(1).iter().map(Order::to_string).collect();
     assert_eq!(parse(&lines.join("\n")), Some(plan(1)));
-    let kinds: std::collections::BTreeSet<String> =
+    let kinds: BTreeSet<String> =
         plan(1).iter().filter_map(Order::fault).map(str::to_owned).collect();
     assert_eq!(kinds.into_iter().collect::<Vec<_>>(), ["cut", "delay", "kill", "loss", "pause"]);
 }

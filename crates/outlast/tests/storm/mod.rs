@@ -1,7 +1,8 @@
 //! Real agents on a network of their own, while machines die and freeze and the network breaks; clients write down what
 //! they see, and one order must explain it all.
 //!
-//! `cargo xtask history` says with `OUTLAST_HISTORY_…` how long, how many nodes, which seed and where to write.
+//! As ourselves only: what a storm shows does not depend on who holds the lab. `cargo xtask history` says with
+//! `OUTLAST_HISTORY_…` how long, how many nodes, which seed and where to write.
 
 mod plan;
 mod record;
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 use outlast_core::linear::{Call, Operation, Start, TRIES_MAX, Verdict, check};
 use serde_json::{Value, json};
 
-use super::{LIMIT, Lab, said, users, wait, wait_until};
+use super::{LIMIT, Lab, POLL, said, users, wait_until};
 use crate::clients::{Client, History, held, read_all};
 use plan::Order;
 
@@ -235,16 +236,17 @@ impl Storm {
     }
 }
 
-/// The first answer within [`LIMIT`].
+/// The first answer; `None` if there is none within [`LIMIT`].
 fn soon<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
     let until = Instant::now() + LIMIT;
-    wait("an end", || {
+    loop {
         let found = look();
-        if found.is_some() || until <= Instant::now() + Duration::from_secs(1) {
-            return Some(found);
+        if found.is_some() || until <= Instant::now() {
+            return found;
         }
-        None
-    })
+        #[expect(clippy::disallowed_methods, reason = "between two looks at a condition")]
+        std::thread::sleep(POLL);
+    }
 }
 
 /// Everything that a journal holds, rotated parts too.

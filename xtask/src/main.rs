@@ -7,6 +7,7 @@ mod children;
 mod demo;
 mod fuzz;
 mod histogram;
+mod history;
 mod http;
 mod load;
 mod out;
@@ -36,6 +37,7 @@ const VERBS: &[Verb] = &[
     Verb { name: "demo", help: demo::HELP, run: demo::run },
     Verb { name: "test", help: test::HELP, run: test::run },
     Verb { name: "bench", help: bench::HELP, run: bench::run },
+    Verb { name: "history", help: history::HELP, run: history::run },
     Verb { name: "fuzz", help: fuzz::HELP, run: fuzz::run },
     Verb { name: "backend", help: "", run: backend::run },
     Verb { name: "leash", help: "", run: children::leash },

@@ -52,6 +52,8 @@ pub(crate) struct Connection {
     heard: AtomicU64,
     round_trip: AtomicU64,
     doubted: AtomicU64,
+    /// It must not be here any more: what is queued and what comes in is of no interest.
+    expelled: AtomicBool,
     ended: AtomicBool,
 }
 
@@ -82,6 +84,7 @@ impl Connection {
             heard: AtomicU64::new(0),
             round_trip: AtomicU64::new(0),
             doubted: AtomicU64::new(0),
+            expelled: AtomicBool::new(false),
             ended: AtomicBool::new(false),
         }
     }
@@ -138,6 +141,12 @@ impl Connection {
         let waker = lock(&self.outbox).close(reason);
         wake(waker);
         self.room.notify_waiters();
+    }
+
+    /// Ends it at once: nothing that comes in is taken any more, and what is queued does not go out.
+    pub(crate) fn expel(&self, reason: &str) {
+        self.expelled.store(true, Relaxed);
+        self.close(reason);
     }
 
     pub(crate) fn grant(&self, lane: Lane, bytes: usize) {
@@ -304,6 +313,11 @@ impl Runner {
 
     /// Does what can be done now. False: there was nothing, and whoever has something will wake us.
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<bool, Reason> {
+        if self.connection.expelled.load(Relaxed)
+            && let Some(reason) = lock(&self.connection.outbox).closed()
+        {
+            return Err(reason.to_owned());
+        }
         let mut moved = false;
         if self.ticks.poll_tick(cx).is_ready() {
             self.tick()?;

@@ -516,7 +516,7 @@ impl Shared {
     /// Ends a connection whose certificate is not good any more.
     pub(crate) fn verify(&self, connection: &Connection) {
         if let Some((_, why)) = self.certificate_fault(connection.chain.as_ref()) {
-            connection.close(&format!("its certificate is not good any more: {why}"));
+            connection.expel(&format!("its certificate is not good any more: {why}"));
         }
     }
 

@@ -5,6 +5,9 @@
 
 #![cfg(test)]
 
+mod clients;
+mod storm;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use outlast_link::wire::{Frame, Lane};
 use outlast_link::{Channel, Identity, IdentityFiles, LinkEvent, Pem, RefusalKind, Security};
 
 use crate::harness::{
@@ -62,6 +63,22 @@ async fn a_revoked_node_is_cut_off_and_its_new_certificate_is_not() {
     let new = Raw::accepted(a.address, &ca.issue("b", 3), hello("b")).await;
     until("b is up again", || a.is_up("b")).await;
     drop(new);
+}
+
+#[tokio::test]
+async fn nothing_of_a_revoked_node_is_taken_any_more_even_if_it_holds_up_the_goodbye() {
+    let ca = Ca::new("ca");
+    let mut a = Node::alone(&ca).await;
+    let mut raw = Raw::accepted(a.address, &ca.issue("b", 2), hello("b")).await;
+    until("b is up", || a.is_up("b")).await;
+    // It never says how much it takes, so this waits, and the goodbye behind it.
+    a.links.try_send("b", Channel::Consensus, vec![1]).unwrap();
+    a.links.reload_identity(ca.identity(&ca.issue("a", 1), &[2])).unwrap();
+    let payload = b"vote for me";
+    raw.send_frame(Frame::Data { lane: Lane::Consensus, more: false, payload }).await;
+    let text = "its certificate is not good any more: it was revoked";
+    assert_eq!(a.down("b").await, text);
+    assert_eq!(a.inboxes.consensus.next_now(), None);
 }
 
 #[tokio::test]

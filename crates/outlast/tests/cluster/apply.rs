@@ -29,7 +29,7 @@ fn probed(name: &str) -> String {
 
 fn three(name: &str) -> (Nodes, u16) {
     let (port, names) = (free_port(), ["a", "b", "c"]);
-    let mut nodes = Nodes { names: names.to_vec(), stages: Vec::new(), agents: Vec::new() };
+    let mut nodes = Nodes { names: names.to_vec(), stages: Vec::new(), agents: Vec::new(), port };
     for node in names {
         let stage = Stage::new(&format!("{name}-{node}"));
         std::fs::write(&stage.file, file(port, "")).expect("the directory is ours");

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use super::Nodes;
-use super::history::{Random, explain};
+use super::history::explain;
+use crate::clients::Random;
 use crate::stage::{Stage, wait_until};
 use servers::{ServerTls, Servers};
 

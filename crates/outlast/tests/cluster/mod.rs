@@ -4,6 +4,7 @@ mod apply;
 mod etcd;
 mod history;
 mod pairs;
+mod visitors;
 
 use std::path::PathBuf;
 
@@ -17,6 +18,8 @@ struct Nodes {
     names: Vec<&'static str>,
     stages: Vec<Stage>,
     agents: Vec<Option<Agent>>,
+    /// Where each listens for the others, at an address of its own.
+    port: u16,
 }
 
 impl Nodes {
@@ -26,31 +29,26 @@ impl Nodes {
             [] => String::new(),
             voters => format!("[consensus]\nvoters = {voters:?}\n"),
         };
-        Nodes::start_through(name, all, &consensus)
+        Nodes::start_each(name, all, |_| consensus.clone())
     }
 
     /// The same, with a section about how they agree.
     fn start_through(name: &str, all: &[&'static str], consensus: &str) -> Nodes {
-        Nodes::start_with(name, all, consensus, |_node| String::new())
+        Nodes::start_each(name, all, |_| consensus.to_owned())
     }
 
-    /// The same, with what each node's file has besides.
-    fn start_with(
-        name: &str,
-        all: &[&'static str],
-        consensus: &str,
-        mut rest: impl FnMut(&str) -> String,
-    ) -> Nodes {
+    /// The same, with what each has for itself, which begins within `[cluster]`.
+    fn start_each(name: &str, all: &[&'static str], mut own: impl FnMut(&str) -> String) -> Nodes {
         let port = free_port();
-        let mut sections = consensus.to_owned();
+        let mut sections = String::new();
         for (at, node) in all.iter().enumerate() {
             sections +=
                 &format!("[node.{node}]\naddress = \"127.0.0.{}\"\nport = {port}\n", at + 1);
         }
-        let mut nodes = Nodes { names: all.to_vec(), stages: Vec::new(), agents: Vec::new() };
+        let mut nodes = Nodes { names: all.to_vec(), stages: Vec::new(), agents: Vec::new(), port };
         for node in all {
             let stage = Stage::new(&format!("{name}-{node}"));
-            stage.write(&(sections.clone() + &rest(node)));
+            stage.write(&(own(node) + &sections));
             nodes.agents.push(Some(stage.spawn_node(node)));
             nodes.stages.push(stage);
         }

@@ -18,7 +18,7 @@ impl Pair {
     fn start(name: &str, rest: &str) -> Pair {
         let (primary, backup) = (Backend::start("primary"), Backend::start("backup"));
         let mut ports = Vec::new();
-        let nodes = Nodes::start_with(name, &["a", "b", "c"], "", |_node| {
+        let nodes = Nodes::start_each(name, &["a", "b", "c"], |_node| {
             let port = free_port();
             ports.push(port);
             format!(
@@ -113,7 +113,7 @@ fn without_a_majority_a_pair_is_not_routed_to_and_other_services_are() {
     let backend = Backend::start("web");
     let (primary, backup) = (Backend::start("primary"), Backend::start("backup"));
     let mut ports = Vec::new();
-    let mut nodes = Nodes::start_with("lost", &["a", "b", "c"], "", |_node| {
+    let mut nodes = Nodes::start_each("lost", &["a", "b", "c"], |_node| {
         let (pair, web) = (free_port(), free_port());
         ports.push((pair, web));
         format!(

@@ -149,13 +149,13 @@ impl Stage {
         let backends = starts.collect::<Result<Vec<_>>>()?;
         let path = dir.path().to_str().context("the temporary directory's name is not text")?;
         let mut agents = Vec::new();
-        for at in 0..front.count() {
+        for (at, node) in NODES.iter().enumerate().take(front.count()) {
             let (file, text, mut words) = front.configure(path, &ports, at);
             let file_path = dir.path().join(&file);
             std::fs::write(&file_path, text).with_context(|| format!("write {file}"))?;
             words.push(file_path.to_str().context("the file's name is not text")?.to_owned());
             let name = match front {
-                Front::Outlast(_) => NODES[at].to_owned(),
+                Front::Outlast(_) => (*node).to_owned(),
                 Front::Haproxy(_) => front.name().to_owned(),
             };
             let (program, face) = (front.program().clone(), ports.faces[at]);
@@ -236,8 +236,9 @@ impl Stage {
 
     /// An error, with the end of its log, if an agent has ended that was not killed.
     pub(super) fn check_front(&mut self, killed: Option<usize>) -> Result<()> {
-        let agents = self.agents.iter_mut().enumerate().filter(|(at, _)| Some(*at) != killed);
-        agents.map(|(_, agent)| agent.child.check_running()).collect()
+        let agents = self.agents.iter_mut().enumerate();
+        let mut living = agents.filter(|(at, _)| Some(*at) != killed);
+        living.try_for_each(|(_, agent)| agent.child.check_running())
     }
 
     /// The end of what each agent has written.

@@ -238,7 +238,7 @@ impl World {
         Ok(())
     }
 
-    fn one_side(&mut self) -> Law {
+    fn one_side(&self) -> Law {
         let routes: Vec<_> =
             self.nodes.iter().filter_map(|node| node.routes(self.now, self.slip)).collect();
         for (side, epoch) in &routes {
@@ -442,7 +442,16 @@ impl World {
                     (None, _) => {}
                 }
             }
-            _ => {}
+            Command::Lease(LeaseCommand::Expire { .. } | LeaseCommand::Release { .. })
+            | Command::Introduce
+            | Command::Node(_)
+            | Command::Topology(_)
+            | Command::Notice(_)
+            | Command::Procedure(_)
+            | Command::Kv(_)
+            | Command::Session(_)
+            | Command::Lock(_)
+            | Command::Record { .. } => {}
         }
     }
 

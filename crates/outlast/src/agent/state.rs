@@ -33,10 +33,11 @@ enum SavedSide {
     Backup,
 }
 
+/// Who serves each pair and under which epoch, and to which of them nobody may route yet.
+pub(super) type Remembered = (BTreeMap<String, (Side, Epoch)>, BTreeSet<String>);
+
 /// Reads the pairs, and to which of them nobody may route yet; none if there is no file yet.
-pub(super) fn load(
-    data_dir: &Path,
-) -> anyhow::Result<(BTreeMap<String, (Side, Epoch)>, BTreeSet<String>)> {
+pub(super) fn load(data_dir: &Path) -> anyhow::Result<Remembered> {
     let path = data_dir.join("pairs.json");
     let text = match std::fs::read(&path) {
         Ok(text) => text,

@@ -121,7 +121,7 @@ impl Loop {
     }
 
     /// Has a standby started or stopped on the node where it runs.
-    pub(super) fn order_standby(&mut self, service: String, epoch: Epoch, stop: bool) {
+    pub(super) fn order_standby(&self, service: String, epoch: Epoch, stop: bool) {
         let order = StandbyOrder { service, epoch: epoch.0, stop };
         let node = node_of_backup(&self.topology, &order.service);
         let there = node.filter(|node| *node != self.node).map(str::to_owned);

@@ -232,6 +232,24 @@ impl DataPlane {
         }
     }
 
+    /// Those that drain know an older route: what they still have at pairs is cut.
+    pub(super) fn give_up_leaving(&self) {
+        for pid in self.proxies.leaving() {
+            if let Some(link) =
+                self.links.get(&pid).filter(|link| link.hello.build == crate::build_id())
+            {
+                link.send(ToProxy::Vouch { until: Duration::ZERO }, Vec::new());
+            }
+        }
+    }
+
+    /// Whether one that drains would not understand what it is told: its lease lasts as long as its last agent said.
+    pub(super) fn leaves_beyond_reach(&self) -> bool {
+        self.proxies.leaving().any(|pid| {
+            self.links.get(&pid).is_some_and(|link| link.hello.build != crate::build_id())
+        })
+    }
+
     fn pass_on_lease(&self, pid: u32) {
         let (Some(until), Some(link)) = (self.vouched, self.links.get(&pid)) else { return };
         // One of another build would not understand it. One that takes nothing any more keeps what it has until its end.

@@ -14,7 +14,7 @@ use crate::agent::standby;
 use crate::cluster::{Answering, Asked, Cluster, News, StandbyOrder};
 
 /// For as long as this a data plane may be behind what was agreed; then this node lets its lease end.
-const BEHIND_MAX: Duration = Duration::from_secs(2);
+const BEHIND_MAX: Duration = Duration::from_secs(4);
 
 /// How long an order to another node may be on its way, besides the time that its command may take.
 const TRAVEL_MAX: Duration = Duration::from_secs(5);
@@ -166,6 +166,9 @@ impl Loop {
         let behind = !self.core.switching().is_empty();
         self.behind_since = if behind { self.behind_since.or(Some(now)) } else { None };
         let Some(cluster) = &self.cluster else { return };
+        if behind {
+            self.plane.give_up_leaving();
+        }
         let too_long = self.behind_since.is_some_and(|since| BEHIND_MAX < now.since(since));
         cluster.want_lease(has_pairs(&self.topology) && !too_long);
         let topology_version = self.accord.version();

@@ -1,6 +1,6 @@
 //! What the data plane says, and what it is told.
 
-use outlast_core::agent::Input;
+use outlast_core::agent::{Input, ROUTING_LEASE};
 use outlast_core::event::Fact;
 use outlast_core::proxies;
 use outlast_proxy::Notice;
@@ -60,6 +60,11 @@ impl Loop {
 
     /// Tells the core which routes the data plane has in force.
     pub(super) fn confirm_routes(&mut self) {
+        // A data plane of another build, which drains, may still have the lease that the last agent told it of.
+        let leased = self.core.is_joint() && self.plane.leaves_beyond_reach();
+        if leased && self.started.elapsed() < ROUTING_LEASE {
+            return;
+        }
         if self.plane.settled() {
             if self.lease.is_some() && !self.vouches {
                 self.pass_on_lease();

@@ -175,6 +175,11 @@ fn a_change_takes_effect_on_all_nodes_and_stays_over_a_restart() {
     let (obeyed, text) = nodes.apply("a", &last, &["--yes"]);
     assert!(obeyed, "{text}");
     nodes.runs("c", &["last"]);
+    // A new binary is tried with what is agreed, and goes on with it.
+    let after = nodes.stage("a").journal().len();
+    nodes.verb("a", &["upgrade"]);
+    nodes.stage("a").event(after, "agent_started", |_| true);
+    nodes.runs("a", &["last"]);
     // What was read again from the log is no news.
     assert_eq!(nodes.count("a", "topology_in_force"), 3);
 }

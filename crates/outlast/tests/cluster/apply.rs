@@ -175,6 +175,11 @@ fn a_change_takes_effect_on_all_nodes_and_stays_over_a_restart() {
     let (obeyed, text) = nodes.apply("a", &last, &["--yes"]);
     assert!(obeyed, "{text}");
     nodes.runs("c", &["last"]);
+    // A new binary is tried with what is agreed, and goes on with it.
+    let after = nodes.stage("a").journal().len();
+    nodes.verb("a", &["upgrade"]);
+    nodes.stage("a").event(after, "agent_started", |_| true);
+    nodes.runs("a", &["last"]);
     // What was read again from the log is no news.
     assert_eq!(nodes.count("a", "topology_in_force"), 3);
 }
@@ -234,7 +239,7 @@ fn a_node_that_does_not_answer_stops_it_in_time() {
 
 #[test]
 fn of_two_at_once_one_is_refused() {
-    let (nodes, port) = three("two");
+    let (nodes, port) = three("at-once");
     let leader = nodes.leader();
     let silent = nodes.others(leader)[0];
     nodes.signal(silent, Signal::STOP);
@@ -311,14 +316,14 @@ fn every_mistake_of_a_file_is_told_and_nothing_is_proposed() {
 
 #[test]
 fn a_new_node_is_linked_to_and_takes_what_is_in_force_and_a_removed_one_is_left() {
-    let (mut nodes, port) = three("grow-apply");
+    let (mut nodes, port) = three("enlarge");
     let (obeyed, text) = nodes.apply("a", &file(port, &probed("old")), &["--yes"]);
     assert!(obeyed, "{text}");
     let d = format!("[node.d]\naddress = \"127.0.0.4\"\nport = {port}\n");
     let four = file(port, &(d + &probed("api")));
     let (obeyed, text) = nodes.apply("a", &four, &["--yes"]);
     assert!(obeyed && text.contains("let it in with `outlast node add d`"), "{text}");
-    let stage = Stage::new("grow-apply-d");
+    let stage = Stage::new("enlarge-d");
     // Its file is an older one.
     std::fs::write(&stage.file, four.replace("service.api", "service.other")).unwrap();
     nodes.agents.push(Some(stage.spawn_node("d")));

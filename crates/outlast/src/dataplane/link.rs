@@ -22,7 +22,7 @@ use super::process::socket_path;
 use super::wire::{self, FromProxy, Hello, ToProxy};
 
 /// How long a new proxy may take until it answers.
-const START_MAX: Duration = Duration::from_secs(10);
+const START_MAX: Duration = Duration::from_secs(30);
 
 /// How long a question to a proxy may take.
 const ANSWER_MAX: Duration = Duration::from_secs(5);

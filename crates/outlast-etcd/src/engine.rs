@@ -77,7 +77,7 @@ struct Read {
 enum Found {
     Looked { from: Option<Place>, began: Instant, result: Result<Option<Picture>, Fault> },
     Founded(Result<(), Fault>),
-    Appended { number: u64, from: Place, result: Result<(Instant, Option<Picture>), Fault> },
+    Appended { append: Append, result: Result<(Instant, Option<Picture>), Fault> },
     Sat { wish: Wish, handed: Option<Handed>, result: Result<(u64, Option<(Reign, u64)>), Fault> },
     Saved(Result<bool, Fault>),
     Marked,
@@ -238,7 +238,8 @@ impl<M: Machine> Driver<M> {
                 if self.yields(now) {
                     answer.send(Err(ProposeError::Busy)).ok();
                 } else {
-                    self.queue.push(now, command, answer);
+                    let term = self.term();
+                    self.queue.push(now, term, command, answer);
                 }
             }
             Some(Event::Read { answer }) => {
@@ -345,16 +346,19 @@ impl<M: Machine> Driver<M> {
 
     // What is proposed.
 
+    /// The term in which this node leads, if it does.
+    fn term(&self) -> Option<u64> {
+        self.chair.acts_until().map(|_| self.chair.reign.term)
+    }
+
     fn append(&mut self) {
         let Some(place) = self.place else { return };
-        let may = self.roll.own.is_some();
-        let Some(Append { number, at, after, bytes }) = self.queue.append(place, may) else {
-            return;
-        };
+        let (may, term) = (self.roll.own.is_some(), self.term());
+        let Some(append) = self.queue.append(place, may, term) else { return };
         let store = self.store.clone();
         self.calls.spawn(async move {
-            let result = store.append(at, &bytes, after).await;
-            Found::Appended { number, from: at, result }
+            let result = store.append(&append).await;
+            Found::Appended { append, result }
         });
     }
 
@@ -406,7 +410,7 @@ impl<M: Machine> Driver<M> {
                 self.looking = false;
                 self.answered(now, result)?;
             }
-            Found::Appended { number, from, result } => self.appended(now, number, from, result)?,
+            Found::Appended { append, result } => self.appended(now, &append, result)?,
             Found::Sat { wish, handed, result } => {
                 self.sitting = false;
                 let sat = self.answered(now, result)?;
@@ -437,8 +441,7 @@ impl<M: Machine> Driver<M> {
     fn appended(
         &mut self,
         now: Instant,
-        number: u64,
-        from: Place,
+        append: &Append,
         result: Result<(Instant, Option<Picture>), Fault>,
     ) -> Result<(), End> {
         let end = match &result {
@@ -446,19 +449,24 @@ impl<M: Machine> Driver<M> {
             Err(Fault::Trouble(Trouble::Never(_))) => Return::Never,
             Ok(_) | Err(Fault::Trouble(Trouble::Nothing(_)) | Fault::Broken(_)) => Return::Known,
         };
-        let bytes = self.queue.returned(number, end);
+        let under_way = self.queue.returned(append.number, end);
         match self.answered(now, result)? {
-            None => Ok(()),
+            None => {}
             Some((asked, None)) => {
                 self.fresh = self.fresh.max(Some(asked));
                 // Else the watch was faster.
-                match bytes {
-                    Some(bytes) => self.take(from.index + 1, &bytes),
-                    None => Ok(()),
+                if under_way {
+                    self.take(append.at.index + 1, &append.bytes)?;
                 }
             }
-            Some((_, Some(picture))) => self.saw(now, Some(from), picture).map(drop),
+            Some((_, Some(picture))) => {
+                let (head, term) = (picture.head, picture.chair.0.term);
+                if self.saw(now, Some(append.at), picture)? && head == append.at {
+                    self.queue.fenced(append.number, term);
+                }
+            }
         }
+        Ok(())
     }
 
     /// Notes what is to be learnt from the end of any call.
@@ -665,18 +673,22 @@ impl<M: Machine> Driver<M> {
         if long < self.settings.snapshot_after || now < self.save_at {
             return;
         }
-        let (data, before) = (self.machine.snapshot(), self.base);
-        let nonce = self.random.wrapping_add(place.index);
+        let write = self.machine.snapshot();
+        let (before, nonce) = (self.base, self.random.wrapping_add(place.index));
         // Those who are a little behind go on with the log.
         let keep = (place.index + 1).saturating_sub(self.settings.snapshot_after / 2);
         self.saving = true;
         let store = self.store.clone();
         self.calls.spawn(async move {
-            // A big state takes its time to be written down.
-            let data = tokio::task::spawn_blocking(data).await.expect("it is plain encoding");
-            let parts = u32::try_from(data.len().div_ceil(PART_BYTES)).unwrap_or(u32::MAX);
-            let base = Base { place, nonce, parts, hash: Hash::of(&data) };
-            Found::Saved(store.save(before, base, &data, keep).await)
+            let written = tokio::task::spawn_blocking(move || {
+                let data = write();
+                let parts = u32::try_from(data.len().div_ceil(PART_BYTES)).unwrap_or(u32::MAX);
+                (Base { place, nonce, parts, hash: Hash::of(&data) }, data)
+            });
+            Found::Saved(match written.await {
+                Ok((base, data)) => store.save(before, base, &data, keep).await,
+                Err(error) => Err(Fault::Broken(format!("write a snapshot down: {error}"))),
+            })
         });
     }
 

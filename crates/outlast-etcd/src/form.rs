@@ -6,6 +6,7 @@
 //! /outlast/CLUSTER/head              where the log ends
 //! /outlast/CLUSTER/log/FIRST         entries, from this index on, agreed on together
 //! /outlast/CLUSTER/snapshot/INDEX-NONCE/PART
+//! /outlast/CLUSTER/term              counts leaders, as the chair does
 //! ```
 //!
 //! Numbers in keys have twenty digits (a snapshot's nonce sixteen, its part six), so that keys ascend as they do.
@@ -38,6 +39,10 @@ impl Keys {
 
     pub(crate) fn chair(&self) -> Vec<u8> {
         self.key("chair")
+    }
+
+    pub(crate) fn term(&self) -> Vec<u8> {
+        self.key("term")
     }
 
     pub(crate) fn head(&self) -> Vec<u8> {
@@ -123,6 +128,15 @@ pub(crate) struct Reign {
     pub(crate) beat: u64,
     /// Of an empty chair: who is to have it; zero: whoever is first.
     pub(crate) next: u64,
+}
+
+impl Reign {
+    /// The value of the key that has the term alone.
+    pub(crate) fn term_value(term: u64) -> Vec<u8> {
+        let mut to = vec![VERSION];
+        term.encode(&mut to);
+        to
+    }
 }
 
 fn whole<T: Code>(bytes: &[u8]) -> Result<T, Malformed> {

@@ -23,6 +23,8 @@ struct Proposal {
     answer: Answer,
     since: Instant,
     lost: u32,
+    /// The term in which this node led when it took it in: it takes effect in that term or never.
+    term: Option<u64>,
 }
 
 /// What is being appended. The same bytes are sent again until it is known what became of them: the end of the log that
@@ -41,6 +43,8 @@ pub(crate) struct Append {
     pub(crate) number: u64,
     pub(crate) at: Place,
     pub(crate) after: Place,
+    /// The term that must not be over.
+    pub(crate) term: Option<u64>,
     pub(crate) bytes: Arc<[u8]>,
 }
 
@@ -67,14 +71,21 @@ impl Queue {
         Queue { waiting: VecDeque::new(), flight: None, flights: 0, random }
     }
 
-    pub(crate) fn push(&mut self, now: Instant, command: Vec<u8>, answer: Answer) {
-        self.waiting.push_back(Proposal { command, answer, since: now, lost: 0 });
+    /// `term`: that in which this node leads, if it does.
+    pub(crate) fn push(
+        &mut self,
+        now: Instant,
+        term: Option<u64>,
+        command: Vec<u8>,
+        answer: Answer,
+    ) {
+        self.waiting.push_back(Proposal { command, answer, since: now, lost: 0, term });
     }
 
     /// What to append behind `at` now; `new`: also what has not been tried yet.
-    pub(crate) fn append(&mut self, at: Place, new: bool) -> Option<Append> {
+    pub(crate) fn append(&mut self, at: Place, new: bool, leads: Option<u64>) -> Option<Append> {
         if self.flight.is_none() && new {
-            self.flight = self.take_off(at);
+            self.flight = self.take_off(at, leads);
         }
         let flight = self.flight.as_mut().filter(|flight| !flight.calling)?;
         flight.calling = true;
@@ -82,12 +93,16 @@ impl Queue {
     }
 
     /// Puts together what waits.
-    fn take_off(&mut self, at: Place) -> Option<Flight> {
-        let (mut proposals, mut size) = (Vec::new(), 0);
+    fn take_off(&mut self, at: Place, leads: Option<u64>) -> Option<Flight> {
+        let (mut proposals, mut size, mut term) = (Vec::new(), 0, None);
         while proposals.len() < BATCH_MAX && size < BATCH_BYTES {
-            let Some(proposal) = self.waiting.pop_front() else { break };
-            // Who has given up has had nothing done.
-            if !proposal.answer.is_closed() {
+            let same = |next: &mut Proposal| proposals.is_empty() || next.term == term;
+            let Some(proposal) = self.waiting.pop_front_if(same) else { break };
+            if proposal.term.is_some() && proposal.term != leads {
+                proposal.answer.send(Err(ProposeError::NotLeader(None))).ok();
+            } else if !proposal.answer.is_closed() {
+                // Who has given up has had nothing done.
+                term = proposal.term;
                 size += proposal.command.len();
                 proposals.push(proposal);
             }
@@ -101,20 +116,22 @@ impl Queue {
         let batch = Batch { before: at.chain, nonce, entries };
         let bytes = batch.value();
         let after = at.after(&batch, &bytes);
-        let append = Append { number: self.flights, at, after, bytes: Arc::from(bytes) };
+        let append = Append { number: self.flights, at, after, term, bytes: Arc::from(bytes) };
         Some(Flight { append, proposals, calling: false, doubt: false })
     }
 
-    /// A call has come back; the batch that it was for, if that is still under way.
-    pub(crate) fn returned(&mut self, number: u64, end: Return) -> Option<Arc<[u8]>> {
-        let flight = self.flight.as_mut().filter(|flight| flight.append.number == number)?;
+    /// A call has come back; whether the batch that it was for is still under way.
+    pub(crate) fn returned(&mut self, number: u64, end: Return) -> bool {
+        let Some(flight) = self.flight.as_mut().filter(|flight| flight.append.number == number)
+        else {
+            return false;
+        };
         flight.calling = false;
         flight.doubt |= end == Return::Unknown;
-        let bytes = flight.append.bytes.clone();
         if end == Return::Never && !flight.doubt {
             self.drop_flight(ProposeError::NotLeader(None));
         }
-        Some(bytes)
+        true
     }
 
     /// This batch has been agreed on. Those who wait for its entries, in their order, if it is ours. `None`: another one
@@ -133,6 +150,15 @@ impl Queue {
             }
         }
         None
+    }
+
+    /// The log still ends where this batch was to be, and this term goes: a batch of another one comes too late for ever.
+    pub(crate) fn fenced(&mut self, number: u64, term: u64) {
+        let late =
+            |append: &Append| append.number == number && append.term.is_some_and(|t| t != term);
+        if self.flight.as_ref().is_some_and(|flight| late(&flight.append)) {
+            self.drop_flight(ProposeError::NotLeader(None));
+        }
     }
 
     /// Lets whoever waits try elsewhere: nothing has happened.
@@ -194,7 +220,7 @@ mod tests {
 
     fn push(queue: &mut Queue, since: Instant, command: &str) -> Told {
         let (answer, told) = oneshot::channel();
-        queue.push(since, command.as_bytes().to_vec(), answer);
+        queue.push(since, None, command.as_bytes().to_vec(), answer);
         told
     }
 
@@ -210,32 +236,32 @@ mod tests {
     #[test]
     fn what_comes_while_a_batch_is_under_way_shares_the_next() {
         let mut queue = Queue::new(7);
-        assert_eq!(queue.append(place(4), true), None);
+        assert_eq!(queue.append(place(4), true, None), None);
         let mut first = push(&mut queue, at(0), "one");
-        let append = queue.append(place(4), true).unwrap();
+        let append = queue.append(place(4), true, None).unwrap();
         let (_two, _three) = (push(&mut queue, at(0), "two"), push(&mut queue, at(0), "three"));
-        assert_eq!(queue.append(place(4), true), None);
+        assert_eq!(queue.append(place(4), true, None), None);
         assert_eq!((append.after.index, entries(&append)), (5, vec!["one".to_owned()]));
         let answers = queue.appended(&append.bytes).unwrap();
         assert_eq!(answers.len(), 1);
         assert!(first.try_recv().is_err(), "who has them answers");
         // It was known before its call came back.
-        assert_eq!(queue.returned(append.number, Return::Known), None);
-        assert_eq!(entries(&queue.append(append.after, true).unwrap()), ["two", "three"]);
+        assert!(!queue.returned(append.number, Return::Known));
+        assert_eq!(entries(&queue.append(append.after, true, None).unwrap()), ["two", "three"]);
     }
 
     #[test]
     fn a_batch_without_an_answer_is_sent_again_as_it_is() {
         let mut queue = Queue::new(7);
         let mut told = push(&mut queue, at(0), "one");
-        let append = queue.append(place(4), true).unwrap();
-        assert!(queue.returned(append.number, Return::Unknown).is_some());
-        assert_eq!(queue.append(place(4), false).as_ref(), Some(&append));
+        let append = queue.append(place(4), true, None).unwrap();
+        assert!(queue.returned(append.number, Return::Unknown));
+        assert_eq!(queue.append(place(4), false, None).as_ref(), Some(&append));
         // It may have happened the first time, so that a no now says nothing.
-        assert!(queue.returned(append.number, Return::Never).is_some());
+        assert!(queue.returned(append.number, Return::Never));
         queue.give_up(at(0) + WAIT_MAX);
         assert_eq!(told.try_recv().unwrap(), Err(ProposeError::Unknown));
-        assert_eq!(queue.append(place(4), false), Some(append));
+        assert_eq!(queue.append(place(4), false, None), Some(append));
     }
 
     #[test]
@@ -243,11 +269,11 @@ mod tests {
         let mut queue = Queue::new(7);
         let mut told = [push(&mut queue, at(0), "one"), push(&mut queue, at(0), "two")];
         for lost in 0..LOST_MAX {
-            let append = queue.append(place(u64::from(lost)), true).unwrap();
+            let append = queue.append(place(u64::from(lost)), true, None).unwrap();
             assert_eq!(entries(&append), ["one", "two"]);
             assert!(queue.appended(b"another").is_none());
         }
-        assert_eq!(queue.append(place(99), true), None);
+        assert_eq!(queue.append(place(99), true, None), None);
         assert!(told.iter_mut().all(|told| told.try_recv().unwrap() == Err(ProposeError::Busy)));
     }
 
@@ -260,15 +286,15 @@ mod tests {
         queue.give_up(at(0) + WAIT_MAX);
         assert_eq!(waits.try_recv().unwrap(), Err(ProposeError::NotLeader(None)));
         let mut refused = push(&mut queue, at(10), "two");
-        let append = queue.append(place(4), true).unwrap();
+        let append = queue.append(place(4), true, None).unwrap();
         queue.returned(append.number, Return::Never);
         assert_eq!(refused.try_recv().unwrap(), Err(ProposeError::NotLeader(None)));
         let mut flies = push(&mut queue, at(20), "three");
-        queue.append(place(4), true).unwrap();
+        queue.append(place(4), true, None).unwrap();
         queue.give_up(at(20) + WAIT_MAX);
         assert_eq!(flies.try_recv().unwrap(), Err(ProposeError::Unknown));
         queue.overtaken(place(9));
-        assert_eq!(queue.append(place(9), true), None);
+        assert_eq!(queue.append(place(9), true, None), None);
     }
 
     #[test]
@@ -277,7 +303,7 @@ mod tests {
         let mut told = push(&mut queue, at(0), "one");
         queue.send_away();
         assert_eq!(told.try_recv().unwrap(), Err(ProposeError::Busy));
-        assert_eq!(queue.append(place(4), true), None);
+        assert_eq!(queue.append(place(4), true, None), None);
         assert_eq!(queue.appended(b"another").map(|answers| answers.len()), Some(0));
     }
 
@@ -286,6 +312,36 @@ mod tests {
         let mut queue = Queue::new(7);
         drop(push(&mut queue, at(0), "one"));
         let _told = push(&mut queue, at(0), "two");
-        assert_eq!(entries(&queue.append(place(4), true).unwrap()), ["two"]);
+        assert_eq!(entries(&queue.append(place(4), true, None).unwrap()), ["two"]);
+    }
+
+    #[test]
+    fn what_a_leader_took_in_takes_effect_in_its_term_or_never() {
+        let mut queue = Queue::new(7);
+        let push = |queue: &mut Queue, term, command: &str| {
+            let (answer, told) = oneshot::channel();
+            queue.push(at(0), term, command.as_bytes().to_vec(), answer);
+            told
+        };
+        let gone = Err(ProposeError::NotLeader(None));
+        let mut told = push(&mut queue, Some(3), "one");
+        let _two = push(&mut queue, None, "two");
+        let append = queue.append(place(4), true, Some(3)).unwrap();
+        assert_eq!((append.term, entries(&append)), (Some(3), vec!["one".to_owned()]));
+        // Another batch was first, and then another leader.
+        assert!(queue.appended(b"another").is_none());
+        let append = queue.append(place(5), true, None).unwrap();
+        assert_eq!((append.term, entries(&append)), (None, vec!["two".to_owned()]));
+        assert_eq!(told.try_recv().unwrap(), gone);
+        queue.appended(&append.bytes).unwrap();
+        // The same while it is under way, even if nobody has answered for it so far.
+        let mut told = push(&mut queue, Some(5), "three");
+        let append = queue.append(place(6), true, Some(5)).unwrap();
+        queue.returned(append.number, Return::Unknown);
+        queue.fenced(append.number, 5);
+        assert!(told.try_recv().is_err());
+        queue.fenced(append.number, 6);
+        assert_eq!(told.try_recv().unwrap(), gone);
+        assert_eq!(queue.append(place(6), true, None), None);
     }
 }

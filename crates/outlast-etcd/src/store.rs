@@ -9,6 +9,7 @@ use crate::chair::Wish;
 use crate::client::{Client, Trouble};
 use crate::form::{Base, Keys, Place, Reign};
 use crate::message::{If, Kv, Op, Txn};
+use crate::queue::Append;
 
 /// Batches in one answer.
 pub(crate) const PAGE: u64 = 64;
@@ -142,18 +143,20 @@ impl Store {
         Ok(data)
     }
 
-    /// Appends a batch behind `at`, if the log ends there. Else what there is instead.
+    /// Appends a batch, if the log ends where it was put together and its term is not over. Else what there is instead.
     pub(crate) async fn append(
         &self,
-        at: Place,
-        batch: &[u8],
-        after: Place,
+        append: &Append,
     ) -> Result<(Instant, Option<Picture>), Fault> {
         let asked = boottime();
-        let keys = &self.keys;
-        let when = vec![If::Value { key: keys.head(), value: at.value() }];
+        let (keys, Append { at, after, term, bytes, .. }) = (&self.keys, append);
+        let mut when = vec![If::Value { key: keys.head(), value: at.value() }];
+        when.extend(term.map(|term| {
+            let value = Reign::term_value(term);
+            If::Value { key: keys.term(), value }
+        }));
         let then = vec![
-            Op::Put { key: keys.log(at.index + 1), value: batch.to_vec() },
+            Op::Put { key: keys.log(at.index + 1), value: bytes.to_vec() },
             Op::Put { key: keys.head(), value: after.value() },
         ];
         let answer = self.client.txn(&Txn { when, then, or: self.looks(at.index) }).await?;
@@ -170,7 +173,11 @@ impl Store {
     pub(crate) async fn sit(&self, wish: Wish) -> Result<(u64, Option<(Reign, u64)>), Fault> {
         let key = self.keys.chair();
         let when = vec![If::Revision { key: key.clone(), revision: wish.revision }];
-        let then = vec![Op::Put { key: key.clone(), value: wish.reign.value() }];
+        let term = Reign::term_value(wish.reign.term);
+        let then = vec![
+            Op::Put { key: key.clone(), value: wish.reign.value() },
+            Op::Put { key: self.keys.term(), value: term },
+        ];
         let answer = self.client.txn(&Txn { when, then, or: vec![Op::get(key)] }).await?;
         if answer.held {
             return Ok((answer.header.revision, None));
@@ -193,6 +200,7 @@ impl Store {
             put(keys.base(), base.value()),
             put(keys.head(), base.place.value()),
             put(keys.chair(), Reign::default().value()),
+            put(keys.term(), Reign::term_value(0)),
         ];
         let when = vec![If::Absent { key: keys.head() }];
         self.client.txn(&Txn { when, then, or: Vec::new() }).await?;

@@ -69,8 +69,10 @@ impl Hub {
                 return;
             };
             let own = &self.settings.node;
-            let known = self.replica.read(|agreed| agreed.registry().id_of(own).is_some());
-            self.set_phase(if known {
+            let id = self.replica.read(|agreed| agreed.registry().id_of(own));
+            // It belongs to the name, not to a disk: nothing has to be written down.
+            self.identity.lock().expect("no panic while held").id = id;
+            self.set_phase(if id.is_some() {
                 Phase::Running
             } else if standing.commit == 0 {
                 let why = standing.trouble.unwrap_or_else(|| "waits for etcd".to_owned());

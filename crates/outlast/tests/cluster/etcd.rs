@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use super::Nodes;
 use super::history::explain;
 use crate::clients::Random;
-use crate::stage::{Stage, wait_until};
+use crate::stage::{Backend, PROBE, Stage, free_port, get, served, wait_until};
 use servers::{ServerTls, Servers};
 
 fn section(servers: &Servers, more: &str) -> String {
@@ -123,6 +123,37 @@ fn through_etcd_nodes_come_and_go() {
     wait_until("another leads", || {
         nodes.agreement("b").is_some_and(|a| a["leader"].as_str().is_some_and(|l| l != "a"))
     });
+}
+
+#[test]
+fn through_etcd_nodes_agree_which_side_of_a_pair_serves() {
+    let servers = Servers::start("etcd-pair", 1, None);
+    let (mut primary, backup) = (Backend::start("primary"), Backend::start("backup"));
+    let mut ports = Vec::new();
+    let nodes = Nodes::start_each("etcd-pair", &["a", "b", "c"], |_node| {
+        let (port, consensus) = (free_port(), section(&servers, ""));
+        ports.push(port);
+        format!(
+            "{consensus}[service.pair]\nlisten = \"127.0.0.1:{port}\"\nprimary = \"{}\"\nbackup = \"{}\"\n{PROBE}\n",
+            primary.url(),
+            backup.url()
+        )
+    });
+    nodes.leader();
+    for &port in &ports {
+        assert_eq!(served(port), "primary");
+    }
+    for node in &nodes.names {
+        wait_until("a verdict on the backup", || {
+            nodes.status(node).is_some_and(|status| {
+                status["services"]["pair"]["backends"][1]["verdict"]["health"] == "up"
+            })
+        });
+    }
+    primary.stop();
+    for &port in &ports {
+        wait_until("the backup serves", || get(port, "/").is_ok_and(|(_, who)| who == "backup"));
+    }
 }
 
 #[test]

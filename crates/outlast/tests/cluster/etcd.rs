@@ -97,7 +97,7 @@ fn through_etcd_nodes_come_and_go() {
     // A node that the file of the others does not have.
     let text = std::fs::read_to_string(&nodes.stage("c").file).unwrap();
     let stage = Stage::new("etcd-grow-d");
-    let port = crate::stage::free_port();
+    let port = free_port();
     let own = text.find("[consensus]").map(|at| text[at..].to_owned()).unwrap();
     stage.write(&format!("{own}[node.d]\naddress = \"127.0.0.4\"\nport = {port}\n"));
     nodes.agents.push(Some(stage.spawn_node("d")));

@@ -232,7 +232,7 @@ fn a_snapshot_takes_the_place_of_the_log_and_a_new_node_begins_with_it() {
     }
     wait_until("a snapshot", || nodes.iter().all(|node| node.standing().snapshot >= 40));
     let late = Node::start(&servers, "snapshot", 4, u64::MAX);
-    assert_eq!(late.read(), nodes[0].read());
+    assert!(late.read() == nodes[0].read(), "the new node has something else");
     assert!(late.kept.restored.load(Ordering::Acquire));
     // And it goes on from there.
     nodes[1].agree("last");

@@ -379,7 +379,12 @@ impl Agent {
                     self.processes.insert(process, view);
                 }
             }
-            Input::Heard { node, report } => self.hear_node(now, node, report),
+            Input::Heard { node, report } => {
+                if !self.hear_node(now, node, report) {
+                    // It is as it was a second ago.
+                    return;
+                }
+            }
             Input::Agreed(agreement) => self.follow(agreement, out),
             Input::Answered { command, result } => self.answered(now, &command, result, out),
             Input::Vouches(vouches) => self.vouches(vouches),

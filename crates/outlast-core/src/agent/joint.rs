@@ -248,11 +248,16 @@ impl Agent {
         }
     }
 
-    pub(super) fn hear_node(&mut self, now: Now, node: String, report: Report) {
-        let Some(joint) = &mut self.joint else { return };
-        if joint.agreed.nodes.contains(&node) {
-            joint.observers.hear(now.instant, node, report);
+    /// Whether it says anything new.
+    pub(super) fn hear_node(&mut self, now: Now, node: String, report: Report) -> bool {
+        let Some(joint) = &mut self.joint else { return false };
+        if !joint.agreed.nodes.contains(&node) {
+            return false;
         }
+        let before = joint.observers.fresh(now.instant).find(|(name, _)| **name == node);
+        let new = before.is_none_or(|(_, heard)| report.differs(&heard.report));
+        joint.observers.hear(now.instant, node, report);
+        new
     }
 
     pub(super) fn vouches(&mut self, vouches: bool) {

@@ -47,6 +47,7 @@ Examples:
   outlast node add d                     let a new node in; it learns, and does not vote; first bring a
                                          file with [node.d] into force: `outlast apply`
   outlast node promote d                 let it vote
+  outlast node promote d --witness       let it vote only: a small third machine, so that two others outlive each other
   outlast node demote d                  let it only learn
   outlast node remove d                  its id never comes back
   outlast node replace d                 give a node whose disk is lost a new id
@@ -153,7 +154,13 @@ pub(crate) enum NodeVerb {
         at: AtArgs,
     },
     /// Lets a node vote.
-    Promote(NodeArgs),
+    Promote {
+        #[command(flatten)]
+        node: NodeArgs,
+        /// It is only there to make a majority: it votes, and hands the lead on to another voter.
+        #[arg(long)]
+        witness: bool,
+    },
     /// Lets a node only learn.
     Demote(NodeArgs),
     /// Takes a node out for ever.
@@ -255,7 +262,8 @@ pub(crate) fn node(verb: NodeVerb) -> anyhow::Result<Outcome> {
                 let join = join(name, address, NodeRole::Learner, None);
                 done(write(&at, Command::Node(join)).await?)
             }
-            NodeVerb::Promote(args) => role(&args, NodeRole::Voter).await,
+            NodeVerb::Promote { node, witness: false } => role(&node, NodeRole::Voter).await,
+            NodeVerb::Promote { node, witness: true } => role(&node, NodeRole::Witness).await,
             NodeVerb::Demote(args) => role(&args, NodeRole::Learner).await,
             NodeVerb::Remove(args) => {
                 let (id, _) = registered(&args).await?;

@@ -23,7 +23,7 @@ pub enum NodeRole {
     Voter,
     /// Holds the log and does not count.
     Learner,
-    /// Counts for a majority and runs nothing else.
+    /// Holds the log and counts for a majority, but is not there to work: it hands the lead on to a voter.
     Witness,
 }
 

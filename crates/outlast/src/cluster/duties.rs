@@ -1,10 +1,11 @@
-//! What the leader does for all: ends what has run out, and makes the members those that are registered.
+//! What the leader does for all: ends what has run out, makes the members those that are registered, and hands the lead on
+//! if it is a witness.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use outlast_consensus::{Agreement, Change, Members, NodeId, Role};
-use outlast_core::agreed::{ClientId, Command, Entry, Registry};
+use outlast_core::agreed::{ClientId, Command, Entry, NodeRole, Registry};
 use tokio::time::Instant;
 
 use super::thread::Hub;
@@ -17,9 +18,13 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How long one duty may take before it is tried again.
 const DUTY_MAX: Duration = Duration::from_secs(1);
 
+/// How often a witness that leads tries to hand the lead on.
+const WITNESS_EVERY: Duration = Duration::from_secs(2);
+
 /// Never ends.
 pub(super) async fn look_after(hub: Arc<Hub>) {
     let mut judge = Judge::default();
+    let mut witnessed = Instant::now();
     loop {
         leads(&hub).await;
         tokio::time::sleep(LOOK_EVERY).await;
@@ -34,6 +39,28 @@ pub(super) async fn look_after(hub: Arc<Hub>) {
             hub.propose(&entry, Instant::now() + DUTY_MAX).await.ok();
         }
         change_members(&hub, consensus).await;
+        if witnessed.elapsed() >= WITNESS_EVERY {
+            witnessed = Instant::now();
+            hand_on_as_witness(&hub, consensus).await;
+        }
+    }
+}
+
+/// A witness leads only while no voter can.
+async fn hand_on_as_witness(hub: &Hub, consensus: &dyn Agreement) {
+    let own = consensus.standing().borrow().id;
+    let next = hub.replica.read(|agreed| {
+        let nodes = agreed.registry().nodes();
+        let witness = nodes.get(&own.0).is_some_and(|node| node.role == NodeRole::Witness);
+        let peers = hub.links().peers();
+        let linked = |name: &str| peers.get(name).is_some_and(|peer| peer.connection.is_some());
+        let mut voters = nodes.iter().filter(|(_, node)| node.role == NodeRole::Voter);
+        voters.find(|(_, node)| witness && linked(&node.name)).map(|(id, _)| NodeId(*id))
+    });
+    if let Some(next) = next
+        && let Err(refusal) = consensus.transfer(next).await
+    {
+        tracing::debug!(?next, ?refusal, "hand the lead on a little later");
     }
 }
 

@@ -266,6 +266,19 @@ fn a_voter_that_lost_its_disk_is_refused_until_it_is_replaced() {
 }
 
 #[test]
+fn a_witness_votes_and_hands_the_lead_on() {
+    let nodes = three("witness");
+    let leader = nodes.leader();
+    nodes.verb(leader, &["node", "promote", leader, "--witness"]);
+    wait_until("a voter leads", || nodes.leader() != leader);
+    let said = nodes.verb(leader, &["node", "list"]);
+    assert!(said.contains("witness"), "{said}");
+    let voter = nodes.leader();
+    nodes.verb(voter, &["kv", "put", "k", "v"]);
+    assert_eq!(nodes.get(leader, "k"), "v");
+}
+
+#[test]
 fn the_lead_can_be_handed_over() {
     let nodes = three("hand");
     let leader = nodes.leader();

@@ -343,8 +343,9 @@ fn start(name: &str, program: &Path, words: &[String], dir: &TempDir) -> Result<
 
 /// The topology of the agents; what differs between them is where each listens on this one machine.
 fn topology(dir: &str, ports: &Ports, at: usize) -> String {
-    let nodes = NODES.iter().zip(&ports.links).map(|(node, link)| {
-        format!("[node.{node}]\naddress = \"{}\"\nport = {}\n", link.ip(), link.port())
+    // Each node has an address of its own, as on machines of their own.
+    let nodes = NODES.iter().zip(&ports.links).zip(1..).map(|((node, link), number)| {
+        format!("[node.{node}]\naddress = \"127.0.0.{number}\"\nport = {}\n", link.port())
     });
     let nodes: String = nodes.collect();
     let urls: Vec<_> =

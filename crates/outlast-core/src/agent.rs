@@ -205,7 +205,8 @@ impl Agent {
             unsaved: BTreeMap::new(),
             awaits_save: false,
             save_trouble: None,
-            moving: resume.moving.clone(),
+            // Alone, a node waits for nobody.
+            moving: resume.moving.iter().filter(|_| resume.joint.is_some()).cloned().collect(),
             joint: resume.joint.clone().map(Joint::new),
         };
         // Nothing can be under way yet that would have to be reported.
@@ -232,16 +233,11 @@ impl Agent {
 
     /// Pairs whose newest route readers have not confirmed with [`Input::Routed`].
     pub fn switching(&self) -> Vec<(String, Epoch)> {
-        let told = |name: &String, pair: &Pair| match &self.joint {
-            Some(joint) => joint.unconfirmed(name, pair.routed()),
-            None => None,
-        };
-        self.pairs
-            .iter()
-            .filter_map(|(name, pair)| {
-                Some((name.clone(), pair.switching().or_else(|| told(name, pair))?))
-            })
-            .collect()
+        let own = self.pairs.iter();
+        let own = own.filter_map(|(name, pair)| Some((name.clone(), pair.switching()?)));
+        let mut all: BTreeMap<String, Epoch> = own.collect();
+        all.extend(self.unconfirmed());
+        all.into_iter().collect()
     }
 
     /// Takes a changed topology; what is still in it keeps its beliefs and its active side.
@@ -321,6 +317,8 @@ impl Agent {
                     Pair::new(standby, failback, Side::Primary, Epoch::default())
                 }
             };
+            let mut pair = pair;
+            pair.of_several(self.joint.is_some());
             self.pairs.insert(name.clone(), pair);
         }
         for (name, mut pair) in left {

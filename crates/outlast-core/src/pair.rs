@@ -116,7 +116,10 @@ struct Attempt {
 /// A route that was given; readers have not said yet that they have it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Switching {
+    /// Of the failover.
     epoch: Epoch,
+    /// Of the route.
+    routed: Epoch,
     began: Instant,
     since: Instant,
 }
@@ -239,6 +242,8 @@ pub struct Pair {
     /// A cold standby was started and has not been stopped since.
     started: bool,
     switching: Option<Switching>,
+    /// Several nodes agree on who serves: each change that they are told of has an epoch of its own.
+    several: bool,
     failback_asked: bool,
     seen: Seen,
 }
@@ -261,6 +266,7 @@ impl Pair {
             unanswered: None,
             started: active == Side::Backup,
             switching: None,
+            several: false,
             failback_asked: false,
             seen: Seen::default(),
         }
@@ -282,7 +288,18 @@ impl Pair {
 
     /// The epoch of a route that readers have not confirmed yet.
     pub fn switching(&self) -> Option<Epoch> {
-        self.switching.map(|switching| switching.epoch)
+        self.switching.map(|switching| switching.routed)
+    }
+
+    /// Whether several nodes agree on who serves.
+    pub fn of_several(&mut self, several: bool) {
+        self.several = several;
+    }
+
+    /// Another node decides from now on: what was under way is for it to judge, and what was asked for is to be asked of it.
+    pub fn let_go(&mut self, out: &mut Vec<Action>) {
+        self.end("another node decides now", out);
+        self.failback_asked = false;
     }
 
     /// Takes changed settings and keeps who serves.
@@ -315,12 +332,14 @@ impl Pair {
     /// This is agreed on. What was under way here ends, and what was never agreed on is forgotten, its epochs, too.
     pub fn follow(&mut self, active: Side, epoch: Epoch, out: &mut Vec<Action>) {
         self.end("another node decides now", out);
+        // A move that moves nothing comes before a standby's command.
+        let command = self.active == Side::Primary && active == Side::Primary;
+        self.started |= active == Side::Backup || command;
         self.active = active;
         self.epoch = epoch;
         self.routed = epoch;
         self.attempt_failed = false;
         self.failback_asked = false;
-        self.started |= active == Side::Backup;
     }
 
     /// Reports the end of what was under way: the pair changes or leaves.
@@ -572,8 +591,12 @@ impl Pair {
     }
 
     fn switch(&mut self, now: Instant, epoch: Epoch, began: Instant, out: &mut Vec<Action>) {
+        // What the others have agreed on under the attempt's epoch is that the primary goes on.
+        if self.several && matches!(self.phase, Phase::Awaiting(_)) {
+            self.epoch = self.epoch.next();
+        }
         self.phase = Phase::Steady;
-        self.switching = Some(Switching { epoch, began, since: now });
+        self.switching = Some(Switching { epoch, routed: self.epoch, began, since: now });
         self.route(Side::Backup, out);
     }
 
@@ -585,8 +608,10 @@ impl Pair {
     }
 
     fn confirm(&mut self, now: Instant, routed: Epoch, out: &mut Vec<Action>) {
-        let Some(Switching { epoch, began, since }) = self.switching else { return };
-        if routed == epoch {
+        let Some(Switching { epoch, began, since, routed: awaited }) = self.switching else {
+            return;
+        };
+        if routed == awaited {
             self.switching = None;
             out.push(Action::Stage { epoch, stage: Stage::Switch, took: now.since(since) });
             out.push(Action::Finished { epoch, took: now.since(began) });
@@ -595,7 +620,7 @@ impl Pair {
 
     /// Ends a failover whose readers said nothing.
     fn finish_switching(&mut self, out: &mut Vec<Action>) {
-        if let Some(Switching { epoch, began, since }) = self.switching.take() {
+        if let Some(Switching { epoch, began, since, .. }) = self.switching.take() {
             out.push(Action::Finished { epoch, took: since.since(began) });
         }
     }

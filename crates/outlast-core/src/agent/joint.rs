@@ -138,7 +138,12 @@ impl Joint {
     }
 
     fn verdict(&self, now: Instant, target: &Target, own: Health) -> Verdict {
-        let of = self.agreed.nodes.len().max(1);
+        // Of two nodes, which can only agree through others, one that is gone has no lease, and no say.
+        let of = match self.agreed.nodes.len() {
+            2 => self.agreed.holders.intersection(&self.agreed.nodes).count(),
+            more => more,
+        };
+        let of = of.max(1);
         let verdict = self.observers.verdict(now, target, own, of);
         #[cfg(test)]
         let alone = Verdict { health: own, ..verdict };
@@ -187,6 +192,20 @@ impl Agent {
         let waits = self.joint.is_some()
             && (self.moving.contains(service) || self.unsaved.contains_key(service));
         self.decides() && !waits
+    }
+
+    /// What is agreed and followed here, and not confirmed by this node's data plane yet; also of pairs that its topology
+    /// does not have, to which it cannot route.
+    pub(super) fn unconfirmed(&self) -> BTreeMap<String, Epoch> {
+        let Some(joint) = &self.joint else { return BTreeMap::new() };
+        let sides = joint.agreed.sides.iter().filter(|(service, side)| {
+            let pair = self.pairs.get(*service).or(self.retired.get(*service));
+            pair.is_some_and(|pair| pair.routed() == side.epoch)
+        });
+        let epochs = sides.filter_map(|(service, side)| {
+            Some((service.clone(), joint.unconfirmed(service, side.epoch)?))
+        });
+        epochs.collect()
     }
 
     /// What all nodes say of a target; `None` where there is only one.
@@ -271,7 +290,8 @@ impl Agent {
         let Some(joint) = &mut self.joint else { return };
         // What a newer order has overtaken says nothing, nor does what was never agreed on.
         let agreed = joint.agreed.sides.get(service).is_some_and(|side| side.epoch == epoch);
-        if agreed && self.pairs.get(service).is_some_and(|pair| pair.routed() == epoch) {
+        let pair = self.pairs.get(service).or(self.retired.get(service));
+        if agreed && pair.is_some_and(|pair| pair.routed() == epoch) {
             joint.routes.insert(service.to_owned(), epoch);
         }
     }
@@ -290,6 +310,8 @@ impl Agent {
             moved |= self.follow_side(service, agreed, out);
         }
         if moved {
+            // What was thought not to be agreed on may have been, or is overtaken.
+            self.save_trouble = None;
             out.push(Action::SavePairs);
         }
     }
@@ -302,8 +324,11 @@ impl Agent {
         }
         let known = self.pairs.get_mut(service).or(self.retired.get_mut(service));
         let Some(pair) = known else {
-            // It will be needed when a topology has the pair again.
+            // It will be needed when a topology has the pair.
             self.retired.insert(service.to_owned(), super::retired((agreed.side, agreed.epoch)));
+            if !agreed.settled {
+                self.moving.insert(service.to_owned());
+            }
             return true;
         };
         let newer = (pair.active(), pair.epoch()) != (agreed.side, agreed.epoch);
@@ -355,7 +380,7 @@ impl Agent {
         }
         for (service, pair) in &mut self.pairs {
             let mut wants = Vec::new();
-            pair.end("another node decides now", &mut wants);
+            pair.let_go(&mut wants);
             say(service, wants, out);
         }
     }
@@ -434,14 +459,15 @@ impl Agent {
                 self.told(now, service, unsaved.wants, out);
             }
             Err(reason) => {
-                // It may have been agreed on all the same.
+                // It may have been agreed on all the same, or something newer.
                 let agreed = self.joint.as_ref().and_then(|joint| joint.agreed.sides.get(service));
                 if let Some(agreed) = agreed.copied()
                     && self.follow_side(service, &agreed, out)
                 {
                     out.push(Action::SavePairs);
+                } else {
+                    self.refused(now, reason, out);
                 }
-                self.refused(now, reason, out);
             }
         }
     }

@@ -232,22 +232,9 @@ impl DataPlane {
         }
     }
 
-    /// Those that drain know an older route: what they still have at pairs is cut.
-    pub(super) fn give_up_leaving(&self) {
-        for pid in self.proxies.leaving() {
-            if let Some(link) =
-                self.links.get(&pid).filter(|link| link.hello.build == crate::build_id())
-            {
-                link.send(ToProxy::Vouch { until: Duration::ZERO }, Vec::new());
-            }
-        }
-    }
-
-    /// Whether one that drains would not understand what it is told: its lease lasts as long as its last agent said.
-    pub(super) fn leaves_beyond_reach(&self) -> bool {
-        self.proxies.leaving().any(|pid| {
-            self.links.get(&pid).is_some_and(|link| link.hello.build != crate::build_id())
-        })
+    /// Those that drain.
+    pub(super) fn leaving(&self) -> impl Iterator<Item = u32> {
+        self.proxies.leaving()
     }
 
     fn pass_on_lease(&self, pid: u32) {

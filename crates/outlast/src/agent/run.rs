@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use outlast_core::agent::{Action, Agent, Input, Now, Resume};
+use outlast_core::agent::{Action, Agent, Agreement, Input, Now, Resume};
 use outlast_core::event::{Fact, Severity, Target};
 use outlast_core::pair::Epoch;
 use outlast_core::topology::Topology;
@@ -161,6 +161,12 @@ struct Loop {
     cluster: Option<Cluster>,
     /// Until when this node may route to pairs, if it holds its lease; told to the data plane once that is up to date.
     lease: Option<outlast_core::time::Instant>,
+    /// What was agreed on last.
+    agreement: Agreement,
+    /// What was agreed on could not be written to disk: this node could go back to an older side when it is restarted.
+    pairs_unsaved: bool,
+    /// Data planes that drain, and since when: they know the lease that was told before.
+    leaving: std::collections::BTreeMap<u32, outlast_core::time::Instant>,
     /// The data plane has been told of a lease that lasts.
     vouches: bool,
     /// Since when the data plane lacks a route that was agreed on.
@@ -275,6 +281,9 @@ impl Loop {
             face,
             cluster,
             lease: None,
+            agreement: Agreement::default(),
+            pairs_unsaved: false,
+            leaving: std::collections::BTreeMap::new(),
             vouches: false,
             behind_since: None,
             accord,
@@ -334,6 +343,7 @@ impl Loop {
                 }
                 _ = tick.tick() => {
                     self.ask_proxies();
+                    self.save_again();
                     self.publish();
                     self.confirm_routes();
                 }
@@ -429,6 +439,7 @@ impl Loop {
                 // What others have agreed on holds, whatever this disk says.
                 if let Err(error) = saved {
                     tracing::error!(error = format!("{error:#}"), "remember who serves each pair");
+                    self.pairs_unsaved = true;
                 }
                 return;
             }

@@ -14,6 +14,17 @@ use super::share::News;
 use super::thread::Hub;
 use crate::agent::shared::wall;
 
+/// What the agent's loop wants of this node's lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeaseWish {
+    /// Ask for it and renew it.
+    Hold,
+    /// Do not renew it: its end is what the others can rely on.
+    RunOut,
+    /// Give it back at once: no data plane of this node runs.
+    GiveBack,
+}
+
 const RENEW_EVERY: Duration = Duration::from_secs(1);
 
 /// After a refusal, or where no majority answers.
@@ -30,10 +41,10 @@ fn until(at: Instant) -> Duration {
 
 impl Hub {
     /// Holds the lease for as long as it is wanted.
-    pub(super) async fn hold_lease(self: Arc<Self>, mut wanted: watch::Receiver<bool>) {
+    pub(super) async fn hold_lease(self: Arc<Self>, mut wanted: watch::Receiver<LeaseWish>) {
         let mut client = None;
         loop {
-            if wanted.wait_for(|wanted| *wanted).await.is_err() {
+            if wanted.wait_for(|wish| *wish == LeaseWish::Hold).await.is_err() {
                 return std::future::pending().await;
             }
             let Some(id) = self.consensus().and(self.identity().id) else {
@@ -55,7 +66,7 @@ impl Hub {
                         self.news.send(News::Lease(None)).await.ok();
                     }
                 }
-                Ok((_, other)) => tracing::warn!(%other, "ask for the lease of this node"),
+                Ok((_, other)) => tracing::debug!(%other, "ask for the lease of this node"),
                 // The status says that no majority answers.
                 Err(failure) => tracing::debug!(?failure, "ask for the lease of this node"),
             }
@@ -74,13 +85,47 @@ impl Hub {
         self.propose(&entry, tokio::time::Instant::now() + limit).await
     }
 
+    /// The data plane keeps it to its end, unless it is gone before.
+    async fn let_end(
+        &self,
+        held: Held,
+        wish: LeaseWish,
+        role: &str,
+        node: u64,
+        wanted: &mut watch::Receiver<LeaseWish>,
+    ) {
+        if wish != LeaseWish::GiveBack {
+            let gone = wanted.wait_for(|wish| *wish == LeaseWish::GiveBack);
+            let gone = tokio::time::timeout(until(held.ends()), gone).await;
+            if gone.is_err() {
+                return;
+            }
+        }
+        let (role, epoch) = (role.to_owned(), held.epoch());
+        self.repeat(LeaseCommand::Release { role, node, epoch }, LEASE / 2).await.ok();
+    }
+
+    fn hears_leader(&self) -> bool {
+        let Some(consensus) = self.consensus() else { return false };
+        let (own, leader) = {
+            let standing = consensus.standing();
+            let now = standing.borrow();
+            (now.id, now.leader)
+        };
+        let Some(leader) = leader.filter(|leader| *leader != own) else { return leader.is_some() };
+        let names = self.replica.names();
+        let peers = self.links().peers();
+        let peer = names.get(&leader.0).and_then(|name| peers.get(name));
+        peer.is_some_and(|peer| peer.connection.is_some())
+    }
+
     /// Renews it until it is over, lost or no longer wanted.
     async fn keep(
         &self,
         mut held: Held,
         role: &str,
         node: u64,
-        wanted: &mut watch::Receiver<bool>,
+        wanted: &mut watch::Receiver<LeaseWish>,
     ) {
         let epoch = held.epoch();
         let mut told = None;
@@ -90,12 +135,16 @@ impl Hub {
                 self.news.send(News::Lease(told)).await.ok();
             }
             let pause = RENEW_EVERY.min(until(held.ends()));
-            let left = wanted.wait_for(|wanted| !*wanted);
-            if tokio::time::timeout(pause, left).await.is_ok() {
-                // Its data plane has ended: nobody has to wait for this node.
-                let release = LeaseCommand::Release { role: role.to_owned(), node, epoch };
-                self.repeat(release, LEASE / 2).await.ok();
+            let other = wanted.wait_for(|wish| *wish != LeaseWish::Hold);
+            let other = tokio::time::timeout(pause, other).await;
+            let other = other.map(|wish| wish.map_or(LeaseWish::RunOut, |wish| *wish)).ok();
+            if let Some(wish) = other {
+                self.let_end(held, wish, role, node, wanted).await;
                 return;
+            }
+            if !self.hears_leader() {
+                // Whom the leader does not hear cannot say that it has left a side.
+                continue;
             }
             let sent = moment();
             if held.check(sent).is_err() {

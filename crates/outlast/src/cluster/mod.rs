@@ -20,6 +20,7 @@ mod thread;
 pub mod topology;
 mod view;
 
+pub use lease::LeaseWish;
 pub use share::{Answering, Asked, News, StandbyOrder};
 pub use thread::{Cluster, Settings};
 pub use view::{ClusterView, PeerView, Phase};

@@ -20,6 +20,7 @@ use super::agree::Client;
 use super::door;
 use super::found::Founding;
 use super::identity::{self, Identity};
+use super::lease::LeaseWish;
 use super::replica::Replica;
 use super::share::{Answering, NEWS_MAX, News, StandbyOrder, WISHES_MAX, Wish};
 use super::topology::{Errand, Running};
@@ -57,7 +58,7 @@ pub struct Cluster {
     news: mpsc::Receiver<News>,
     wishes: mpsc::Sender<Wish>,
     say: watch::Sender<Report>,
-    want_lease: watch::Sender<bool>,
+    want_lease: watch::Sender<LeaseWish>,
     stop: watch::Sender<bool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -90,7 +91,7 @@ impl Cluster {
         let (news_in, news) = mpsc::channel(NEWS_MAX);
         let (wishes, to_grant) = mpsc::channel(WISHES_MAX);
         let (say, said) = watch::channel(Report::default());
-        let (want_lease, lease_wanted) = watch::channel(false);
+        let (want_lease, lease_wanted) = watch::channel(LeaseWish::RunOut);
         let (stop, stopping) = watch::channel(false);
         let hub = Hub {
             replica: Replica::new(),
@@ -136,8 +137,8 @@ impl Cluster {
         });
     }
 
-    /// Whether this node is to hold a lease to route to pairs.
-    pub fn want_lease(&self, wanted: bool) {
+    /// What becomes of this node's lease to route to pairs.
+    pub fn want_lease(&self, wanted: LeaseWish) {
         self.want_lease.send_if_modified(|before| std::mem::replace(before, wanted) != wanted);
     }
 
@@ -177,7 +178,7 @@ impl Drop for Cluster {
 /// What the agent's loop sends.
 struct FromLoop {
     wishes: mpsc::Receiver<Wish>,
-    lease_wanted: watch::Receiver<bool>,
+    lease_wanted: watch::Receiver<LeaseWish>,
 }
 
 /// What was agreed on in one way does not move to the other by itself.

@@ -109,6 +109,44 @@ fn a_node_that_is_frozen_holds_up_a_failover_no_longer_than_its_lease() {
 }
 
 #[test]
+fn a_cold_backup_is_started_on_its_own_node_and_serves_everywhere() {
+    let (mut primary, backup) = (Backend::start("primary"), Backend::start("backup"));
+    backup.be_healthy(false);
+    let mut ports = Vec::new();
+    // The backup's address is that of node a, and of no other.
+    let nodes = Nodes::start_each("cold", &["a", "b", "c"], |_node| {
+        let port = free_port();
+        ports.push(port);
+        format!(
+            "[service.pair]\nlisten = \"127.0.0.1:{port}\"\nprimary = \"{}\"\nbackup = \"{}\"\n\
+             standby = \"cold\"\nstart = [\"sh\", \"-c\", \"echo $OUTLAST_EPOCH\"]\n\
+             failback = \"manual\"\n{PROBE}\n",
+            primary.url(),
+            backup.url()
+        )
+    });
+    nodes.leader();
+    for &port in &ports {
+        assert_eq!(served(port), "primary");
+    }
+    let others = nodes.others("a");
+    if !others.contains(&nodes.leader()) {
+        nodes.verb("a", &["node", "lead", others[0]]);
+        wait_until("another node leads", || nodes.leader() != "a");
+    }
+    let log = nodes.stage("a").data().join("standby-pair.log");
+    primary.stop();
+    wait_until("the start command has run at the backup's node", || {
+        std::fs::read_to_string(&log).is_ok_and(|text| !text.trim().is_empty())
+    });
+    assert!(!nodes.stage(others[0]).data().join("standby-pair.log").exists());
+    backup.be_healthy(true);
+    for &port in &ports {
+        only_at(port, "backup");
+    }
+}
+
+#[test]
 fn without_a_majority_a_pair_is_not_routed_to_and_other_services_are() {
     let backend = Backend::start("web");
     let (primary, backup) = (Backend::start("primary"), Backend::start("backup"));

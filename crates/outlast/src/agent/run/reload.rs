@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use outlast_core::agent::Action;
 use outlast_core::event::Fact;
-use outlast_core::topology::Topology;
+use outlast_core::topology::{Pool, Topology};
 use tokio::net::TcpListener;
 
 use super::Loop;
@@ -67,6 +67,11 @@ impl Loop {
         if self.base.join(&topology.cluster.data_dir) != self.data_dir {
             return Err("`data_dir` cannot change while the agent runs; restart it".to_owned());
         }
+        if let Some(service) = self.moved_pair(&topology) {
+            return Err(format!(
+                "service.{service} is a pair, and nodes would change its servers at different times: give the changed pair another name"
+            ));
+        }
         let certificates =
             table::certificates(&topology, &self.base).map_err(|e| format!("{e:#}"))?;
         let trial = table::table(
@@ -87,6 +92,21 @@ impl Loop {
         let face = moves.then(|| face::listener(topology.cluster.face)).transpose();
         let face = face.map_err(|e| format!("{e:#}"))?;
         Ok(Prepared { topology, certificates, opened, face })
+    }
+
+    /// A pair of several nodes that would get other servers: which of them serves is agreed on by side.
+    fn moved_pair(&self, next: &Topology) -> Option<String> {
+        let servers = |topology: &Topology, name: &String| match &topology.services.get(name)?.pool
+        {
+            Pool::Pair(pair) => Some((pair.primary.clone(), pair.backup.clone())),
+            Pool::Balanced { .. } => None,
+        };
+        let names = self.topology.services.keys().filter(|_| self.core.is_joint());
+        let mut moved = names.filter(|name| {
+            let (before, after) = (servers(&self.topology, name), servers(next, name));
+            before.is_some() && after.is_some() && before != after
+        });
+        moved.next().cloned()
     }
 
     /// Runs a topology from now on.

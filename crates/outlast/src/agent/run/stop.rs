@@ -5,8 +5,10 @@ use std::time::Duration;
 use outlast_core::event::Fact;
 use tokio::sync::mpsc;
 
+use super::together::next_news;
 use super::{End, Loop, Signals};
 use crate::agent::processes::Processes;
+use crate::cluster::LeaseWish;
 
 /// Open work has this long before it is closed by force.
 const DRAIN_MAX: Duration = Duration::from_secs(30);
@@ -18,6 +20,12 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const KILLED_MAX: Duration = Duration::from_secs(50);
 
 impl Loop {
+    fn wish_lease(&self, wish: LeaseWish) {
+        if let Some(cluster) = &self.cluster {
+            cluster.want_lease(wish);
+        }
+    }
+
     fn end_proxies(&mut self, deadline: Duration) {
         let mut facts = Vec::new();
         self.plane.stop(self.now().instant, deadline, &mut facts);
@@ -42,11 +50,15 @@ impl Loop {
                 Some(said) = self.inbox.recv() => self.hear(said),
                 Some(said) = self.links.recv() => self.hear_proxy(said),
                 Some(report) = self.reports.recv() => self.hear_process(report),
+                // The others must not wait for this node, nor its clients for a lease that is not passed on.
+                news = next_news(&mut self.cluster) => self.hear_cluster(news),
                 // A second signal cuts the pause.
                 _ = signals.terminate.recv() => break,
                 _ = signals.interrupt.recv() => break,
             }
         }
+        // What drains is not vouched for any more.
+        self.wish_lease(LeaseWish::RunOut);
         self.end_proxies(DRAIN_MAX);
         let begun = tokio::time::Instant::now();
         let mut forced = false;
@@ -55,6 +67,7 @@ impl Loop {
             let wake = self.plane.wake_in(self.now().instant);
             tokio::select! {
                 Some(from) = self.links.recv() => self.hear_proxy(from),
+                news = next_news(&mut self.cluster) => self.hear_cluster(news),
                 () = tokio::time::sleep(wake.unwrap_or(LOOK_AGAIN)) => self.look_after_proxies(),
                 () = tokio::time::sleep_until(begun + KILLED_MAX) => {
                     tracing::error!("a killed proxy does not end");
@@ -67,6 +80,7 @@ impl Loop {
                 }
             }
         }
+        self.wish_lease(LeaseWish::GiveBack);
         self.plane.reap();
         // A proxy that used its whole time had something left to cut off.
         forced |= DRAIN_MAX <= begun.elapsed();

@@ -10,8 +10,8 @@ use outlast_core::topology::{Pool, Topology};
 use tokio::sync::oneshot;
 
 use super::{Loop, Said};
-use crate::agent::standby;
-use crate::cluster::{Answering, Asked, Cluster, News, StandbyOrder};
+use crate::agent::{standby, state};
+use crate::cluster::{Answering, Asked, Cluster, LeaseWish, News, StandbyOrder};
 
 /// For as long as this a data plane may be behind what was agreed; then this node lets its lease end.
 const BEHIND_MAX: Duration = Duration::from_secs(4);
@@ -46,7 +46,10 @@ impl Loop {
         match news {
             Some(News::Fact(fact)) => self.record(fact),
             Some(News::Heard { node, report }) => self.step(Input::Heard { node, report }),
-            Some(News::Agreed(agreement)) => self.step(Input::Agreed(agreement)),
+            Some(News::Agreed(agreement)) => {
+                self.agreement.clone_from(&agreement);
+                self.step(Input::Agreed(agreement));
+            }
             Some(News::Answered { command, result }) => {
                 self.step(Input::Answered { command, result });
             }
@@ -59,7 +62,7 @@ impl Loop {
             None => {
                 // Its part of the agent has ended: nothing can be decided any more.
                 self.cluster = None;
-                self.step(Input::Agreed(Agreement::default()));
+                self.step(Input::Agreed(Agreement { leads: false, ..self.agreement.clone() }));
                 self.lease = None;
                 self.step(Input::Vouches(false));
                 self.pass_on_lease();
@@ -160,17 +163,28 @@ impl Loop {
         }));
     }
 
+    /// Tries again to write down what was agreed on.
+    pub(super) fn save_again(&mut self) {
+        if self.pairs_unsaved {
+            let saved = state::save(&self.data_dir, &self.core.pairs(), self.core.moving());
+            self.pairs_unsaved = saved.is_err();
+        }
+    }
+
     /// Tells the others what this node sees, and whether it is to route to pairs.
     pub(super) fn tell_others(&mut self) {
         let now = self.now().instant;
         let behind = !self.core.switching().is_empty();
         self.behind_since = if behind { self.behind_since.or(Some(now)) } else { None };
         let Some(cluster) = &self.cluster else { return };
-        if behind {
-            self.plane.give_up_leaving();
-        }
         let too_long = self.behind_since.is_some_and(|since| BEHIND_MAX < now.since(since));
-        cluster.want_lease(has_pairs(&self.topology) && !too_long);
+        if !*self.stopping.borrow() {
+            let may = !too_long && !self.pairs_unsaved;
+            cluster.want_lease(match has_pairs(&self.topology) && may {
+                true => LeaseWish::Hold,
+                false => LeaseWish::RunOut,
+            });
+        }
         let topology_version = self.accord.version();
         cluster.say(Report { topology_version, ..self.core.report(now) });
     }

@@ -60,9 +60,7 @@ impl Loop {
 
     /// Tells the core which routes the data plane has in force.
     pub(super) fn confirm_routes(&mut self) {
-        // A data plane of another build, which drains, may still have the lease that the last agent told it of.
-        let leased = self.core.is_joint() && self.plane.leaves_beyond_reach();
-        if leased && self.started.elapsed() < ROUTING_LEASE {
+        if self.core.is_joint() && (self.pairs_unsaved || self.predecessors_may_route()) {
             return;
         }
         if self.plane.settled() {
@@ -73,6 +71,18 @@ impl Loop {
                 self.step(Input::Routed { service, epoch });
             }
         }
+    }
+
+    /// Whether a data plane that drains may still have a lease under which it uses an older route: nobody vouches for it any
+    /// more, so that it lasts no longer than a lease.
+    fn predecessors_may_route(&mut self) -> bool {
+        let now = self.now().instant;
+        let leaving: Vec<u32> = self.plane.leaving().collect();
+        self.leaving.retain(|pid, _| leaving.contains(pid));
+        for pid in leaving {
+            self.leaving.entry(pid).or_insert(now);
+        }
+        self.leaving.values().any(|&since| now.since(since) < ROUTING_LEASE)
     }
 
     fn hear_notice(&mut self, notice: Notice) {

@@ -396,7 +396,8 @@ async fn follow_nodes(
         let (now, _) = state(visitor, false, false, version).await?;
         let mut missing = BTreeMap::new();
         for (name, node) in &now.nodes {
-            if version <= node.version {
+            // Or what came into force meanwhile.
+            if node.in_force && version <= now.version {
                 if runs.insert(name.clone(), None).is_none() {
                     let line = format!("  {}  runs it\n", plain(name));
                     plan.say(&plan.ink().on(Paint::Green, &line))?;

@@ -372,6 +372,42 @@ fn a_node_without_its_own_copy_takes_it_from_a_snapshot() {
 }
 
 #[test]
+fn a_new_agreement_counts_from_one_and_its_first_version_is_taken_all_the_same() {
+    let (mut nodes, port) = three("anew");
+    for service in ["one", "two"] {
+        let (obeyed, text) = nodes.apply("a", &file(port, &probed(service)), &["--yes"]);
+        assert!(obeyed, "{text}");
+    }
+    nodes.runs("b", &["two"]);
+    nodes.runs("c", &["two"]);
+    for node in ["a", "b", "c"] {
+        nodes.kill(node);
+        // All logs are gone; what was taken last stays.
+        let consensus = nodes.stage(node).data().join("consensus");
+        let kept = std::fs::read(consensus.join("topology.json")).unwrap();
+        std::fs::remove_dir_all(&consensus).unwrap();
+        std::fs::create_dir(&consensus).unwrap();
+        std::fs::write(consensus.join("topology.json"), kept).unwrap();
+    }
+    for node in ["a", "b", "c"] {
+        nodes.restart(node);
+    }
+    nodes.leader();
+    for node in ["a", "b", "c"] {
+        nodes.runs(node, &["two"]);
+    }
+    let text = nodes.verb("a", &["status"]);
+    assert!(text.contains("none is in force") && text.contains("version 2"), "{text}");
+    let (obeyed, text) = nodes.apply("b", &file(port, &probed("three")), &["--yes"]);
+    assert!(obeyed && text.contains("version 1 is in force"), "{text}");
+    for node in ["a", "b", "c"] {
+        assert!(text.contains(&format!("  {node}  runs it\n")), "{text}");
+        assert_eq!(nodes.services(node).unwrap(), ["three"], "{node} runs what it says it runs");
+        assert_eq!(nodes.taken(node).unwrap()["version"], 1);
+    }
+}
+
+#[test]
 fn who_asked_can_take_it_back() {
     let (nodes, port) = three("back");
     let leader = nodes.leader();

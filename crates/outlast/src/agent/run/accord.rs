@@ -52,7 +52,7 @@ pub(super) fn start(file: &Path) -> anyhow::Result<Start> {
         let (text, topology, base) =
             read.map_err(|text| anyhow::anyhow!("the topology file cannot be run\n{text}"))?;
         let data_dir = base.join(&topology.cluster.data_dir);
-        let running = Running { version: 0, text: text.into(), file_differs: None };
+        let running = Running::new(0, text, None);
         return Ok(Start { running, topology, base, data_dir });
     };
     let path = identity::dir(&data_dir).join(NAME);
@@ -64,7 +64,7 @@ pub(super) fn start(file: &Path) -> anyhow::Result<Start> {
         )
     })?;
     let file_differs = differs(file, &topology, saved.version);
-    let running = Running { version: saved.version, text: saved.text.into(), file_differs };
+    let running = Running::new(saved.version, saved.text, file_differs);
     Ok(Start { running, topology, base, data_dir })
 }
 
@@ -192,7 +192,7 @@ impl Accord {
 
     /// Notes what the agent runs now.
     pub(super) fn runs(&self, version: u64, text: String) {
-        self.running.send_replace(Running { version, text: text.into(), file_differs: None });
+        self.running.send_replace(Running::new(version, text, None));
     }
 
     pub(super) fn version(&self) -> u64 {

@@ -253,8 +253,12 @@ fn notes(base: &TopologyState, topology: &Topology) -> Vec<String> {
             "node `{name}` is new: once this is in force, let it in with `outlast node add {name}`"
         )
     }));
+    // Through etcd nobody votes: the file names no voters, and may not.
+    let names_voters = !topology.consensus.voters.is_empty();
     let wanted: BTreeSet<&String> = topology.consensus.voters.iter().collect();
-    let registered = |votes: bool| base.nodes.iter().filter(move |(_, node)| node.voter == votes);
+    let registered = |votes: bool| {
+        base.nodes.iter().filter(move |(_, node)| names_voters && node.voter == votes)
+    };
     let promote = registered(false).filter(|(name, _)| wanted.contains(name));
     let demote = registered(true).filter(|(name, _)| !wanted.contains(name));
     let verbs = promote.map(|(name, _)| format!("`outlast node promote {name}`"));
@@ -571,4 +575,40 @@ fn part_json(part: &file::Part) -> Value {
         Change::Removed => "removed",
     };
     json!({ "part": part.part, "what": what, "keys": keys })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use outlast::cluster::topology::NodeRuns;
+
+    const ETCD: &str = "kind = \"etcd\"\nendpoints = [\"http://127.0.0.1:2379\"]\n";
+
+    /// Of `a` and `b`; what comes first in the text belongs to `[consensus]`.
+    fn topology(consensus: &str) -> Topology {
+        let mut text = format!("[cluster]\nname = \"test\"\n[consensus]\n{consensus}");
+        for (at, name) in [(1, "a"), (2, "b")] {
+            text += &format!("[node.{name}]\naddress = \"127.0.0.{at}\"\n");
+        }
+        file::parse("test", &text).expect("it is right")
+    }
+
+    #[track_caller]
+    fn check(consensus: &str, expected: &[&str]) {
+        let voter = NodeRuns { voter: true, linked: true, ..NodeRuns::default() };
+        let nodes = ["a", "b"].map(|name| (name.to_owned(), voter.clone()));
+        let base = TopologyState { nodes: nodes.into(), ..TopologyState::default() };
+        let notes = notes(&base, &topology(consensus));
+        assert_eq!(notes.len(), expected.len(), "{notes:?}");
+        for (note, expected) in notes.iter().zip(expected) {
+            assert!(note.contains(expected), "{note}");
+        }
+    }
+
+    #[test]
+    fn who_votes_is_no_matter_where_nobody_does() {
+        check("", &[]);
+        check("voters = [\"a\"]\n", &["`outlast node demote b`"]);
+        check(ETCD, &[]);
+    }
 }

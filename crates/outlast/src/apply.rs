@@ -11,7 +11,7 @@ use outlast::cluster::door::{Question, Said, Visitor};
 use outlast::cluster::topology::{Ended, TopologyState};
 use outlast::file::{self, Change, Difference, Side};
 use outlast_core::agreed::{Command, Limit, Refusal, Reply, TopologyCommand, Vote};
-use outlast_core::topology::Topology;
+use outlast_core::topology::{ConsensusKind, Topology};
 use outlast_core::units::show_duration;
 use serde_json::{Value, json};
 
@@ -189,11 +189,13 @@ pub(crate) fn run(args: &ApplyArgs) -> anyhow::Result<Outcome> {
         let (base, node) = state(&mut visitor, true, true, 0).await?;
         let in_force = base.text.clone().unwrap_or_default();
         let difference = file::difference(&in_force, &text);
-        let notes = notes(&base, &topology);
+        // What cannot be read any more is like nothing here.
+        let before = file::parse("", &in_force).ok();
+        let notes = notes(&base, before.as_ref(), &topology);
         let plan = Plan { name, text, node, base, difference, notes, format: args.format };
         plan.say(&plan.shown())?;
         // Of a topology that was never agreed on other nodes may have another one.
-        let same = file::parse("", &in_force).is_ok_and(|in_force| in_force == topology);
+        let same = before.as_ref() == Some(&topology);
         if same && plan.base.version > 0 {
             return plan.finish(&Came::Unchanged);
         }
@@ -233,9 +235,15 @@ async fn state(
     }
 }
 
-/// What the file says and `apply` does not do.
-fn notes(base: &TopologyState, topology: &Topology) -> Vec<String> {
+/// What the file says and `apply` does not do, or not at once.
+fn notes(base: &TopologyState, before: Option<&Topology>, topology: &Topology) -> Vec<String> {
     let mut notes = Vec::new();
+    // Another kind is refused by each node.
+    if let ConsensusKind::Etcd { .. } = topology.consensus.kind
+        && before.is_some_and(|before| before.consensus.kind != topology.consensus.kind)
+    {
+        notes.push("`endpoints` and `tls` of [consensus] take effect at the next start of each agent, which goes by those in the file that it is started with: write them there, too".to_owned());
+    }
     for (name, runs) in &base.nodes {
         if !topology.nodes.contains_key(name) {
             notes.push(format!(
@@ -594,11 +602,11 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(consensus: &str, expected: &[&str]) {
+    fn check(before: &str, consensus: &str, expected: &[&str]) {
         let voter = NodeRuns { voter: true, linked: true, ..NodeRuns::default() };
         let nodes = ["a", "b"].map(|name| (name.to_owned(), voter.clone()));
         let base = TopologyState { nodes: nodes.into(), ..TopologyState::default() };
-        let notes = notes(&base, &topology(consensus));
+        let notes = notes(&base, Some(&topology(before)), &topology(consensus));
         assert_eq!(notes.len(), expected.len(), "{notes:?}");
         for (note, expected) in notes.iter().zip(expected) {
             assert!(note.contains(expected), "{note}");
@@ -607,8 +615,13 @@ mod tests {
 
     #[test]
     fn who_votes_is_no_matter_where_nobody_does() {
-        check("", &[]);
-        check("voters = [\"a\"]\n", &["`outlast node demote b`"]);
-        check(ETCD, &[]);
+        check("", "", &[]);
+        check("", "voters = [\"a\"]\n", &["`outlast node demote b`"]);
+        check(ETCD, ETCD, &[]);
+    }
+
+    #[test]
+    fn how_etcd_is_reached_changes_at_the_next_start() {
+        check(ETCD, &ETCD.replace("2379", "4001"), &["at the next start of each agent"]);
     }
 }

@@ -526,7 +526,9 @@ impl Hub {
                 self.settings.data_dir.display()
             ));
         }
-        if new.consensus.kind != old.consensus.kind {
+        // How etcd is reached may change: the next start goes by it.
+        let kind = |topology: &Topology| std::mem::discriminant(&topology.consensus.kind);
+        if kind(new) != kind(old) {
             return Err("`kind` of [consensus] cannot change while agents run; leave it as it is"
                 .to_owned());
         }

@@ -529,7 +529,7 @@ impl Hub {
         // How etcd is reached may change: the next start goes by it.
         let kind = |topology: &Topology| std::mem::discriminant(&topology.consensus.kind);
         if kind(new) != kind(old) {
-            return Err("`kind` of [consensus] cannot change while agents run; leave it as it is"
+            return Err("`kind` of [consensus] cannot change while agents run; leave it as it is, or begin anew as docs/cluster.md says"
                 .to_owned());
         }
         if new.cluster.tls != old.cluster.tls {

@@ -7,6 +7,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use super::Nodes;
+use super::etcd::servers::Servers;
 use crate::stage::{Stage, free_port, wait, wait_until};
 
 /// The same file for all nodes of one machine: a directory of its own for each, and no face.
@@ -28,11 +29,15 @@ fn probed(name: &str) -> String {
 }
 
 fn three(name: &str) -> (Nodes, u16) {
+    three_with(name, "")
+}
+
+fn three_with(name: &str, rest: &str) -> (Nodes, u16) {
     let (port, names) = (free_port(), ["a", "b", "c"]);
     let mut nodes = Nodes { names: names.to_vec(), stages: Vec::new(), agents: Vec::new(), port };
     for node in names {
         let stage = Stage::new(&format!("{name}-{node}"));
-        std::fs::write(&stage.file, file(port, "")).expect("the directory is ours");
+        std::fs::write(&stage.file, file(port, rest)).expect("the directory is ours");
         nodes.agents.push(Some(stage.spawn_node(node)));
         nodes.stages.push(stage);
     }
@@ -404,6 +409,36 @@ fn a_new_agreement_counts_from_one_and_its_first_version_is_taken_all_the_same()
         assert!(text.contains(&format!("  {node}  runs it\n")), "{text}");
         assert_eq!(nodes.services(node).unwrap(), ["three"], "{node} runs what it says it runs");
         assert_eq!(nodes.taken(node).unwrap()["version"], 1);
+    }
+}
+
+#[test]
+fn an_etcd_that_has_moved_is_reached_as_the_files_say_and_then_as_all_agree() {
+    let mut servers = Servers::start("etcd-moved", 3, None);
+    let endpoints = servers.endpoints();
+    let through = |endpoints: &[String], service: &str| {
+        let consensus = format!("[consensus]\nkind = \"etcd\"\nendpoints = {endpoints:?}\n");
+        consensus + &probed(service)
+    };
+    let (mut nodes, port) = three_with("etcd-moved", &through(&endpoints[..1], "one"));
+    let two = file(port, &through(&endpoints[..1], "two"));
+    let (obeyed, text) = nodes.apply("a", &two, &["--yes"]);
+    assert!(obeyed && !text.contains("note:"), "{text}");
+    // The only member that is agreed on is gone for good.
+    servers.kill(0);
+    let three = file(port, &through(&endpoints[1..], "three"));
+    for node in ["a", "b", "c"] {
+        nodes.kill(node);
+        std::fs::write(&nodes.stage(node).file, &three).unwrap();
+        nodes.restart(node);
+    }
+    nodes.leader();
+    nodes.runs("b", &["two"]);
+    let (obeyed, text) = nodes.apply("b", &three, &["--yes"]);
+    assert!(obeyed && text.contains("at the next start of each agent"), "{text}");
+    for node in ["a", "b", "c"] {
+        assert!(text.contains(&format!("  {node}  runs it\n")), "{text}");
+        assert_eq!(nodes.services(node).unwrap(), ["three"], "{node} runs what it says it runs");
     }
 }
 

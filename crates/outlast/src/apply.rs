@@ -11,7 +11,7 @@ use outlast::cluster::door::{Question, Said, Visitor};
 use outlast::cluster::topology::{Ended, TopologyState};
 use outlast::file::{self, Change, Difference, Side};
 use outlast_core::agreed::{Command, Limit, Refusal, Reply, TopologyCommand, Vote};
-use outlast_core::topology::Topology;
+use outlast_core::topology::{ConsensusKind, Topology};
 use outlast_core::units::show_duration;
 use serde_json::{Value, json};
 
@@ -189,11 +189,13 @@ pub(crate) fn run(args: &ApplyArgs) -> anyhow::Result<Outcome> {
         let (base, node) = state(&mut visitor, true, true, 0).await?;
         let in_force = base.text.clone().unwrap_or_default();
         let difference = file::difference(&in_force, &text);
-        let notes = notes(&base, &topology);
+        // What cannot be read any more is like nothing here.
+        let before = file::parse("", &in_force).ok();
+        let notes = notes(&base, before.as_ref(), &topology);
         let plan = Plan { name, text, node, base, difference, notes, format: args.format };
         plan.say(&plan.shown())?;
         // Of a topology that was never agreed on other nodes may have another one.
-        let same = file::parse("", &in_force).is_ok_and(|in_force| in_force == topology);
+        let same = before.as_ref() == Some(&topology);
         if same && plan.base.version > 0 {
             return plan.finish(&Came::Unchanged);
         }
@@ -233,9 +235,15 @@ async fn state(
     }
 }
 
-/// What the file says and `apply` does not do.
-fn notes(base: &TopologyState, topology: &Topology) -> Vec<String> {
+/// What the file says and `apply` does not do, or not at once.
+fn notes(base: &TopologyState, before: Option<&Topology>, topology: &Topology) -> Vec<String> {
     let mut notes = Vec::new();
+    // Another kind is refused by each node.
+    if let ConsensusKind::Etcd { .. } = topology.consensus.kind
+        && before.is_some_and(|before| before.consensus.kind != topology.consensus.kind)
+    {
+        notes.push("`endpoints` and `tls` of [consensus] take effect at the next start of each agent, which goes by those in the file that it is started with: write them there, too".to_owned());
+    }
     for (name, runs) in &base.nodes {
         if !topology.nodes.contains_key(name) {
             notes.push(format!(
@@ -253,8 +261,12 @@ fn notes(base: &TopologyState, topology: &Topology) -> Vec<String> {
             "node `{name}` is new: once this is in force, let it in with `outlast node add {name}`"
         )
     }));
+    // Through etcd nobody votes: the file names no voters, and may not.
+    let names_voters = !topology.consensus.voters.is_empty();
     let wanted: BTreeSet<&String> = topology.consensus.voters.iter().collect();
-    let registered = |votes: bool| base.nodes.iter().filter(move |(_, node)| node.voter == votes);
+    let registered = |votes: bool| {
+        base.nodes.iter().filter(move |(_, node)| names_voters && node.voter == votes)
+    };
     let promote = registered(false).filter(|(name, _)| wanted.contains(name));
     let demote = registered(true).filter(|(name, _)| !wanted.contains(name));
     let verbs = promote.map(|(name, _)| format!("`outlast node promote {name}`"));
@@ -396,7 +408,8 @@ async fn follow_nodes(
         let (now, _) = state(visitor, false, false, version).await?;
         let mut missing = BTreeMap::new();
         for (name, node) in &now.nodes {
-            if version <= node.version {
+            // Or what came into force meanwhile.
+            if node.in_force && version <= now.version {
                 if runs.insert(name.clone(), None).is_none() {
                     let line = format!("  {}  runs it\n", plain(name));
                     plan.say(&plan.ink().on(Paint::Green, &line))?;
@@ -570,4 +583,45 @@ fn part_json(part: &file::Part) -> Value {
         Change::Removed => "removed",
     };
     json!({ "part": part.part, "what": what, "keys": keys })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use outlast::cluster::topology::NodeRuns;
+
+    const ETCD: &str = "kind = \"etcd\"\nendpoints = [\"http://127.0.0.1:2379\"]\n";
+
+    /// Of `a` and `b`; what comes first in the text belongs to `[consensus]`.
+    fn topology(consensus: &str) -> Topology {
+        let mut text = format!("[cluster]\nname = \"test\"\n[consensus]\n{consensus}");
+        for (at, name) in [(1, "a"), (2, "b")] {
+            text += &format!("[node.{name}]\naddress = \"127.0.0.{at}\"\n");
+        }
+        file::parse("test", &text).expect("it is right")
+    }
+
+    #[track_caller]
+    fn check(before: &str, consensus: &str, expected: &[&str]) {
+        let voter = NodeRuns { voter: true, linked: true, ..NodeRuns::default() };
+        let nodes = ["a", "b"].map(|name| (name.to_owned(), voter.clone()));
+        let base = TopologyState { nodes: nodes.into(), ..TopologyState::default() };
+        let notes = notes(&base, Some(&topology(before)), &topology(consensus));
+        assert_eq!(notes.len(), expected.len(), "{notes:?}");
+        for (note, expected) in notes.iter().zip(expected) {
+            assert!(note.contains(expected), "{note}");
+        }
+    }
+
+    #[test]
+    fn who_votes_is_no_matter_where_nobody_does() {
+        check("", "", &[]);
+        check("", "voters = [\"a\"]\n", &["`outlast node demote b`"]);
+        check(ETCD, ETCD, &[]);
+    }
+
+    #[test]
+    fn how_etcd_is_reached_changes_at_the_next_start() {
+        check(ETCD, &ETCD.replace("2379", "4001"), &["at the next start of each agent"]);
+    }
 }

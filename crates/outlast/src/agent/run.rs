@@ -179,7 +179,7 @@ struct Loop {
 impl Loop {
     fn open(
         options: Options,
-        accord::Start { running, topology, base, data_dir }: accord::Start,
+        accord::Start { running, topology, consensus, base, data_dir }: accord::Start,
         node: String,
     ) -> anyhow::Result<Loop> {
         let started = Instant::now();
@@ -233,8 +233,10 @@ impl Loop {
         let face = face::Face::open(topology.cluster.face, shared)?;
         let (accord, running, errands) = accord::lines(running, options.file.clone());
         let cluster = if cluster::wanted(&topology) {
+            let mut topology = topology.as_ref().clone();
+            topology.consensus.kind = consensus;
             Some(Cluster::start(cluster::Settings {
-                topology: topology.as_ref().clone(),
+                topology,
                 base: base.clone(),
                 node: node.clone(),
                 data_dir: data_dir.clone(),

@@ -32,6 +32,30 @@ pub(super) enum Failure {
     Unknown(String),
 }
 
+/// What became of an entry.
+#[derive(Debug)]
+struct Told {
+    index: u64,
+    reply: Reply,
+    /// An earlier try had no answer, and may have been agreed on.
+    sent_before: bool,
+}
+
+impl Told {
+    fn was_forgotten(&self) -> bool {
+        matches!(self.reply, Reply::Refused { why: Refusal::Forgotten })
+    }
+
+    /// An answer that holds for all tries. Who was forgotten between two of them may have had the first one done.
+    fn once(self) -> Result<(u64, Reply), Failure> {
+        if self.sent_before && self.was_forgotten() {
+            let why = "an earlier try had no answer, and what became of it was forgotten meanwhile";
+            return Err(Failure::Unknown(why.to_owned()));
+        }
+        Ok((self.index, self.reply))
+    }
+}
+
 impl Hub {
     /// Has a command of this node's own agreed on.
     pub(super) async fn write_as_node(&self, command: Command) -> Result<(u64, Reply), Failure> {
@@ -49,14 +73,14 @@ impl Hub {
         let deadline = Instant::now() + limit;
         let was_known = client.is_some();
         let done = self.write_once(client, command.clone(), deadline).await?;
-        if was_known && matches!(done.1, Reply::Refused { why: Refusal::Forgotten }) {
+        if was_known && client.is_none() {
             // Many others were introduced since; who is forgotten had nothing done, and begins anew.
-            *client = None;
             return self.write_once(client, command, deadline).await;
         }
         Ok(done)
     }
 
+    /// Without the client if it was forgotten.
     async fn write_once(
         &self,
         client: &mut Option<Client>,
@@ -83,15 +107,22 @@ impl Hub {
             }
         };
         known.sequence += 1;
-        self.propose(&entry(known.id, known.sequence, command), deadline).await
+        let told = self.bring(&entry(known.id, known.sequence, command), deadline).await?;
+        client.take_if(|_| told.was_forgotten());
+        told.once()
     }
 
-    /// Brings an entry to the leader until it is agreed on. The entry carries its number, so it takes effect once.
+    /// Has an entry agreed on that does no harm if it comes twice.
     pub(super) async fn propose(
         &self,
         entry: &Entry,
         deadline: Instant,
     ) -> Result<(u64, Reply), Failure> {
+        self.bring(entry, deadline).await.map(|told| (told.index, told.reply))
+    }
+
+    /// Brings an entry to the leader until it is agreed on. The entry carries its number, so it takes effect once.
+    async fn bring(&self, entry: &Entry, deadline: Instant) -> Result<Told, Failure> {
         let mut sent = false;
         let mut why = "this node takes no part in the cluster yet".to_owned();
         let mut standing = self.consensus().map(Agreement::standing);
@@ -123,7 +154,9 @@ impl Hub {
                     }
                 };
                 match answer {
-                    Answer::Done { index, reply } => return Ok((index, reply)),
+                    Answer::Done { index, reply } => {
+                        return Ok(Told { index, reply, sent_before: sent });
+                    }
                     Answer::Unknown => {
                         sent = true;
                         why =
@@ -287,5 +320,21 @@ pub(super) fn is_own(command: &Command) -> bool {
         | Command::Lock(_)
         | Command::Side(_)
         | Command::Record { .. } => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_was_forgotten_between_two_tries_does_not_know_what_became_of_the_first() {
+        let told = |sent_before, reply| Told { index: 7, reply, sent_before }.once();
+        let forgotten = Reply::Refused { why: Refusal::Forgotten };
+        assert!(matches!(told(true, forgotten), Err(Failure::Unknown(_))));
+        // Nothing had been sent before: nothing has happened.
+        assert_eq!(told(false, forgotten), Ok((7, forgotten)));
+        // Its number was known: this is the answer to whichever try came first.
+        assert_eq!(told(true, Reply::Done), Ok((7, Reply::Done)));
     }
 }

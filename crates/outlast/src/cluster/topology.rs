@@ -7,7 +7,9 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use outlast_core::agreed::{Agreed, Command, KvCommand, Reply, TopologyCommand, Verdict, Vote};
+use outlast_core::agreed::{
+    Agreed, AgreedTopology, Command, Hash, KvCommand, Reply, TopologyCommand, Verdict, Vote,
+};
 use outlast_core::codec::{Code, Malformed, Reader};
 use outlast_core::event::Fact;
 use outlast_core::topology::Topology;
@@ -51,8 +53,23 @@ pub struct Running {
     /// Zero: the operator's file, which nobody else has agreed to.
     pub version: u64,
     pub text: Arc<str>,
+    /// Of the text.
+    pub hash: Hash,
     /// How the operator's file differs from it, and what to do.
     pub file_differs: Option<String>,
+}
+
+impl Running {
+    pub fn new(version: u64, text: String, file_differs: Option<String>) -> Running {
+        let hash = Hash::of(text.as_bytes());
+        Running { version, text: text.into(), hash, file_differs }
+    }
+
+    /// What is in force and does not run. Which number is higher says nothing: a new agreement counts from one again.
+    fn lacks(&self, in_force: &AgreedTopology) -> Option<(u64, String)> {
+        let runs = (self.version, self.hash) == (in_force.version(), in_force.hash());
+        (in_force.version() > 0 && !runs).then(|| (in_force.version(), in_force.text().to_owned()))
+    }
 }
 
 /// What each node runs, as it has told all others: an entry of the key-value space.
@@ -60,8 +77,17 @@ pub struct Running {
 pub struct Runs {
     v: u32,
     pub version: u64,
+    /// SHA-256 of its text.
+    #[serde(default)]
+    hash: String,
     /// Why it does not run what is in force.
     pub trouble: Option<String>,
+}
+
+impl Runs {
+    fn is_in_force(&self, topology: &AgreedTopology) -> bool {
+        (self.version, self.hash.as_str()) == (topology.version(), &topology.hash().to_string())
+    }
 }
 
 /// What has happened to a proposal.
@@ -149,6 +175,8 @@ pub struct NodeRuns {
     pub linked: bool,
     /// As it has told; zero: its own file, as far as anybody knows.
     pub version: u64,
+    /// Whether that is what is in force, to the letter.
+    pub in_force: bool,
     /// Why it does not run what is in force.
     pub trouble: Option<String>,
 }
@@ -184,17 +212,18 @@ impl Code for OpenProposal {
 
 impl Code for NodeRuns {
     fn encode(&self, to: &mut Vec<u8>) {
-        let NodeRuns { voter, linked, version, trouble } = self;
+        let NodeRuns { voter, linked, version, in_force, trouble } = self;
         voter.encode(to);
         linked.encode(to);
         version.encode(to);
+        in_force.encode(to);
         trouble.encode(to);
     }
 
     fn decode(from: &mut Reader<'_>) -> Result<NodeRuns, Malformed> {
         let (voter, linked) = (Code::decode(from)?, Code::decode(from)?);
-        let (version, trouble) = (Code::decode(from)?, Code::decode(from)?);
-        Ok(NodeRuns { voter, linked, version, trouble })
+        let (version, in_force) = (Code::decode(from)?, Code::decode(from)?);
+        Ok(NodeRuns { voter, linked, version, in_force, trouble: Code::decode(from)? })
     }
 }
 
@@ -400,15 +429,12 @@ impl Hub {
 
     /// Whether there is nothing more to do.
     async fn take_what_is_in_force(&self, course: &mut Course) -> bool {
-        let (version, text) = self.replica.read(|agreed| {
-            let topology = agreed.topology();
-            let new = self.settings.running.borrow().version < topology.version();
-            (topology.version(), if new { topology.text().to_owned() } else { String::new() })
-        });
-        if version <= self.settings.running.borrow().version {
+        let running = self.settings.running.borrow().clone();
+        let lacking = self.replica.read(|agreed| running.lacks(agreed.topology()));
+        let Some((version, text)) = lacking else {
             course.trouble = None;
             return true;
-        }
+        };
         let known = course.trouble.as_ref().is_some_and(|(known, _)| *known == version);
         if known && course.waits() {
             return false;
@@ -500,8 +526,10 @@ impl Hub {
                 self.settings.data_dir.display()
             ));
         }
-        if new.consensus.kind != old.consensus.kind {
-            return Err("`kind` of [consensus] cannot change while agents run; leave it as it is"
+        // How etcd is reached may change: the next start goes by it.
+        let kind = |topology: &Topology| std::mem::discriminant(&topology.consensus.kind);
+        if kind(new) != kind(old) {
+            return Err("`kind` of [consensus] cannot change while agents run; leave it as it is, or begin anew as docs/cluster.md says"
                 .to_owned());
         }
         if new.cluster.tls != old.cluster.tls {
@@ -535,9 +563,10 @@ impl Hub {
             let in_force = if topology.version() == 0 { &running.text } else { topology.text() };
             let nodes = agreed.registry().nodes().iter().map(|(&id, node)| {
                 let runs = runs(agreed, id).unwrap_or_default();
+                let in_force = runs.is_in_force(topology);
                 let (version, trouble) = (runs.version, runs.trouble);
                 let (voter, linked) = (node.role.votes(), linked(&node.name));
-                (node.name.clone(), NodeRuns { voter, linked, version, trouble })
+                (node.name.clone(), NodeRuns { voter, linked, version, in_force, trouble })
             });
             TopologyState {
                 version: topology.version(),
@@ -574,10 +603,13 @@ impl Hub {
 
     /// Tells all nodes what this one runs, once for each change. Whether there is nothing more to do.
     async fn tell(&self, course: &Course) -> bool {
-        let version = self.settings.running.borrow().version;
+        let (version, hash) = {
+            let running = self.settings.running.borrow();
+            (running.version, running.hash.to_string())
+        };
         let trouble =
             course.trouble.as_ref().map(|(version, reason)| format!("version {version}: {reason}"));
-        let runs = Runs { v: 1, version, trouble };
+        let runs = Runs { v: 1, version, hash, trouble };
         let Some(id) = self.identity().id else { return true };
         // Before the first agreed topology there is nothing to tell.
         let known = self.replica.read(|agreed| self::runs(agreed, id));
@@ -697,6 +729,28 @@ mod tests {
     }
 
     #[test]
+    fn what_is_in_force_is_taken_unless_it_runs_to_the_letter() {
+        let (mut agreed, mut apply) = proposed(Duration::from_secs(10));
+        let running = |version, text: &str| Running::new(version, text.to_owned(), None);
+        assert_eq!(running(7, "old").lacks(agreed.topology()), None, "nothing is in force");
+        for node in [2, 3] {
+            apply(&mut agreed, vote(node, true));
+        }
+        apply(&mut agreed, Command::Topology(TopologyCommand::Commit { version: 1 }));
+        let runs = |version, text: &str| {
+            let hash = Hash::of(text.as_bytes()).to_string();
+            Runs { v: 1, version, hash, trouble: None }.is_in_force(agreed.topology())
+        };
+        assert!(running(1, "text").lacks(agreed.topology()).is_none() && runs(1, "text"));
+        // Of an agreement that is gone, whichever number that had come to.
+        for (version, text) in [(0, "text"), (1, "old"), (7, "text"), (7, "old")] {
+            let new = running(version, text).lacks(agreed.topology());
+            assert_eq!(new, Some((1, "text".to_owned())), "{version} {text}");
+            assert!(!runs(version, text), "{version} {text}");
+        }
+    }
+
+    #[test]
     fn every_note_is_heard_once_and_the_oldest_are_dropped() {
         let mut notes = Notes::default();
         let note = |version| Note::Proposed { version, by: "a".to_owned() };
@@ -718,8 +772,8 @@ mod tests {
         let ended =
             Ended { version: 3, reason: Some("why".to_owned()), votes: votes.clone().into() };
         let (by, limit) = ("b".to_owned(), Duration::from_secs(9));
-        let node =
-            NodeRuns { voter: true, linked: false, version: 2, trouble: Some("t".to_owned()) };
+        let trouble = Some("t".to_owned());
+        let node = NodeRuns { voter: true, linked: false, version: 2, in_force: true, trouble };
         let state = TopologyState {
             version: 2,
             text: Some("text".to_owned()),

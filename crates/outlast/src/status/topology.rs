@@ -8,14 +8,26 @@ use crate::output::{Ink, Paint, plain};
 pub(super) fn topology(status: &TopologyStatus, ink: Ink) -> String {
     let title = ink.on(Paint::Bold, "topology");
     let mut text = match status.version {
-        0 => format!("{title}  each node runs its own file; `outlast apply` makes one of all\n"),
+        0 => {
+            // What was agreed on before is gone: etcd was emptied, or a log was moved away.
+            let what = match status.runs {
+                0 => "each node runs its own file".to_owned(),
+                runs => {
+                    format!("none is in force, and this node runs its last one, version {runs}")
+                }
+            };
+            format!("{title}  {what}; `outlast apply` makes one of all\n")
+        }
         version => {
             let others: Vec<String> = status
                 .nodes
                 .iter()
-                .filter(|(_, node)| node.version != version)
+                .filter(|(_, node)| !node.in_force)
                 .map(|(name, node)| match node.version {
                     0 => format!("{} has not said that it runs it", plain(name)),
+                    same if same == version => {
+                        format!("{} runs another version {version}", plain(name))
+                    }
                     other => format!("{} runs version {other}", plain(name)),
                 })
                 .collect();
@@ -70,9 +82,16 @@ mod tests {
             topology  each node runs its own file; `outlast apply` makes one of all
         "#]],
         );
+        status.runs = 7;
+        check(
+            &status,
+            expect![[r#"
+            topology  none is in force, and this node runs its last one, version 7; `outlast apply` makes one of all
+        "#]],
+        );
         status.version = 4;
         for name in ["a", "b", "c"] {
-            let node = NodeRunsStatus { version: 4, trouble: None };
+            let node = NodeRunsStatus { version: 4, in_force: true, trouble: None };
             status.nodes.insert(name.to_owned(), node);
         }
         check(
@@ -82,7 +101,9 @@ mod tests {
         "#]],
         );
         let trouble = Some("version 4: listen on 127.0.0.1:80: in use".to_owned());
-        status.nodes.insert("b".to_owned(), NodeRunsStatus { version: 3, trouble });
+        status
+            .nodes
+            .insert("b".to_owned(), NodeRunsStatus { version: 3, in_force: false, trouble });
         status.proposal = Some(ProposalStatus {
             version: 5,
             by: "a".to_owned(),

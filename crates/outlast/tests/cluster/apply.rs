@@ -7,6 +7,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use super::Nodes;
+use super::etcd::servers::Servers;
 use crate::stage::{Stage, free_port, wait, wait_until};
 
 /// The same file for all nodes of one machine: a directory of its own for each, and no face.
@@ -28,11 +29,15 @@ fn probed(name: &str) -> String {
 }
 
 fn three(name: &str) -> (Nodes, u16) {
+    three_with(name, "")
+}
+
+fn three_with(name: &str, rest: &str) -> (Nodes, u16) {
     let (port, names) = (free_port(), ["a", "b", "c"]);
     let mut nodes = Nodes { names: names.to_vec(), stages: Vec::new(), agents: Vec::new(), port };
     for node in names {
         let stage = Stage::new(&format!("{name}-{node}"));
-        std::fs::write(&stage.file, file(port, "")).expect("the directory is ours");
+        std::fs::write(&stage.file, file(port, rest)).expect("the directory is ours");
         nodes.agents.push(Some(stage.spawn_node(node)));
         nodes.stages.push(stage);
     }
@@ -369,6 +374,72 @@ fn a_node_without_its_own_copy_takes_it_from_a_snapshot() {
     nodes.verb("a", &["node", "replace", "c"]);
     nodes.runs("c", &["api"]);
     nodes.stage("c").event(0, "topology_in_force", |_| true);
+}
+
+#[test]
+fn a_new_agreement_counts_from_one_and_its_first_version_is_taken_all_the_same() {
+    let (mut nodes, port) = three("anew");
+    for service in ["one", "two"] {
+        let (obeyed, text) = nodes.apply("a", &file(port, &probed(service)), &["--yes"]);
+        assert!(obeyed, "{text}");
+    }
+    nodes.runs("b", &["two"]);
+    nodes.runs("c", &["two"]);
+    for node in ["a", "b", "c"] {
+        nodes.kill(node);
+        // All logs are gone; what was taken last stays.
+        let consensus = nodes.stage(node).data().join("consensus");
+        let kept = std::fs::read(consensus.join("topology.json")).unwrap();
+        std::fs::remove_dir_all(&consensus).unwrap();
+        std::fs::create_dir(&consensus).unwrap();
+        std::fs::write(consensus.join("topology.json"), kept).unwrap();
+    }
+    for node in ["a", "b", "c"] {
+        nodes.restart(node);
+    }
+    nodes.leader();
+    for node in ["a", "b", "c"] {
+        nodes.runs(node, &["two"]);
+    }
+    let text = nodes.verb("a", &["status"]);
+    assert!(text.contains("none is in force") && text.contains("version 2"), "{text}");
+    let (obeyed, text) = nodes.apply("b", &file(port, &probed("three")), &["--yes"]);
+    assert!(obeyed && text.contains("version 1 is in force"), "{text}");
+    for node in ["a", "b", "c"] {
+        assert!(text.contains(&format!("  {node}  runs it\n")), "{text}");
+        assert_eq!(nodes.services(node).unwrap(), ["three"], "{node} runs what it says it runs");
+        assert_eq!(nodes.taken(node).unwrap()["version"], 1);
+    }
+}
+
+#[test]
+fn an_etcd_that_has_moved_is_reached_as_the_files_say_and_then_as_all_agree() {
+    let mut servers = Servers::start("etcd-moved", 3, None);
+    let endpoints = servers.endpoints();
+    let through = |endpoints: &[String], service: &str| {
+        let consensus = format!("[consensus]\nkind = \"etcd\"\nendpoints = {endpoints:?}\n");
+        consensus + &probed(service)
+    };
+    let (mut nodes, port) = three_with("etcd-moved", &through(&endpoints[..1], "one"));
+    let two = file(port, &through(&endpoints[..1], "two"));
+    let (obeyed, text) = nodes.apply("a", &two, &["--yes"]);
+    assert!(obeyed && !text.contains("note:"), "{text}");
+    // The only member that is agreed on is gone for good.
+    servers.kill(0);
+    let three = file(port, &through(&endpoints[1..], "three"));
+    for node in ["a", "b", "c"] {
+        nodes.kill(node);
+        std::fs::write(&nodes.stage(node).file, &three).unwrap();
+        nodes.restart(node);
+    }
+    nodes.leader();
+    nodes.runs("b", &["two"]);
+    let (obeyed, text) = nodes.apply("b", &three, &["--yes"]);
+    assert!(obeyed && text.contains("at the next start of each agent"), "{text}");
+    for node in ["a", "b", "c"] {
+        assert!(text.contains(&format!("  {node}  runs it\n")), "{text}");
+        assert_eq!(nodes.services(node).unwrap(), ["three"], "{node} runs what it says it runs");
+    }
 }
 
 #[test]

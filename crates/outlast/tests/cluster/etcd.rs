@@ -1,7 +1,7 @@
 //! Three real agents that agree through a real etcd.
 
 #[path = "../../../outlast-etcd/tests/servers/mod.rs"]
-mod servers;
+pub(super) mod servers;
 
 use std::path::Path;
 use std::time::{Duration, Instant};

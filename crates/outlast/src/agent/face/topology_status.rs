@@ -36,6 +36,8 @@ pub struct ProposalStatus {
 #[serde(default)]
 pub struct NodeRunsStatus {
     pub version: u64,
+    /// Whether that is what is in force, to the letter.
+    pub in_force: bool,
     /// Why it does not run what is in force.
     pub trouble: Option<String>,
 }
@@ -52,7 +54,7 @@ impl TopologyStatus {
         });
         let nodes = state.nodes.iter().map(|(name, node)| {
             let (version, trouble) = (node.version, node.trouble.clone());
-            (name.clone(), NodeRunsStatus { version, trouble })
+            (name.clone(), NodeRunsStatus { version, in_force: node.in_force, trouble })
         });
         TopologyStatus {
             version: state.version,

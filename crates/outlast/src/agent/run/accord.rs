@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context as _, ensure};
 use outlast_core::event::Fact;
-use outlast_core::topology::Topology;
+use outlast_core::topology::{ConsensusKind, Topology};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
@@ -35,6 +35,8 @@ struct Saved {
 pub(super) struct Start {
     pub(super) running: Running,
     pub(super) topology: Topology,
+    /// Where the agreement is.
+    pub(super) consensus: ConsensusKind,
     /// Relative paths count from here.
     pub(super) base: PathBuf,
     pub(super) data_dir: PathBuf,
@@ -52,8 +54,9 @@ pub(super) fn start(file: &Path) -> anyhow::Result<Start> {
         let (text, topology, base) =
             read.map_err(|text| anyhow::anyhow!("the topology file cannot be run\n{text}"))?;
         let data_dir = base.join(&topology.cluster.data_dir);
-        let running = Running { version: 0, text: text.into(), file_differs: None };
-        return Ok(Start { running, topology, base, data_dir });
+        let running = Running::new(0, text, None);
+        let consensus = topology.consensus.kind.clone();
+        return Ok(Start { running, topology, consensus, base, data_dir });
     };
     let path = identity::dir(&data_dir).join(NAME);
     let agreed = crate::file::parse(&path.display().to_string(), &saved.text);
@@ -64,8 +67,19 @@ pub(super) fn start(file: &Path) -> anyhow::Result<Start> {
         )
     })?;
     let file_differs = differs(file, &topology, saved.version);
-    let running = Running { version: saved.version, text: saved.text.into(), file_differs };
-    Ok(Start { running, topology, base, data_dir })
+    let running = Running::new(saved.version, saved.text, file_differs);
+    let file = read.ok().map(|(_, topology, _)| topology.consensus.kind);
+    let consensus = reached(topology.consensus.kind.clone(), file);
+    Ok(Start { running, topology, consensus, base, data_dir })
+}
+
+/// How etcd is reached is what the operator's file says, if that can be read: no agreement can change it while none of the
+/// endpoints that were agreed on answers.
+fn reached(agreed: ConsensusKind, file: Option<ConsensusKind>) -> ConsensusKind {
+    match (&agreed, file) {
+        (ConsensusKind::Etcd { .. }, Some(file @ ConsensusKind::Etcd { .. })) => file,
+        (ConsensusKind::Etcd { .. } | ConsensusKind::Embedded, _) => agreed,
+    }
 }
 
 /// Where the file is, and where it says that the data is, whatever else is wrong with it.
@@ -192,7 +206,7 @@ impl Accord {
 
     /// Notes what the agent runs now.
     pub(super) fn runs(&self, version: u64, text: String) {
-        self.running.send_replace(Running { version, text: text.into(), file_differs: None });
+        self.running.send_replace(Running::new(version, text, None));
     }
 
     pub(super) fn version(&self) -> u64 {
@@ -292,4 +306,24 @@ pub(super) fn lines(
     let (errands_in, errands) = mpsc::channel(ERRANDS_MAX);
     let (running, reader) = watch::channel(running);
     (Accord::new(errands, running, &file), reader, errands_in)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn etcd_is_reached_as_the_file_says_and_the_kind_is_what_was_agreed_on() {
+        let etcd = |at: &str| ConsensusKind::Etcd { endpoints: vec![at.to_owned()], tls: None };
+        let own = ConsensusKind::Embedded;
+        for (agreed, file, expected) in [
+            (etcd("old"), Some(etcd("new")), etcd("new")),
+            (etcd("old"), Some(own.clone()), etcd("old")),
+            (etcd("old"), None, etcd("old")),
+            (own.clone(), Some(etcd("new")), own.clone()),
+            (own.clone(), None, own),
+        ] {
+            assert_eq!(reached(agreed, file), expected);
+        }
+    }
 }

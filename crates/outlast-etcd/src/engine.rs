@@ -3,6 +3,7 @@
 //! It owns the machine. Calls to etcd run beside it and come back as what they have found; nothing that is slow is
 //! waited for. Every node appends for itself, so that no node's death keeps the others from having something agreed on.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +14,7 @@ use outlast_consensus::{
 };
 use outlast_core::agreed::Hash;
 use outlast_core::time::Instant;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::chair::{Chair, Wish};
@@ -66,6 +67,9 @@ const TURN_MIN: Duration = Duration::from_millis(1);
 /// How long a leader that ends tries to say so.
 const RESIGN_MAX: Duration = Duration::from_millis(500);
 
+/// How long a node that ends tries to remember how far it came.
+const REMEMBER_MAX: Duration = Duration::from_secs(1);
+
 struct Read {
     answer: ReadAnswer,
     since: Instant,
@@ -80,7 +84,7 @@ enum Found {
     Appended { append: Append, result: Result<(Instant, Option<Picture>), Fault> },
     Sat { wish: Wish, handed: Option<Handed>, result: Result<(u64, Option<(Reign, u64)>), Fault> },
     Saved(Result<bool, Fault>),
-    Marked,
+    Marked { mark: Mark, result: io::Result<()> },
 }
 
 pub(crate) struct Driver<M> {
@@ -92,8 +96,11 @@ pub(crate) struct Driver<M> {
     acts_until: Arc<AtomicU64>,
     random: u64,
     mark_path: PathBuf,
+    /// As it stands on the disk.
     mark: Option<Mark>,
+    /// When it was saved last, and whether it is being saved: one at a time.
     marked: Instant,
+    marking: bool,
     calls: JoinSet<Found>,
     /// What is applied here; `None`: nothing yet.
     place: Option<Place>,
@@ -122,9 +129,18 @@ pub(crate) struct Driver<M> {
     pictured: Option<(Instant, bool, u64, Option<u64>)>,
 }
 
-pub(crate) fn run<M: Machine>(driver: Driver<M>, events: mpsc::Receiver<Event>) {
+/// Runs until `stop` resolves or nobody is left who could ask for anything.
+pub(crate) fn run<M: Machine>(
+    driver: Driver<M>,
+    events: mpsc::Receiver<Event>,
+    stop: oneshot::Receiver<()>,
+) {
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(driver.run(events)),
+        Ok(runtime) => {
+            runtime.block_on(driver.run(events, stop));
+            // What hangs in a disk or in a name server is not waited for.
+            runtime.shutdown_background();
+        }
         Err(error) => {
             let failed = Some(format!("start a runtime: {error}"));
             driver.publish.send_replace(Standing { failed, ..nobody() });
@@ -156,6 +172,7 @@ impl<M: Machine> Driver<M> {
             mark_path,
             mark,
             marked: now,
+            marking: false,
             calls: JoinSet::new(),
             place: None,
             head: 0,
@@ -180,16 +197,15 @@ impl<M: Machine> Driver<M> {
         }
     }
 
-    async fn run(mut self, mut events: mpsc::Receiver<Event>) {
+    async fn run(mut self, mut events: mpsc::Receiver<Event>, mut stop: oneshot::Receiver<()>) {
         let (tell, mut news) = mpsc::channel(NEWS_MAX);
         let watch = tokio::task::spawn(follow(self.store.clone(), tell, self.random));
         let failed = loop {
             let now = boottime();
-            if let Err(why) = self.act(now) {
-                break Some(why);
-            }
+            self.act(now);
             let wait = self.deadline(now).since(boottime());
             let turned = tokio::select! {
+                _ = &mut stop => Err(End::Stopped),
                 event = events.recv() => {
                     let mut end = self.event(event);
                     for _ in 1..TAKEN_MAX {
@@ -220,6 +236,7 @@ impl<M: Machine> Driver<M> {
             // Others need not wait for the end of the lease.
             tokio::time::timeout(RESIGN_MAX, self.store.sit(wish)).await.ok();
         }
+        tokio::time::timeout(REMEMBER_MAX, self.remember_last()).await.ok();
         if let Some(why) = &failed {
             tracing::error!(why, "take part in what is agreed through etcd");
         }
@@ -233,7 +250,7 @@ impl<M: Machine> Driver<M> {
     fn event(&mut self, event: Option<Event>) -> Result<(), End> {
         let now = boottime();
         match event {
-            None | Some(Event::Stop) => return Err(End::Stopped),
+            None => return Err(End::Stopped),
             Some(Event::Propose { command, answer }) => {
                 if self.yields(now) {
                     answer.send(Err(ProposeError::Busy)).ok();
@@ -270,26 +287,30 @@ impl<M: Machine> Driver<M> {
     }
 
     /// Begins what is due.
-    fn act(&mut self, now: Instant) -> Result<(), String> {
+    fn act(&mut self, now: Instant) {
         self.give_up_waiting(now);
         self.lead(now);
         if self.try_at <= now {
-            self.append();
+            // What is not remembered could be forgotten unnoticed; so nothing is done before that.
+            let remembers = self.mark.is_some();
+            if remembers {
+                self.append();
+            }
             if !self.looking
                 && (self.look_at <= now || self.reads.iter().any(|r| r.until.is_none()))
             {
                 self.look();
             }
-            if !self.sitting
+            if remembers
+                && !self.sitting
                 && let Some(wish) = self.chair.wish(now, self.candidate())
             {
                 self.sit(now, wish, None);
             }
             self.save(now);
         }
-        self.remember(now)?;
+        self.remember(now);
         self.show(now);
-        Ok(())
     }
 
     fn deadline(&self, now: Instant) -> Instant {
@@ -433,7 +454,7 @@ impl<M: Machine> Driver<M> {
                 }
                 self.look_at = now;
             }
-            Found::Marked => {}
+            Found::Marked { mark, result } => self.remembered(mark, result)?,
         }
         Ok(())
     }
@@ -692,31 +713,61 @@ impl<M: Machine> Driver<M> {
         });
     }
 
-    /// Writes down which etcd it was and how far its log had come.
-    fn remember(&mut self, now: Instant) -> Result<(), String> {
-        let (Some(place), Some(etcd)) = (self.place, self.store.client.cluster()) else {
-            return Ok(());
+    /// Which etcd it is and how far its log has come.
+    fn to_remember(&self) -> Option<Mark> {
+        let (place, etcd) = (self.place?, self.store.client.cluster()?);
+        Some(Mark { v: 1, name: self.settings.cluster.clone(), etcd, index: place.index })
+    }
+
+    /// Writes that down: the first time at once, then from time to time.
+    fn remember(&mut self, now: Instant) {
+        if self.marking || self.mark.is_some() && now < self.marked + MARK_EVERY {
+            return;
+        }
+        // Whoever catches up is not yet where it was.
+        let before = self.mark.as_ref().map(|mark| mark.index);
+        let Some(mark) = self.to_remember().filter(|mark| before < Some(mark.index)) else {
+            return;
         };
-        let (v, name, index) = (1, self.settings.cluster.clone(), place.index);
-        let mark = Mark { v, name, etcd, index };
-        let first = self.mark.as_ref().is_none_or(|before| before.etcd != etcd);
-        if first {
-            // The first one is there before anything is done with what was read.
-            let saved = mark::save(&self.mark_path, &mark);
-            saved.map_err(|error| format!("write {}: {error}", self.mark_path.display()))?;
-            (self.mark, self.marked) = (Some(mark), now);
-        } else if self.marked + MARK_EVERY <= now && self.mark.as_ref() != Some(&mark) {
-            (self.mark, self.marked) = (Some(mark.clone()), now);
-            let path = self.mark_path.clone();
-            self.calls.spawn(async move {
-                let saved = tokio::task::spawn_blocking(move || mark::save(&path, &mark)).await;
-                if let Ok(Err(error)) = saved {
-                    tracing::warn!(%error, "remember how far the log in etcd has come");
-                }
-                Found::Marked
-            });
+        (self.marking, self.marked) = (true, now);
+        let path = self.mark_path.clone();
+        self.calls.spawn(async move {
+            let (path, to_save) = (path, mark.clone());
+            let saved = tokio::task::spawn_blocking(move || mark::save(&path, &to_save)).await;
+            let result = saved.unwrap_or_else(|error| Err(io::Error::other(error)));
+            Found::Marked { mark, result }
+        });
+    }
+
+    fn remembered(&mut self, mark: Mark, result: io::Result<()>) -> Result<(), End> {
+        self.marking = false;
+        match result {
+            Ok(()) => self.mark = Some(mark),
+            Err(error) if self.mark.is_none() => {
+                let why = format!("write {}: {error}", self.mark_path.display());
+                return Err(End::Failed(why));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "remember how far the log in etcd has come");
+            }
         }
         Ok(())
+    }
+
+    /// Writes down how far it came in the end.
+    async fn remember_last(&mut self) {
+        self.marked = Instant::default();
+        self.remember(boottime());
+        while self.marking
+            && let Some(found) = self.calls.join_next().await
+        {
+            if let Ok(Found::Marked { mark, result }) = found
+                && self.remembered(mark, result).is_ok()
+            {
+                // The one that was under way may be an older one.
+                self.remember(boottime());
+            }
+        }
     }
 
     // What others see.

@@ -143,6 +143,7 @@ impl Node {
         let mut index = None;
         wait_until("something is agreed on", || {
             index = self.propose(command).ok();
+            assert_eq!(self.standing().failed, None);
             index.is_some()
         });
         index.expect("it holds, or the test fails here")
@@ -368,6 +369,44 @@ fn with_tls_both_sides_show_certificates() {
     assert!(bare.propose("two").is_err());
     assert_eq!(good.read().len(), 2);
     std::fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
+fn a_disk_that_hangs_keeps_a_node_from_acting_and_not_from_ending() {
+    let servers = Servers::start("hangs", 1, None);
+    // Nobody reads from it, so that whoever opens it to write waits for ever.
+    let data_dir = servers.dir.join("hangs-1");
+    std::fs::create_dir_all(&data_dir).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(data_dir.join("etcd.new")).status();
+    assert!(made.unwrap().success());
+    let node = Node::start(&servers, "hangs", 1, u64::MAX);
+    wait_until("it has seen what there is", || node.standing().serves);
+    assert!(node.propose("one").is_err() && !node.etcd.may_act());
+    let begun = Instant::now();
+    drop(node);
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_machine_that_hangs_and_a_full_inbox_do_not_keep_a_node_from_ending() {
+    let servers = Servers::start("stuck", 1, None);
+    let node = Node::start(&servers, "stuck", 1, u64::MAX);
+    node.agree("one");
+    let entries = node.kept.entries.clone();
+    let held = entries.lock().unwrap();
+    let filled = (0..).any(|_| {
+        // Answered at once only if it could not be taken in.
+        let mut answering = node.etcd.propose(b"two".to_vec());
+        let polled =
+            answering.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop()));
+        std::mem::forget(answering);
+        matches!(polled, std::task::Poll::Ready(Err(ProposeError::Busy)))
+    });
+    assert!(filled);
+    let begun = Instant::now();
+    drop(node);
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    drop(held);
 }
 
 /// Between nodes and one member; cuts every connection when it is told, whatever is under way.

@@ -409,9 +409,10 @@ fn a_machine_that_hangs_and_a_full_inbox_do_not_keep_a_node_from_ending() {
     drop(held);
 }
 
-/// Between nodes and one member; cuts every connection when it is told, whatever is under way.
+/// Between nodes and one member; cuts every connection when it is told, whatever is under way, or falls silent.
 struct Relay {
     port: u16,
+    silent: Arc<AtomicBool>,
     cut: tokio::sync::watch::Sender<u64>,
     _runtime: tokio::runtime::Runtime,
 }
@@ -425,8 +426,11 @@ impl Relay {
         let listener = runtime.block_on(tokio::net::TcpListener::bind(("127.0.0.1", 0)));
         let listener = listener.expect(good);
         let port = listener.local_addr().expect(good).port();
+        let silent = Arc::new(AtomicBool::new(false));
+        let falls = silent.clone();
         runtime.spawn(async move {
             while let Ok((mut near, _)) = listener.accept().await {
+                let falls = falls.clone();
                 let mut cuts = cuts.clone();
                 cuts.mark_unchanged();
                 tokio::spawn(async move {
@@ -434,14 +438,21 @@ impl Relay {
                     else {
                         return;
                     };
+                    let silence = async {
+                        while !falls.load(Ordering::Acquire) {
+                            tokio::time::sleep(Duration::from_millis(2)).await;
+                        }
+                    };
                     tokio::select! {
                         _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
                         _ = cuts.changed() => {}
+                        // Both sides stay open, and nothing passes any more.
+                        () = silence => std::future::pending().await,
                     }
                 });
             }
         });
-        Relay { port, cut, _runtime: runtime }
+        Relay { port, silent, cut, _runtime: runtime }
     }
 }
 
@@ -491,4 +502,23 @@ fn with_connections_cut_all_the_time_each_answer_is_true() {
     let done = told.iter().filter(|(_, result)| result.is_ok()).count();
     println!("{done} of {} done", told.len());
     assert!(done > 5, "{done}");
+}
+
+#[test]
+fn a_leader_outlives_a_member_of_etcd_that_dies_without_a_word() {
+    let servers = Servers::start("silent", 1, None);
+    let relays = [Relay::start(servers.ports[0]), Relay::start(servers.ports[0])];
+    let at = |relay: &Relay| Endpoint::parse(&format!("http://127.0.0.1:{}", relay.port)).unwrap();
+    let both = [at(&relays[0]), at(&relays[1])];
+    let node = Node::start_at(&servers, &both, "silent", 1, u64::MAX, None);
+    node.agree("before");
+    wait_until("it leads", || node.etcd.may_act());
+    let term = node.standing().term;
+    for relay in &relays {
+        relay.silent.store(true, Ordering::Release);
+        node.agree("meanwhile");
+        relay.silent.store(false, Ordering::Release);
+    }
+    wait_until("it leads", || node.etcd.may_act());
+    assert_eq!(node.standing().term, term);
 }

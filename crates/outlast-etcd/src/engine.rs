@@ -3,6 +3,7 @@
 //! It owns the machine. Calls to etcd run beside it and come back as what they have found; nothing that is slow is
 //! waited for. Every node appends for itself, so that no node's death keeps the others from having something agreed on.
 
+use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -107,6 +108,9 @@ pub(crate) struct Driver<M> {
     /// The highest end of the log that was seen.
     head: Index,
     base: Base,
+    /// Batches behind that snapshot: where each ends and how long it is; and all of them together.
+    log: VecDeque<(Index, u64)>,
+    log_bytes: u64,
     chair: Chair,
     /// When the last question was asked that a majority has answered.
     fresh: Option<Instant>,
@@ -177,6 +181,8 @@ impl<M: Machine> Driver<M> {
             place: None,
             head: 0,
             base: Base::default(),
+            log: VecDeque::new(),
+            log_bytes: 0,
             chair: Chair::default(),
             fresh: None,
             forgetful_since: None,
@@ -551,9 +557,7 @@ impl<M: Machine> Driver<M> {
             return Err(self.another_log(head, from));
         }
         self.head = self.head.max(head.index);
-        if self.base.place.index <= base.place.index {
-            self.base = base;
-        }
+        self.based(base);
         self.chair.observe(now, reign, revision);
         if let Some(data) = restored {
             self.restored(base.place, &data)?;
@@ -604,6 +608,17 @@ impl<M: Machine> Driver<M> {
         Ok(())
     }
 
+    /// This snapshot stands in etcd.
+    fn based(&mut self, base: Base) {
+        if base.place.index < self.base.place.index {
+            return;
+        }
+        self.base = base;
+        while let Some((_, bytes)) = self.log.pop_front_if(|(end, _)| *end <= base.place.index) {
+            self.log_bytes -= bytes;
+        }
+    }
+
     /// Applies a batch, if it is the next one.
     fn take(&mut self, first: Index, bytes: &[u8]) -> Result<(), End> {
         let Some(place) = self.place else { return Ok(()) };
@@ -637,6 +652,8 @@ impl<M: Machine> Driver<M> {
         }
         let after = place.after(&batch, bytes);
         self.place = Some(after);
+        self.log.push_back((after.index, bytes.len() as u64));
+        self.log_bytes += bytes.len() as u64;
         self.head = self.head.max(after.index);
         self.machine.reached(after.index);
         self.roll = (self.settings.roll)();
@@ -675,11 +692,7 @@ impl<M: Machine> Driver<M> {
             News::Began => self.look_at = now,
             News::Batch { first, bytes } => self.take(first, &bytes)?,
             News::Chair { reign, revision } => self.chair.observe(now, reign, revision),
-            News::Base(base) => {
-                if self.base.place.index < base.place.index {
-                    self.base = base;
-                }
-            }
+            News::Base(base) => self.based(base),
             News::Broken(why) => return Err(End::Failed(why)),
         }
         Ok(())
@@ -690,14 +703,14 @@ impl<M: Machine> Driver<M> {
     /// A leader saves a snapshot when the log has become long.
     fn save(&mut self, now: Instant) {
         let Some(place) = self.place.filter(|_| self.led && !self.saving) else { return };
-        let long = place.index - self.base.place.index.min(place.index);
-        if long < self.settings.snapshot_after || now < self.save_at {
+        let entries = place.index - self.base.place.index.min(place.index);
+        let long = self.settings.snapshot_after <= entries
+            || entries > 0 && self.settings.snapshot_after_bytes <= self.log_bytes;
+        if !long || now < self.save_at {
             return;
         }
         let write = self.machine.snapshot();
         let (before, nonce) = (self.base, self.random.wrapping_add(place.index));
-        // Those who are a little behind go on with the log.
-        let keep = (place.index + 1).saturating_sub(self.settings.snapshot_after / 2);
         self.saving = true;
         let store = self.store.clone();
         self.calls.spawn(async move {
@@ -707,7 +720,7 @@ impl<M: Machine> Driver<M> {
                 (Base { place, nonce, parts, hash: Hash::of(&data) }, data)
             });
             Found::Saved(match written.await {
-                Ok((base, data)) => store.save(before, base, &data, keep).await,
+                Ok((base, data)) => store.save(before, base, &data).await,
                 Err(error) => Err(Fault::Broken(format!("write a snapshot down: {error}"))),
             })
         });

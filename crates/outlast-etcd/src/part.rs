@@ -45,12 +45,16 @@ pub struct Settings {
     pub begin: (Index, Vec<u8>),
     /// Asked after each change.
     pub roll: Box<dyn Fn() -> Roll + Send>,
-    /// Entries after which a snapshot takes their place.
+    /// Entries after which a snapshot takes their place, and bytes of the log.
     pub snapshot_after: u64,
+    pub snapshot_after_bytes: u64,
 }
 
 /// The usual [`Settings::snapshot_after`].
 pub const SNAPSHOT_AFTER: u64 = 10_000;
+
+/// The usual [`Settings::snapshot_after_bytes`].
+pub const SNAPSHOT_AFTER_BYTES: u64 = 64 << 20;
 
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -233,35 +233,46 @@ impl Store {
         Ok(())
     }
 
-    /// Saves a snapshot, then deletes what it takes the place of: older snapshots, and the log before `keep`.
-    pub(crate) async fn save(
-        &self,
-        before: Base,
-        base: Base,
-        data: &[u8],
-        keep: Index,
-    ) -> Result<bool, Fault> {
+    /// Saves a snapshot, then deletes what is older than the one `before` it, snapshots and log: whoever reads that one
+    /// has time until the next is saved.
+    pub(crate) async fn save(&self, before: Base, base: Base, data: &[u8]) -> Result<bool, Fault> {
         let keys = &self.keys;
+        let ((before_ours, behind_before), (ours, behind)) =
+            (keys.parts(&before), keys.parts(&base));
+        let saved = match self.save_parts(&base, data).await {
+            Ok(()) => {
+                // Whoever has saved another one meanwhile may have deleted these parts.
+                let when = vec![If::Value { key: keys.base(), value: before.value() }];
+                let then = vec![Op::Put { key: keys.base(), value: base.value() }];
+                // Without an answer they may count, and stay.
+                Ok(self.client.txn(&Txn { when, then, or: Vec::new() }, LONG).await?.held)
+            }
+            Err(trouble) => Err(trouble),
+        };
+        let then = if saved == Ok(true) {
+            let (first, end) = keys.snapshots_up_to(base.place.index);
+            vec![
+                Op::Delete { key: first, end: before_ours },
+                Op::Delete { key: behind_before, end: ours },
+                Op::Delete { key: behind, end },
+                Op::Delete { key: keys.log(0), end: keys.log(before.place.index + 1) },
+            ]
+        } else {
+            // Nobody will ever read them.
+            vec![Op::Delete { key: ours, end: behind }]
+        };
+        let deleted = self.client.txn(&Txn { then, ..Txn::default() }, LONG).await;
+        let saved = saved?;
+        deleted?;
+        Ok(saved)
+    }
+
+    async fn save_parts(&self, base: &Base, data: &[u8]) -> Result<(), Trouble> {
         for (part, bytes) in (0..).zip(data.chunks(PART_BYTES)) {
-            let put = Op::Put { key: keys.part(&base, part), value: bytes.to_vec() };
+            let put = Op::Put { key: self.keys.part(base, part), value: bytes.to_vec() };
             self.client.txn(&Txn { then: vec![put], ..Txn::default() }, LONG).await?;
         }
-        // Whoever has saved another one meanwhile may have deleted these parts.
-        let when = vec![If::Value { key: keys.base(), value: before.value() }];
-        let then = vec![Op::Put { key: keys.base(), value: base.value() }];
-        let answer = self.client.txn(&Txn { when, then, or: Vec::new() }, LONG).await?;
-        if !answer.held {
-            return Ok(false);
-        }
-        let (first, end) = keys.snapshots_up_to(base.place.index);
-        let (ours, behind) = keys.parts(&base);
-        let then = vec![
-            Op::Delete { key: first, end: ours },
-            Op::Delete { key: behind, end },
-            Op::Delete { key: keys.log(0), end: keys.log(keep) },
-        ];
-        self.client.txn(&Txn { then, ..Txn::default() }, LONG).await?;
-        Ok(true)
+        Ok(())
     }
 }
 

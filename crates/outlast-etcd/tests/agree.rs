@@ -15,6 +15,9 @@ use servers::{ServerTls, Servers};
 /// Everything that is waited for comes within this time, on the slowest machine.
 const LIMIT: Duration = Duration::from_secs(20);
 
+/// Bytes of the log after which a snapshot is saved.
+const LOG_BYTES: u64 = 3 << 19;
+
 fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let until = Instant::now() + LIMIT;
     while !holds() {
@@ -120,6 +123,7 @@ impl Node {
                 members: Members::voters([1, 2, 3]),
             }),
             snapshot_after,
+            snapshot_after_bytes: LOG_BYTES,
         };
         Node {
             etcd: Etcd::start(settings, kept.clone()).expect("it holds, or the test fails here"),
@@ -238,6 +242,26 @@ fn a_snapshot_takes_the_place_of_the_log_and_a_new_node_begins_with_it() {
     // And it goes on from there.
     nodes[1].agree("last");
     assert_eq!(late.read().last().unwrap(), b"last");
+    assert!(late.kept.gaps.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_log_of_many_bytes_gives_way_to_snapshots_one_after_the_other() {
+    let servers = Servers::start("bytes", 1, None);
+    let nodes = three(&servers, "bytes", u64::MAX);
+    let one = &nodes[usize::try_from(leader(&nodes) - 1).unwrap()];
+    let long = "x".repeat(60 << 10);
+    let mut snapshot = 1;
+    for turn in 0..3 {
+        for at in 0..30 {
+            one.agree(&format!("{turn} {at} {long}"));
+        }
+        wait_until("a snapshot", || nodes.iter().all(|node| node.standing().snapshot > snapshot));
+        snapshot = nodes[0].standing().snapshot;
+    }
+    let late = Node::start(&servers, "bytes", 4, u64::MAX);
+    assert!(late.read() == nodes[0].read(), "the new node has something else");
+    assert!(late.kept.restored.load(Ordering::Acquire));
     assert!(late.kept.gaps.lock().unwrap().is_empty());
 }
 

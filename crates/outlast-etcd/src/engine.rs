@@ -409,8 +409,9 @@ impl<M: Machine> Driver<M> {
     fn look(&mut self) {
         self.looking = true;
         let (store, from, began) = (self.store.clone(), self.place, boottime());
+        let mark = self.mark.clone().filter(|_| from.is_none());
         self.calls.spawn(async move {
-            let result = store.look(from).await;
+            let result = store.look(from, mark.as_ref()).await;
             Found::Looked { from, began, result }
         });
     }
@@ -546,7 +547,8 @@ impl<M: Machine> Driver<M> {
 
     /// Takes in what there is. False: it is older than what this node knows.
     fn saw(&mut self, now: Instant, from: Option<Place>, picture: Picture) -> Result<bool, End> {
-        let Picture { base, head, chair: (reign, revision), batches, restored, .. } = picture;
+        let Picture { base, head, chair: (reign, revision), batches, restored, goes_on, .. } =
+            picture;
         let known = self.mark.as_ref().map_or(0, |mark| mark.index);
         let from = from.unwrap_or(Place { index: known, ..head });
         if head.index < from.index {
@@ -555,6 +557,21 @@ impl<M: Machine> Driver<M> {
         self.forgetful_since = None;
         if head.index == from.index && head.chain != from.chain {
             return Err(self.another_log(head, from));
+        }
+        if self.place.is_none()
+            && let Some(mark) = &self.mark
+        {
+            match goes_on {
+                Some(true) => {}
+                Some(false) => {
+                    return Err(self.another_log(head, Place { index: mark.index, ..head }));
+                }
+                None => tracing::warn!(
+                    index = mark.index,
+                    snapshot = base.place.index,
+                    "the log in etcd does not reach back to where this node left off: that it is the same is taken on trust"
+                ),
+            }
         }
         self.head = self.head.max(head.index);
         self.based(base);
@@ -729,7 +746,7 @@ impl<M: Machine> Driver<M> {
     /// Which etcd it is and how far its log has come.
     fn to_remember(&self) -> Option<Mark> {
         let (place, etcd) = (self.place?, self.store.client.cluster()?);
-        Some(Mark { v: 1, name: self.settings.cluster.clone(), etcd, index: place.index })
+        Some(Mark::of(self.settings.cluster.clone(), etcd, place))
     }
 
     /// Writes that down: the first time at once, then from time to time.

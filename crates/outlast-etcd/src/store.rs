@@ -9,7 +9,8 @@ use outlast_core::time::Instant;
 
 use crate::chair::Wish;
 use crate::client::{Client, LONG, SHORT, Trouble};
-use crate::form::{Base, Keys, Place, Reign};
+use crate::form::{Base, Batch, Keys, Place, Reign};
+use crate::mark::Mark;
 use crate::message::{If, Kv, Op, Txn};
 use crate::queue::Append;
 
@@ -52,6 +53,19 @@ pub(crate) struct Picture {
     pub(crate) batches: Vec<(Index, Vec<u8>)>,
     /// The snapshot, where the log does not reach back far enough.
     pub(crate) restored: Option<Vec<u8>>,
+    /// Whether it goes on from the mark; `None`: nobody asked, or it cannot be told.
+    pub(crate) goes_on: Option<bool>,
+}
+
+impl Picture {
+    fn goes_on_from(&self, mark: &Mark) -> Result<Option<bool>, Fault> {
+        let next = self.batches.first().map(|(first, bytes)| {
+            let batch = Batch::of_value(bytes)
+                .map_err(|error| Fault::Broken(format!("the log in etcd at {first}: {error}")))?;
+            Ok::<_, Fault>((*first, batch.before))
+        });
+        Ok(mark.leads_to(self.base.place, self.head, next.transpose()?))
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -61,10 +75,18 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// Looks what there is behind a place. `None`: there is no cluster of this name yet.
-    pub(crate) async fn look(&self, from: Option<Place>) -> Result<Option<Picture>, Fault> {
+    /// Looks what there is behind a place; if there is none yet, what the snapshot has, and whether that goes on from the
+    /// mark. `None`: there is no cluster of this name yet.
+    pub(crate) async fn look(
+        &self,
+        from: Option<Place>,
+        mark: Option<&Mark>,
+    ) -> Result<Option<Picture>, Fault> {
         let asked = boottime();
-        let then = self.looks(from.map_or(0, |place| place.index), PAGE);
+        let then = match from {
+            Some(from) => self.looks(from.index, PAGE),
+            None => self.looks(mark.map_or(0, |mark| mark.index), 1),
+        };
         let answer = self.client.txn(&Txn { then, ..Txn::default() }, SHORT).await?;
         let Some(mut picture) = self.picture(asked, answer.ranges)? else { return Ok(None) };
         let reaches = from.is_some_and(|from| {
@@ -77,6 +99,12 @@ impl Store {
                     "the log in etcd lacks entries behind {}",
                     from.map_or(0, |from| from.index)
                 )));
+            }
+            if let Some(mark) = mark.filter(|_| from.is_none()) {
+                picture.goes_on = picture.goes_on_from(mark)?;
+                if picture.goes_on == Some(false) {
+                    return Ok(Some(picture));
+                }
             }
             picture.restored = Some(self.restore(&picture.base).await?);
             let base = picture.base.place.index;
@@ -122,6 +150,7 @@ impl Store {
             chair: (reign, chair.revision),
             batches,
             restored: None,
+            goes_on: None,
         }))
     }
 

@@ -380,6 +380,36 @@ fn an_etcd_that_has_forgotten_is_refused_while_running_and_after_a_restart() {
 }
 
 #[test]
+fn a_log_that_went_another_way_and_further_is_refused_after_a_restart() {
+    let mut servers = Servers::start("fork", 1, None);
+    let home = servers.dir.join("m0");
+    let node = Node::start(&servers, "fork", 1, u64::MAX);
+    node.agree("one");
+    servers.kill(0);
+    let kept = servers.dir.join("copy");
+    copy(&home, &kept);
+    servers.run(0);
+    node.agree("two");
+    // It remembers that as it ends.
+    drop(node);
+    servers.kill(0);
+    std::fs::remove_dir_all(&home).unwrap();
+    copy(&kept, &home);
+    servers.run(0);
+    let other = Node::start(&servers, "fork", 2, u64::MAX);
+    for command in ["another two", "three", "four"] {
+        other.agree(command);
+    }
+    let again = Node::start(&servers, "fork", 1, u64::MAX);
+    let why = failed(&again);
+    assert!(why.contains("another log"), "{why}");
+    // Who ends in good order and finds its own log goes on.
+    drop(other);
+    let other = Node::start(&servers, "fork", 2, u64::MAX);
+    assert_eq!(other.agree("five"), 6);
+}
+
+#[test]
 fn with_tls_both_sides_show_certificates() {
     let dir = std::env::temp_dir().join(format!("outlast-etcd-pem-{}", std::process::id()));
     let ServerTls { ca, cert, key } = ServerTls::make(&dir);

@@ -132,15 +132,11 @@ impl Store {
                 return Err(Fault::Broken("a part of the keys in etcd is gone".to_owned()));
             }
         };
-        for (kv, key) in
-            [(base, self.keys.base()), (head, self.keys.head()), (chair, self.keys.chair())]
-        {
-            is_of(kv, &key)?;
-        }
         let reign = read(chair, Reign::of_value)?;
         let mut batches = Vec::new();
         for kv in log {
-            let first = self.keys.first_of(&kv.key).ok_or_else(|| mixed_up(&kv))?;
+            let first = self.keys.first_of(&kv.key);
+            let first = first.ok_or_else(|| broken(&kv.key, Malformed("a key that is none")))?;
             batches.push((first, kv.value));
         }
         Ok(Some(Picture {
@@ -180,7 +176,6 @@ impl Store {
                 return Err(Fault::Trouble(Trouble::Nothing(why)));
             }
             for kv in kvs {
-                is_of(&kv, &self.keys.part(base, parts))?;
                 data.extend_from_slice(&kv.value);
                 parts += 1;
             }
@@ -231,14 +226,13 @@ impl Store {
             Op::Put { key: key.clone(), value: wish.reign.value() },
             Op::Put { key: self.keys.term(), value: term },
         ];
-        let or = vec![Op::get(key.clone())];
+        let or = vec![Op::get(key)];
         let answer = self.client.txn(&Txn { when, then, or }, SHORT).await?;
         if answer.held {
             return Ok((answer.header.revision, None));
         }
         match answer.ranges.first().and_then(|kvs| kvs.first()) {
             Some(kv) => {
-                is_of(kv, &key)?;
                 Ok((answer.header.revision, Some((read(kv, Reign::of_value)?, kv.revision))))
             }
             None => Err(Fault::Broken("what was agreed on is gone from etcd".to_owned())),
@@ -306,18 +300,9 @@ impl Store {
 }
 
 pub(crate) fn read<T>(kv: &Kv, of: impl FnOnce(&[u8]) -> Result<T, Malformed>) -> Result<T, Fault> {
-    of(&kv.value).map_err(|error| {
-        Fault::Broken(format!("{} in etcd: {error}", String::from_utf8_lossy(&kv.key)))
-    })
+    of(&kv.value).map_err(|error| broken(&kv.key, error))
 }
 
-/// etcd 3.4 has been seen to answer several questions of one transaction with the value of a single key, while another
-/// transaction wrote. So the key that comes with a value is looked at; asked again, it answers as it should.
-fn is_of(kv: &Kv, key: &[u8]) -> Result<(), Fault> {
-    if kv.key == key { Ok(()) } else { Err(mixed_up(kv)) }
-}
-
-fn mixed_up(kv: &Kv) -> Fault {
-    let key = String::from_utf8_lossy(&kv.key);
-    Fault::Trouble(Trouble::Nothing(format!("etcd answers with {key} in place of another key")))
+fn broken(key: &[u8], error: Malformed) -> Fault {
+    Fault::Broken(format!("{} in etcd: {error}", String::from_utf8_lossy(key)))
 }

@@ -316,10 +316,11 @@ fn the_lead_goes_on_when_its_holder_ends_and_can_be_handed_over() {
 #[test]
 fn clusters_of_two_names_in_one_etcd_do_not_mix() {
     let servers = Servers::start("names", 1, None);
-    let one = Node::start(&servers, "one", 1, u64::MAX);
+    // The one whose keys come later is there first.
     let other = Node::start(&servers, "other", 1, u64::MAX);
-    one.agree("of one");
     other.agree("of the other");
+    let one = Node::start(&servers, "one", 1, u64::MAX);
+    one.agree("of one");
     assert_eq!(one.read(), [b"first".to_vec(), b"of one".to_vec()]);
     assert_eq!(other.read(), [b"first".to_vec(), b"of the other".to_vec()]);
 }

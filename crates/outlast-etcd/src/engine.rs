@@ -30,6 +30,9 @@ use crate::store::{Fault, PART_BYTES, Picture, Store};
 /// What it takes in before it does what follows from it.
 const TAKEN_MAX: usize = 1_024;
 
+/// Reads that wait; they share looks.
+const READS_MAX: usize = 16_384;
+
 /// News of the watch that wait.
 const NEWS_MAX: usize = 256;
 
@@ -264,6 +267,9 @@ impl<M: Machine> Driver<M> {
                     let term = self.term();
                     self.queue.push(now, term, command, answer);
                 }
+            }
+            Some(Event::Read { answer }) if READS_MAX <= self.reads.len() => {
+                answer.send(Err(ProposeError::Busy)).ok();
             }
             Some(Event::Read { answer }) => {
                 self.reads.push(Read { answer, since: now, until: None });

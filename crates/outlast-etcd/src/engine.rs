@@ -260,11 +260,15 @@ impl<M: Machine> Driver<M> {
         let now = boottime();
         match event {
             None => return Err(End::Stopped),
-            Some(Event::Propose { command, answer }) => {
-                if self.yields(now) {
+            Some(Event::Propose { command, reign, answer }) => {
+                // Whoever leads appends under its term, whatever it is.
+                let term = self.term();
+                if reign.is_some_and(|reign| term != Some(reign) || !self.acts(now)) {
+                    let leader = self.chair.leader(now).map(NodeId);
+                    answer.send(Err(ProposeError::NotLeader(leader))).ok();
+                } else if self.yields(now) {
                     answer.send(Err(ProposeError::Busy)).ok();
                 } else {
-                    let term = self.term();
                     self.queue.push(now, term, command, answer);
                 }
             }
@@ -382,6 +386,11 @@ impl<M: Machine> Driver<M> {
     /// The term in which this node leads, if it does.
     fn term(&self) -> Option<u64> {
         self.chair.acts_until().map(|_| self.chair.reign.term)
+    }
+
+    /// Whether this node may do now what only the leader does.
+    fn acts(&self, now: Instant) -> bool {
+        self.chair.acts_until().is_some_and(|until| now < until)
     }
 
     fn append(&mut self) {

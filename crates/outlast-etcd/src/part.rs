@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use outlast_consensus::{
     Agreement, Answering, Applied, Change, Index, Machine, Members, NodeId, Position, ProposeError,
-    ReadError, Refusal, Role, Running, Standing, boottime,
+    ReadError, Refusal, Role, Running, Standing, Term, boottime,
 };
 use outlast_core::codec::Malformed;
 use outlast_core::time::Instant;
@@ -71,9 +71,19 @@ pub(crate) type ReadAnswer = oneshot::Sender<Result<Index, ReadError>>;
 pub(crate) type Handed = oneshot::Sender<Result<(), Refusal>>;
 
 pub(crate) enum Event {
-    Propose { command: Vec<u8>, answer: Answer },
-    Read { answer: ReadAnswer },
-    Transfer { to: NodeId, answer: Handed },
+    /// `reign`: the term in which this node must lead for it.
+    Propose {
+        command: Vec<u8>,
+        reign: Option<u64>,
+        answer: Answer,
+    },
+    Read {
+        answer: ReadAnswer,
+    },
+    Transfer {
+        to: NodeId,
+        answer: Handed,
+    },
 }
 
 /// A node's part in an agreement that lies in etcd.
@@ -113,6 +123,19 @@ impl Etcd {
         Ok(Etcd { inbox, standing, acts_until, stop: Some(stop), thread: Some(thread) })
     }
 
+    fn put(
+        &self,
+        command: Vec<u8>,
+        reign: Option<u64>,
+    ) -> Answering<'_, Result<Applied, ProposeError>> {
+        let (answer, result) = oneshot::channel();
+        let asked = self.ask(Event::Propose { command, reign, answer });
+        Box::pin(async move {
+            asked?;
+            result.await.unwrap_or(Err(ProposeError::Unknown))
+        })
+    }
+
     fn ask(&self, event: Event) -> Result<(), ProposeError> {
         self.inbox.try_send(event).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => ProposeError::Busy,
@@ -132,12 +155,15 @@ impl Drop for Etcd {
 
 impl Agreement for Etcd {
     fn propose(&self, command: Vec<u8>) -> Answering<'_, Result<Applied, ProposeError>> {
-        let (answer, result) = oneshot::channel();
-        let asked = self.ask(Event::Propose { command, answer });
-        Box::pin(async move {
-            asked?;
-            result.await.unwrap_or(Err(ProposeError::Unknown))
-        })
+        self.put(command, None)
+    }
+
+    fn propose_as_leader(
+        &self,
+        term: Term,
+        command: Vec<u8>,
+    ) -> Answering<'_, Result<Applied, ProposeError>> {
+        self.put(command, Some(term))
     }
 
     fn read(&self) -> Answering<'_, Result<Index, ReadError>> {

@@ -304,6 +304,13 @@ fn the_lead_goes_on_when_its_holder_ends_and_can_be_handed_over() {
     });
     assert_eq!(leader(&nodes), next);
     let term = nodes[0].standing().term;
+    let as_leader = |id: u64, term| {
+        block_on(nodes[at(&nodes, id)].etcd.propose_as_leader(term, b"decided".to_vec()))
+    };
+    assert!(as_leader(next, term).is_ok());
+    for (id, term) in [(next, term - 1), (first, term), (first, term - 1)] {
+        assert_eq!(as_leader(id, term).unwrap_err(), ProposeError::NotLeader(Some(NodeId(next))));
+    }
     let gone = nodes.remove(at(&nodes, next));
     assert!(gone.kept.leads.load(Ordering::Acquire));
     let begun = Instant::now();

@@ -4,7 +4,7 @@ use std::fmt;
 use std::pin::Pin;
 
 use outlast_core::codec::Malformed;
-use outlast_raft::{Change, Index, NodeId, Position, Refusal};
+use outlast_raft::{Change, Index, NodeId, Position, Refusal, Term};
 use tokio::sync::watch;
 
 use crate::engine::{Applied, Consensus, ProposeError, ReadError};
@@ -18,6 +18,14 @@ pub type Answering<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub trait Agreement: fmt::Debug + Send + Sync {
     /// Has a command agreed on; returns once it has been applied here.
     fn propose(&self, command: Vec<u8>) -> Answering<'_, Result<Applied, ProposeError>>;
+
+    /// The same for what this node has decided as the leader of this term: it is refused if this node does not lead in it
+    /// any more once it is its turn.
+    fn propose_as_leader(
+        &self,
+        term: Term,
+        command: Vec<u8>,
+    ) -> Answering<'_, Result<Applied, ProposeError>>;
 
     /// Returns once everything that anybody knew of when it was called has been applied here.
     fn read(&self) -> Answering<'_, Result<Index, ReadError>>;
@@ -44,6 +52,15 @@ pub trait Agreement: fmt::Debug + Send + Sync {
 
 impl Agreement for Consensus {
     fn propose(&self, command: Vec<u8>) -> Answering<'_, Result<Applied, ProposeError>> {
+        Box::pin(Consensus::propose(self, command))
+    }
+
+    /// Our own log takes in nothing from a node that does not lead.
+    fn propose_as_leader(
+        &self,
+        _term: Term,
+        command: Vec<u8>,
+    ) -> Answering<'_, Result<Applied, ProposeError>> {
         Box::pin(Consensus::propose(self, command))
     }
 

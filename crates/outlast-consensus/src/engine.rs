@@ -202,7 +202,7 @@ impl Inbox {
 
 /// A thread that has an end which can be waited for.
 #[derive(Debug)]
-struct Running {
+pub struct Running {
     name: &'static str,
     thread: JoinHandle<()>,
     /// Its other side goes with the thread. Nobody shares it; only so may whoever holds it be shared.
@@ -210,7 +210,10 @@ struct Running {
 }
 
 impl Running {
-    fn start(name: &'static str, work: impl FnOnce() + Send + 'static) -> std::io::Result<Running> {
+    pub fn start(
+        name: &'static str,
+        work: impl FnOnce() + Send + 'static,
+    ) -> std::io::Result<Running> {
         let (until, ends) = std::sync::mpsc::channel::<()>();
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             work();
@@ -220,7 +223,7 @@ impl Running {
     }
 
     /// Waits for its end; one that does not come to it in time is left to itself.
-    fn end(self, limit: Duration) {
+    pub fn end(self, limit: Duration) {
         let ends = self.ends.into_inner().expect("no panic while held");
         match ends.recv_timeout(limit) {
             Ok(()) | Err(RecvTimeoutError::Disconnected) => {

@@ -15,6 +15,8 @@ mod standing;
 pub use agreement::{Agreement, Answering};
 pub use clock::boottime;
 pub use disk::{DiskError, Home};
-pub use engine::{Applied, Consensus, Machine, Outgoing, ProposeError, ReadError, Settings};
+pub use engine::{
+    Applied, Consensus, Machine, Outgoing, ProposeError, ReadError, Running, Settings,
+};
 pub use outlast_raft::{Change, Index, Members, NodeId, Position, Refusal, Role, Snapshot, Term};
 pub use standing::Standing;

@@ -76,14 +76,13 @@ impl Chair {
     }
 
     /// What to try now. `own`: this node's id, if it may lead.
-    pub(crate) fn wish(&self, now: Instant, own: Option<u64>) -> Option<Wish> {
+    pub(crate) fn wish(&mut self, now: Instant, own: Option<u64>) -> Option<Wish> {
         if self.revision == 0 || self.asked.is_some_and(|asked| now < asked + RENEW_EVERY) {
             return None;
         }
         let holds = self.mine.is_some();
         match own {
-            None if holds => Some(self.wish_for(Reign { holder: 0, next: 0, ..self.reign })),
-            None => None,
+            None => self.give_up(0),
             // An id may be replaced by another one.
             Some(own) if holds => Some(self.wish_for(Reign { holder: own, ..self.reign })),
             Some(own) if self.vacant_for(now, own) => {
@@ -299,10 +298,11 @@ mod tests {
 
     #[test]
     fn who_may_not_lead_any_more_gives_the_chair_up_and_who_came_back_takes_it_anew() {
-        let chair = taken();
+        let mut chair = taken();
         let wish = chair.wish(at(400), None).unwrap();
         assert_eq!(wish.reign.holder, 0);
-        let back = shown(reign(4, 1, 9), 0);
+        assert_eq!(chair.acts_until(), None, "another may lead before there is an answer");
+        let mut back = shown(reign(4, 1, 9), 0);
         assert_eq!(back.acts_until(), None);
         assert_eq!(back.wish(at(1), Some(1)).unwrap().reign, reign(5, 1, 1));
     }

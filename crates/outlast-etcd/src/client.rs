@@ -22,8 +22,24 @@ use crate::message::{self, Op, Txn, TxnAnswer, WatchAnswer};
 /// How long it may take to reach a member, its name and TLS included.
 const CONNECT_MAX: Duration = Duration::from_secs(1);
 
-/// How long a call may take.
-pub(crate) const CALL_MAX: Duration = Duration::from_secs(2);
+/// How long an answer is waited for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// For its beginning, and from one piece of it to the next.
+    silence: Duration,
+    /// For all of it: a long one may take its time as long as it comes.
+    whole: Duration,
+}
+
+const WHOLE_MAX: Duration = Duration::from_secs(30);
+
+/// Of what is asked again and again and does no harm if it is done twice: a member that has died without a word must be
+/// left for another one before the lease of the leader is over.
+pub(crate) const SHORT: Patience =
+    Patience { silence: Duration::from_millis(500), whole: WHOLE_MAX };
+
+/// Of what is sent once: it has to be written by a majority, and may be long.
+pub(crate) const LONG: Patience = Patience { silence: Duration::from_secs(2), whole: WHOLE_MAX };
 
 /// Bytes of one message of etcd's.
 const MESSAGE_MAX: usize = 64 << 20;
@@ -186,34 +202,44 @@ impl Client {
     }
 
     /// Has a transaction done.
-    pub(crate) async fn txn(&self, txn: &Txn) -> Result<TxnAnswer, Trouble> {
+    pub(crate) async fn txn(&self, txn: &Txn, patience: Patience) -> Result<TxnAnswer, Trouble> {
         let live = self.connection().await?;
-        self.txn_at(&live, txn).await.map_err(|trouble| self.left(&live, trouble))
+        let answer = self.txn_at(&live, txn, patience).await;
+        answer.map_err(|trouble| self.left(&live, trouble))
     }
 
-    async fn txn_at(&self, live: &Live, txn: &Txn) -> Result<TxnAnswer, Trouble> {
-        let call = self.call(live, message::TXN, txn.encode());
-        let bytes = match tokio::time::timeout(CALL_MAX, call).await {
-            Ok(answer) => answer?,
-            Err(_elapsed) => {
-                return Err(Trouble::Unknown(format!("no answer within {CALL_MAX:?}")));
-            }
-        };
+    async fn txn_at(
+        &self,
+        live: &Live,
+        txn: &Txn,
+        patience: Patience,
+    ) -> Result<TxnAnswer, Trouble> {
+        let call = self.call(live, message::TXN, txn.encode(), patience);
+        let bytes = within(patience.whole, call).await??;
         let answer = TxnAnswer::decode(&bytes);
         let answer = answer.map_err(|error| Trouble::Unknown(error.to_string()))?;
         self.is_ours(answer.header.cluster)?;
         Ok(answer)
     }
 
-    async fn call(&self, live: &Live, path: &str, message: Vec<u8>) -> Result<Bytes, Trouble> {
-        let (_asked, response) = live.ask(path, message, true, Some(CALL_MAX)).await?;
-        let unknown = |error: h2::Error| Trouble::Unknown(error.to_string());
-        let response = response.await.map_err(unknown)?;
+    async fn call(
+        &self,
+        live: &Live,
+        path: &str,
+        message: Vec<u8>,
+        patience: Patience,
+    ) -> Result<Bytes, Trouble> {
+        let Patience { silence, whole } = patience;
+        let asked = within(silence, async {
+            let (_asked, response) = live.ask(path, message, true, Some(whole)).await?;
+            response.await.map_err(unknown)
+        });
+        let response = asked.await??;
         status(response.headers())?;
         let mut frames = Frames { body: response.into_body(), read: BytesMut::new() };
-        let answer = frames.next().await?;
+        let answer = frames.next(Some(silence)).await?;
         // The status comes behind the message.
-        let trailers = frames.body.trailers().await.map_err(unknown)?;
+        let trailers = within(silence, frames.body.trailers()).await?.map_err(unknown)?;
         status(&trailers.unwrap_or_default())?;
         answer.ok_or_else(|| Trouble::Unknown("an answer without a message".to_owned()))
     }
@@ -224,7 +250,6 @@ impl Client {
         let begin = async {
             let asked = live.ask(message::WATCH, message::watch(key, end), false, None);
             let (asking, response) = asked.await?;
-            let unknown = |error: h2::Error| Trouble::Unknown(error.to_string());
             let response = response.await.map_err(unknown)?;
             status(response.headers())?;
             let frames = Frames { body: response.into_body(), read: BytesMut::new() };
@@ -237,10 +262,7 @@ impl Client {
                 None => Err(Trouble::Nothing("a watch that was not begun".to_owned())),
             }
         };
-        let watch = match tokio::time::timeout(CALL_MAX, begin).await {
-            Ok(watch) => watch,
-            Err(_elapsed) => Err(Trouble::Unknown(format!("no answer within {CALL_MAX:?}"))),
-        };
+        let watch = within(LONG.silence, begin).await.and_then(|watch| watch);
         watch.map_err(|trouble| self.left(&live, trouble))
     }
 
@@ -305,9 +327,11 @@ impl Client {
         let live = Live { number, name, tls, sender, driver };
         // Before anything is written: it is a member of our etcd, and reaches a majority of it.
         let first = Txn { then: vec![Op::get(self.known.clone())], ..Txn::default() };
-        self.txn_at(&live, &first).await.map_err(|trouble| match self.left(&live, trouble) {
-            Trouble::Unknown(why) | Trouble::Nothing(why) => Trouble::Nothing(why),
-            Trouble::Never(why) => Trouble::Never(why),
+        self.txn_at(&live, &first, SHORT).await.map_err(|trouble| {
+            match self.left(&live, trouble) {
+                Trouble::Unknown(why) | Trouble::Nothing(why) => Trouble::Nothing(why),
+                Trouble::Never(why) => Trouble::Never(why),
+            }
         })?;
         self.state.lock().expect("no panic while held").live = Some(live.clone());
         Ok(live)
@@ -395,6 +419,15 @@ impl Live {
     }
 }
 
+fn unknown(error: h2::Error) -> Trouble {
+    Trouble::Unknown(error.to_string())
+}
+
+async fn within<T>(limit: Duration, answer: impl Future<Output = T>) -> Result<T, Trouble> {
+    let answer = tokio::time::timeout(limit, answer).await;
+    answer.map_err(|_elapsed| Trouble::Unknown(format!("no answer within {limit:?}")))
+}
+
 /// The messages of an answer.
 struct Frames {
     body: RecvStream,
@@ -402,8 +435,8 @@ struct Frames {
 }
 
 impl Frames {
-    /// `None`: no more come.
-    async fn next(&mut self) -> Result<Option<Bytes>, Trouble> {
+    /// `None`: no more come. `silence`: how long each piece may take.
+    async fn next(&mut self, silence: Option<Duration>) -> Result<Option<Bytes>, Trouble> {
         let broken = |what: &str| Trouble::Unknown(what.to_owned());
         loop {
             if let Some((prefix, _)) = self.read.split_first_chunk::<PREFIX>() {
@@ -417,11 +450,15 @@ impl Frames {
                     return Ok(Some(self.read.split_to(length).freeze()));
                 }
             }
-            match self.body.data().await {
+            let chunk = match silence {
+                Some(silence) => within(silence, self.body.data()).await?,
+                None => self.body.data().await,
+            };
+            match chunk {
                 Some(chunk) => {
-                    let chunk = chunk.map_err(|error| Trouble::Unknown(error.to_string()))?;
+                    let chunk = chunk.map_err(unknown)?;
                     let released = self.body.flow_control().release_capacity(chunk.len());
-                    released.map_err(|error| Trouble::Unknown(error.to_string()))?;
+                    released.map_err(unknown)?;
                     self.read.extend_from_slice(&chunk);
                 }
                 None if self.read.is_empty() => return Ok(None),
@@ -440,8 +477,7 @@ pub(crate) struct Watch {
 
 impl Watch {
     pub(crate) async fn next(&mut self) -> Result<WatchAnswer, Trouble> {
-        let Some(bytes) = self.frames.next().await? else {
-            let unknown = |error: h2::Error| Trouble::Unknown(error.to_string());
+        let Some(bytes) = self.frames.next(None).await? else {
             let trailers = self.frames.body.trailers().await.map_err(unknown)?;
             status(&trailers.unwrap_or_default())?;
             return Err(Trouble::Unknown("the watch has ended".to_owned()));

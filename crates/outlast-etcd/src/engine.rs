@@ -3,6 +3,8 @@
 //! It owns the machine. Calls to etcd run beside it and come back as what they have found; nothing that is slow is
 //! waited for. Every node appends for itself, so that no node's death keeps the others from having something agreed on.
 
+use std::collections::VecDeque;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +15,7 @@ use outlast_consensus::{
 };
 use outlast_core::agreed::Hash;
 use outlast_core::time::Instant;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::chair::{Chair, Wish};
@@ -27,6 +29,9 @@ use crate::store::{Fault, PART_BYTES, Picture, Store};
 
 /// What it takes in before it does what follows from it.
 const TAKEN_MAX: usize = 1_024;
+
+/// Reads that wait; they share looks.
+const READS_MAX: usize = 16_384;
 
 /// News of the watch that wait.
 const NEWS_MAX: usize = 256;
@@ -66,6 +71,9 @@ const TURN_MIN: Duration = Duration::from_millis(1);
 /// How long a leader that ends tries to say so.
 const RESIGN_MAX: Duration = Duration::from_millis(500);
 
+/// How long a node that ends tries to remember how far it came.
+const REMEMBER_MAX: Duration = Duration::from_secs(1);
+
 struct Read {
     answer: ReadAnswer,
     since: Instant,
@@ -80,7 +88,7 @@ enum Found {
     Appended { append: Append, result: Result<(Instant, Option<Picture>), Fault> },
     Sat { wish: Wish, handed: Option<Handed>, result: Result<(u64, Option<(Reign, u64)>), Fault> },
     Saved(Result<bool, Fault>),
-    Marked,
+    Marked { mark: Mark, result: io::Result<()> },
 }
 
 pub(crate) struct Driver<M> {
@@ -92,14 +100,20 @@ pub(crate) struct Driver<M> {
     acts_until: Arc<AtomicU64>,
     random: u64,
     mark_path: PathBuf,
+    /// As it stands on the disk.
     mark: Option<Mark>,
+    /// When it was saved last, and whether it is being saved: one at a time.
     marked: Instant,
+    marking: bool,
     calls: JoinSet<Found>,
     /// What is applied here; `None`: nothing yet.
     place: Option<Place>,
     /// The highest end of the log that was seen.
     head: Index,
     base: Base,
+    /// Batches behind that snapshot: where each ends and how long it is; and all of them together.
+    log: VecDeque<(Index, u64)>,
+    log_bytes: u64,
     chair: Chair,
     /// When the last question was asked that a majority has answered.
     fresh: Option<Instant>,
@@ -122,9 +136,18 @@ pub(crate) struct Driver<M> {
     pictured: Option<(Instant, bool, u64, Option<u64>)>,
 }
 
-pub(crate) fn run<M: Machine>(driver: Driver<M>, events: mpsc::Receiver<Event>) {
+/// Runs until `stop` resolves or nobody is left who could ask for anything.
+pub(crate) fn run<M: Machine>(
+    driver: Driver<M>,
+    events: mpsc::Receiver<Event>,
+    stop: oneshot::Receiver<()>,
+) {
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(driver.run(events)),
+        Ok(runtime) => {
+            runtime.block_on(driver.run(events, stop));
+            // What hangs in a disk or in a name server is not waited for.
+            runtime.shutdown_background();
+        }
         Err(error) => {
             let failed = Some(format!("start a runtime: {error}"));
             driver.publish.send_replace(Standing { failed, ..nobody() });
@@ -156,10 +179,13 @@ impl<M: Machine> Driver<M> {
             mark_path,
             mark,
             marked: now,
+            marking: false,
             calls: JoinSet::new(),
             place: None,
             head: 0,
             base: Base::default(),
+            log: VecDeque::new(),
+            log_bytes: 0,
             chair: Chair::default(),
             fresh: None,
             forgetful_since: None,
@@ -180,16 +206,15 @@ impl<M: Machine> Driver<M> {
         }
     }
 
-    async fn run(mut self, mut events: mpsc::Receiver<Event>) {
+    async fn run(mut self, mut events: mpsc::Receiver<Event>, mut stop: oneshot::Receiver<()>) {
         let (tell, mut news) = mpsc::channel(NEWS_MAX);
         let watch = tokio::task::spawn(follow(self.store.clone(), tell, self.random));
         let failed = loop {
             let now = boottime();
-            if let Err(why) = self.act(now) {
-                break Some(why);
-            }
+            self.act(now);
             let wait = self.deadline(now).since(boottime());
             let turned = tokio::select! {
+                _ = &mut stop => Err(End::Stopped),
                 event = events.recv() => {
                     let mut end = self.event(event);
                     for _ in 1..TAKEN_MAX {
@@ -220,6 +245,7 @@ impl<M: Machine> Driver<M> {
             // Others need not wait for the end of the lease.
             tokio::time::timeout(RESIGN_MAX, self.store.sit(wish)).await.ok();
         }
+        tokio::time::timeout(REMEMBER_MAX, self.remember_last()).await.ok();
         if let Some(why) = &failed {
             tracing::error!(why, "take part in what is agreed through etcd");
         }
@@ -233,14 +259,21 @@ impl<M: Machine> Driver<M> {
     fn event(&mut self, event: Option<Event>) -> Result<(), End> {
         let now = boottime();
         match event {
-            None | Some(Event::Stop) => return Err(End::Stopped),
-            Some(Event::Propose { command, answer }) => {
-                if self.yields(now) {
+            None => return Err(End::Stopped),
+            Some(Event::Propose { command, reign, answer }) => {
+                // Whoever leads appends under its term, whatever it is.
+                let term = self.term();
+                if reign.is_some_and(|reign| term != Some(reign) || !self.acts(now)) {
+                    let leader = self.chair.leader(now).map(NodeId);
+                    answer.send(Err(ProposeError::NotLeader(leader))).ok();
+                } else if self.yields(now) {
                     answer.send(Err(ProposeError::Busy)).ok();
                 } else {
-                    let term = self.term();
                     self.queue.push(now, term, command, answer);
                 }
+            }
+            Some(Event::Read { answer }) if READS_MAX <= self.reads.len() => {
+                answer.send(Err(ProposeError::Busy)).ok();
             }
             Some(Event::Read { answer }) => {
                 self.reads.push(Read { answer, since: now, until: None });
@@ -270,26 +303,30 @@ impl<M: Machine> Driver<M> {
     }
 
     /// Begins what is due.
-    fn act(&mut self, now: Instant) -> Result<(), String> {
+    fn act(&mut self, now: Instant) {
         self.give_up_waiting(now);
         self.lead(now);
         if self.try_at <= now {
-            self.append();
+            // What is not remembered could be forgotten unnoticed; so nothing is done before that.
+            let remembers = self.mark.is_some();
+            if remembers {
+                self.append();
+            }
             if !self.looking
                 && (self.look_at <= now || self.reads.iter().any(|r| r.until.is_none()))
             {
                 self.look();
             }
-            if !self.sitting
+            if remembers
+                && !self.sitting
                 && let Some(wish) = self.chair.wish(now, self.candidate())
             {
                 self.sit(now, wish, None);
             }
             self.save(now);
         }
-        self.remember(now)?;
+        self.remember(now);
         self.show(now);
-        Ok(())
     }
 
     fn deadline(&self, now: Instant) -> Instant {
@@ -351,6 +388,11 @@ impl<M: Machine> Driver<M> {
         self.chair.acts_until().map(|_| self.chair.reign.term)
     }
 
+    /// Whether this node may do now what only the leader does.
+    fn acts(&self, now: Instant) -> bool {
+        self.chair.acts_until().is_some_and(|until| now < until)
+    }
+
     fn append(&mut self) {
         let Some(place) = self.place else { return };
         let (may, term) = (self.roll.own.is_some(), self.term());
@@ -382,8 +424,9 @@ impl<M: Machine> Driver<M> {
     fn look(&mut self) {
         self.looking = true;
         let (store, from, began) = (self.store.clone(), self.place, boottime());
+        let mark = self.mark.clone().filter(|_| from.is_none());
         self.calls.spawn(async move {
-            let result = store.look(from).await;
+            let result = store.look(from, mark.as_ref()).await;
             Found::Looked { from, began, result }
         });
     }
@@ -433,7 +476,7 @@ impl<M: Machine> Driver<M> {
                 }
                 self.look_at = now;
             }
-            Found::Marked => {}
+            Found::Marked { mark, result } => self.remembered(mark, result)?,
         }
         Ok(())
     }
@@ -519,7 +562,8 @@ impl<M: Machine> Driver<M> {
 
     /// Takes in what there is. False: it is older than what this node knows.
     fn saw(&mut self, now: Instant, from: Option<Place>, picture: Picture) -> Result<bool, End> {
-        let Picture { base, head, chair: (reign, revision), batches, restored, .. } = picture;
+        let Picture { base, head, chair: (reign, revision), batches, restored, goes_on, .. } =
+            picture;
         let known = self.mark.as_ref().map_or(0, |mark| mark.index);
         let from = from.unwrap_or(Place { index: known, ..head });
         if head.index < from.index {
@@ -529,10 +573,23 @@ impl<M: Machine> Driver<M> {
         if head.index == from.index && head.chain != from.chain {
             return Err(self.another_log(head, from));
         }
-        self.head = self.head.max(head.index);
-        if self.base.place.index <= base.place.index {
-            self.base = base;
+        if self.place.is_none()
+            && let Some(mark) = &self.mark
+        {
+            match goes_on {
+                Some(true) => {}
+                Some(false) => {
+                    return Err(self.another_log(head, Place { index: mark.index, ..head }));
+                }
+                None => tracing::warn!(
+                    index = mark.index,
+                    snapshot = base.place.index,
+                    "the log in etcd does not reach back to where this node left off: that it is the same is taken on trust"
+                ),
+            }
         }
+        self.head = self.head.max(head.index);
+        self.based(base);
         self.chair.observe(now, reign, revision);
         if let Some(data) = restored {
             self.restored(base.place, &data)?;
@@ -583,6 +640,17 @@ impl<M: Machine> Driver<M> {
         Ok(())
     }
 
+    /// This snapshot stands in etcd.
+    fn based(&mut self, base: Base) {
+        if base.place.index < self.base.place.index {
+            return;
+        }
+        self.base = base;
+        while let Some((_, bytes)) = self.log.pop_front_if(|(end, _)| *end <= base.place.index) {
+            self.log_bytes -= bytes;
+        }
+    }
+
     /// Applies a batch, if it is the next one.
     fn take(&mut self, first: Index, bytes: &[u8]) -> Result<(), End> {
         let Some(place) = self.place else { return Ok(()) };
@@ -616,6 +684,8 @@ impl<M: Machine> Driver<M> {
         }
         let after = place.after(&batch, bytes);
         self.place = Some(after);
+        self.log.push_back((after.index, bytes.len() as u64));
+        self.log_bytes += bytes.len() as u64;
         self.head = self.head.max(after.index);
         self.machine.reached(after.index);
         self.roll = (self.settings.roll)();
@@ -654,11 +724,7 @@ impl<M: Machine> Driver<M> {
             News::Began => self.look_at = now,
             News::Batch { first, bytes } => self.take(first, &bytes)?,
             News::Chair { reign, revision } => self.chair.observe(now, reign, revision),
-            News::Base(base) => {
-                if self.base.place.index < base.place.index {
-                    self.base = base;
-                }
-            }
+            News::Base(base) => self.based(base),
             News::Broken(why) => return Err(End::Failed(why)),
         }
         Ok(())
@@ -669,14 +735,14 @@ impl<M: Machine> Driver<M> {
     /// A leader saves a snapshot when the log has become long.
     fn save(&mut self, now: Instant) {
         let Some(place) = self.place.filter(|_| self.led && !self.saving) else { return };
-        let long = place.index - self.base.place.index.min(place.index);
-        if long < self.settings.snapshot_after || now < self.save_at {
+        let entries = place.index - self.base.place.index.min(place.index);
+        let long = self.settings.snapshot_after <= entries
+            || entries > 0 && self.settings.snapshot_after_bytes <= self.log_bytes;
+        if !long || now < self.save_at {
             return;
         }
         let write = self.machine.snapshot();
         let (before, nonce) = (self.base, self.random.wrapping_add(place.index));
-        // Those who are a little behind go on with the log.
-        let keep = (place.index + 1).saturating_sub(self.settings.snapshot_after / 2);
         self.saving = true;
         let store = self.store.clone();
         self.calls.spawn(async move {
@@ -686,37 +752,67 @@ impl<M: Machine> Driver<M> {
                 (Base { place, nonce, parts, hash: Hash::of(&data) }, data)
             });
             Found::Saved(match written.await {
-                Ok((base, data)) => store.save(before, base, &data, keep).await,
+                Ok((base, data)) => store.save(before, base, &data).await,
                 Err(error) => Err(Fault::Broken(format!("write a snapshot down: {error}"))),
             })
         });
     }
 
-    /// Writes down which etcd it was and how far its log had come.
-    fn remember(&mut self, now: Instant) -> Result<(), String> {
-        let (Some(place), Some(etcd)) = (self.place, self.store.client.cluster()) else {
-            return Ok(());
+    /// Which etcd it is and how far its log has come.
+    fn to_remember(&self) -> Option<Mark> {
+        let (place, etcd) = (self.place?, self.store.client.cluster()?);
+        Some(Mark::of(self.settings.cluster.clone(), etcd, place))
+    }
+
+    /// Writes that down: the first time at once, then from time to time.
+    fn remember(&mut self, now: Instant) {
+        if self.marking || self.mark.is_some() && now < self.marked + MARK_EVERY {
+            return;
+        }
+        // Whoever catches up is not yet where it was.
+        let before = self.mark.as_ref().map(|mark| mark.index);
+        let Some(mark) = self.to_remember().filter(|mark| before < Some(mark.index)) else {
+            return;
         };
-        let (v, name, index) = (1, self.settings.cluster.clone(), place.index);
-        let mark = Mark { v, name, etcd, index };
-        let first = self.mark.as_ref().is_none_or(|before| before.etcd != etcd);
-        if first {
-            // The first one is there before anything is done with what was read.
-            let saved = mark::save(&self.mark_path, &mark);
-            saved.map_err(|error| format!("write {}: {error}", self.mark_path.display()))?;
-            (self.mark, self.marked) = (Some(mark), now);
-        } else if self.marked + MARK_EVERY <= now && self.mark.as_ref() != Some(&mark) {
-            (self.mark, self.marked) = (Some(mark.clone()), now);
-            let path = self.mark_path.clone();
-            self.calls.spawn(async move {
-                let saved = tokio::task::spawn_blocking(move || mark::save(&path, &mark)).await;
-                if let Ok(Err(error)) = saved {
-                    tracing::warn!(%error, "remember how far the log in etcd has come");
-                }
-                Found::Marked
-            });
+        (self.marking, self.marked) = (true, now);
+        let path = self.mark_path.clone();
+        self.calls.spawn(async move {
+            let (path, to_save) = (path, mark.clone());
+            let saved = tokio::task::spawn_blocking(move || mark::save(&path, &to_save)).await;
+            let result = saved.unwrap_or_else(|error| Err(io::Error::other(error)));
+            Found::Marked { mark, result }
+        });
+    }
+
+    fn remembered(&mut self, mark: Mark, result: io::Result<()>) -> Result<(), End> {
+        self.marking = false;
+        match result {
+            Ok(()) => self.mark = Some(mark),
+            Err(error) if self.mark.is_none() => {
+                let why = format!("write {}: {error}", self.mark_path.display());
+                return Err(End::Failed(why));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "remember how far the log in etcd has come");
+            }
         }
         Ok(())
+    }
+
+    /// Writes down how far it came in the end.
+    async fn remember_last(&mut self) {
+        self.marked = Instant::default();
+        self.remember(boottime());
+        while self.marking
+            && let Some(found) = self.calls.join_next().await
+        {
+            if let Ok(Found::Marked { mark, result }) = found
+                && self.remembered(mark, result).is_ok()
+            {
+                // The one that was under way may be an older one.
+                self.remember(boottime());
+            }
+        }
     }
 
     // What others see.

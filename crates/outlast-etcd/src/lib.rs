@@ -20,4 +20,4 @@ mod wire;
 
 pub use client::{Endpoint, Tls};
 pub use mark::path as mark_path;
-pub use part::{Etcd, Roll, SNAPSHOT_AFTER, Settings};
+pub use part::{Etcd, Roll, SNAPSHOT_AFTER, SNAPSHOT_AFTER_BYTES, Settings};

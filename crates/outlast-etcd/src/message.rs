@@ -138,7 +138,10 @@ impl Op {
         let case = match self {
             Op::Range { key, end, limit } => {
                 bytes(1, key, &mut inner);
-                bytes(2, end, &mut inner);
+                // Empty, but there, it would mean every key from this one on.
+                if !end.is_empty() {
+                    bytes(2, end, &mut inner);
+                }
                 number(3, *limit, &mut inner);
                 1
             }
@@ -318,7 +321,8 @@ mod tests {
             0x0a, 7, 0x10, 1, 0x1a, 1, b'k', 0x28,
             0, // compare: CREATE, key, create_revision 0
             0x12, 8, 0x12, 6, 0x0a, 1, b'k', 0x12, 1, b'v', // success: put
-            0x1a, 9, 0x0a, 7, 0x0a, 1, b'k', 0x12, 0, 0x18, 1, // failure: range, limit 1
+            0x1a, 7, 0x0a, 5, 0x0a, 1, b'k', 0x18,
+            1, // failure: range without an end, limit 1
         ];
         assert_eq!(Txn { when, then, or }.encode(), wanted);
     }

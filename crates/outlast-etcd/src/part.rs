@@ -4,12 +4,11 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use outlast_consensus::{
     Agreement, Answering, Applied, Change, Index, Machine, Members, NodeId, Position, ProposeError,
-    ReadError, Refusal, Role, Standing, boottime,
+    ReadError, Refusal, Role, Running, Standing, Term, boottime,
 };
 use outlast_core::codec::Malformed;
 use outlast_core::time::Instant;
@@ -21,6 +20,9 @@ use crate::mark;
 
 /// What may wait for the loop.
 const INBOX_MAX: usize = 16_384;
+
+/// How long an end may take, even if the disk or a name server hangs.
+const STOP_MAX: Duration = Duration::from_secs(3);
 
 /// Who takes part, by what is agreed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,12 +45,16 @@ pub struct Settings {
     pub begin: (Index, Vec<u8>),
     /// Asked after each change.
     pub roll: Box<dyn Fn() -> Roll + Send>,
-    /// Entries after which a snapshot takes their place.
+    /// Entries after which a snapshot takes their place, and bytes of the log.
     pub snapshot_after: u64,
+    pub snapshot_after_bytes: u64,
 }
 
 /// The usual [`Settings::snapshot_after`].
 pub const SNAPSHOT_AFTER: u64 = 10_000;
+
+/// The usual [`Settings::snapshot_after_bytes`].
+pub const SNAPSHOT_AFTER_BYTES: u64 = 64 << 20;
 
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -65,10 +71,19 @@ pub(crate) type ReadAnswer = oneshot::Sender<Result<Index, ReadError>>;
 pub(crate) type Handed = oneshot::Sender<Result<(), Refusal>>;
 
 pub(crate) enum Event {
-    Propose { command: Vec<u8>, answer: Answer },
-    Read { answer: ReadAnswer },
-    Transfer { to: NodeId, answer: Handed },
-    Stop,
+    /// `reign`: the term in which this node must lead for it.
+    Propose {
+        command: Vec<u8>,
+        reign: Option<u64>,
+        answer: Answer,
+    },
+    Read {
+        answer: ReadAnswer,
+    },
+    Transfer {
+        to: NodeId,
+        answer: Handed,
+    },
 }
 
 /// A node's part in an agreement that lies in etcd.
@@ -77,7 +92,9 @@ pub struct Etcd {
     inbox: mpsc::Sender<Event>,
     standing: watch::Receiver<Standing>,
     acts_until: Arc<AtomicU64>,
-    thread: Option<JoinHandle<()>>,
+    /// Dropped, it tells the loop to end: a full inbox is not in its way.
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<Running>,
 }
 
 impl Etcd {
@@ -93,17 +110,30 @@ impl Etcd {
         let acts_until = Arc::new(AtomicU64::new(0));
         let (lease, tell) = (acts_until.clone(), publish.clone());
         let driver = Driver::new(settings, machine, (mark_path, mark), publish, acts_until.clone());
-        let thread = std::thread::Builder::new().name("consensus-etcd".to_owned());
-        let thread = thread.spawn(move || {
+        let (stop, stopped) = oneshot::channel();
+        let thread = Running::start("consensus-etcd", move || {
             // A broken invariant must not leave a node that seems to lead.
-            let run = std::panic::AssertUnwindSafe(|| engine::run(driver, events));
+            let run = std::panic::AssertUnwindSafe(|| engine::run(driver, events, stopped));
             if std::panic::catch_unwind(run).is_err() {
                 lease.store(0, Ordering::Release);
                 let failed = Some("an invariant is broken; the log says which".to_owned());
                 tell.send_replace(Standing { failed, ..nobody() });
             }
         })?;
-        Ok(Etcd { inbox, standing, acts_until, thread: Some(thread) })
+        Ok(Etcd { inbox, standing, acts_until, stop: Some(stop), thread: Some(thread) })
+    }
+
+    fn put(
+        &self,
+        command: Vec<u8>,
+        reign: Option<u64>,
+    ) -> Answering<'_, Result<Applied, ProposeError>> {
+        let (answer, result) = oneshot::channel();
+        let asked = self.ask(Event::Propose { command, reign, answer });
+        Box::pin(async move {
+            asked?;
+            result.await.unwrap_or(Err(ProposeError::Unknown))
+        })
     }
 
     fn ask(&self, event: Event) -> Result<(), ProposeError> {
@@ -116,26 +146,24 @@ impl Etcd {
 
 impl Drop for Etcd {
     fn drop(&mut self) {
-        let mut stop = Event::Stop;
-        // The loop takes in what has come, so there is room in a moment.
-        while let Err(mpsc::error::TrySendError::Full(back)) = self.inbox.try_send(stop) {
-            stop = back;
-            std::thread::yield_now();
-        }
+        self.stop = None;
         if let Some(thread) = self.thread.take() {
-            thread.join().ok();
+            thread.end(STOP_MAX);
         }
     }
 }
 
 impl Agreement for Etcd {
     fn propose(&self, command: Vec<u8>) -> Answering<'_, Result<Applied, ProposeError>> {
-        let (answer, result) = oneshot::channel();
-        let asked = self.ask(Event::Propose { command, answer });
-        Box::pin(async move {
-            asked?;
-            result.await.unwrap_or(Err(ProposeError::Unknown))
-        })
+        self.put(command, None)
+    }
+
+    fn propose_as_leader(
+        &self,
+        term: Term,
+        command: Vec<u8>,
+    ) -> Answering<'_, Result<Applied, ProposeError>> {
+        self.put(command, Some(term))
     }
 
     fn read(&self) -> Answering<'_, Result<Index, ReadError>> {

@@ -14,6 +14,10 @@ use crate::part::Answer;
 const BATCH_MAX: usize = 1_024;
 const BATCH_BYTES: usize = 256 << 10;
 
+/// What may wait to be appended; one alone may be of any size.
+const WAITING_MAX: usize = 16_384;
+const WAITING_BYTES_MAX: usize = 32 << 20;
+
 /// How often a proposal may find that another node's was first.
 const LOST_MAX: u32 = 16;
 
@@ -61,6 +65,8 @@ pub(crate) enum Return {
 /// One batch is under way at a time; what comes meanwhile shares the next one.
 pub(crate) struct Queue {
     waiting: VecDeque<Proposal>,
+    /// Of all commands that wait.
+    waiting_bytes: usize,
     flight: Option<Flight>,
     flights: u64,
     random: u64,
@@ -68,10 +74,10 @@ pub(crate) struct Queue {
 
 impl Queue {
     pub(crate) fn new(random: u64) -> Queue {
-        Queue { waiting: VecDeque::new(), flight: None, flights: 0, random }
+        Queue { waiting: VecDeque::new(), waiting_bytes: 0, flight: None, flights: 0, random }
     }
 
-    /// `term`: that in which this node leads, if it does.
+    /// `term`: that in which this node leads, if it does. Where too much waits already, it is told so.
     pub(crate) fn push(
         &mut self,
         now: Instant,
@@ -79,7 +85,21 @@ impl Queue {
         command: Vec<u8>,
         answer: Answer,
     ) {
+        let bytes = self.waiting_bytes + command.len();
+        let full = WAITING_MAX <= self.waiting.len() || WAITING_BYTES_MAX < bytes;
+        if full && !self.waiting.is_empty() {
+            answer.send(Err(ProposeError::Busy)).ok();
+            return;
+        }
+        self.waiting_bytes = bytes;
         self.waiting.push_back(Proposal { command, answer, since: now, lost: 0, term });
+    }
+
+    /// The one that waits first, if this holds of it.
+    fn pop_if(&mut self, holds: impl FnOnce(&mut Proposal) -> bool) -> Option<Proposal> {
+        let proposal = self.waiting.pop_front_if(holds)?;
+        self.waiting_bytes -= proposal.command.len();
+        Some(proposal)
     }
 
     /// What to append behind `at` now; `new`: also what has not been tried yet.
@@ -97,7 +117,7 @@ impl Queue {
         let (mut proposals, mut size, mut term) = (Vec::new(), 0, None);
         while proposals.len() < BATCH_MAX && size < BATCH_BYTES {
             let same = |next: &mut Proposal| proposals.is_empty() || next.term == term;
-            let Some(proposal) = self.waiting.pop_front_if(same) else { break };
+            let Some(proposal) = self.pop_if(same) else { break };
             if proposal.term.is_some() && proposal.term != leads {
                 proposal.answer.send(Err(ProposeError::NotLeader(None))).ok();
             } else if !proposal.answer.is_closed() {
@@ -146,6 +166,7 @@ impl Queue {
             if LOST_MAX <= proposal.lost {
                 proposal.answer.send(Err(ProposeError::Busy)).ok();
             } else {
+                self.waiting_bytes += proposal.command.len();
                 self.waiting.push_front(proposal);
             }
         }
@@ -163,6 +184,7 @@ impl Queue {
 
     /// Lets whoever waits try elsewhere: nothing has happened.
     pub(crate) fn send_away(&mut self) {
+        self.waiting_bytes = 0;
         for proposal in self.waiting.drain(..) {
             proposal.answer.send(Err(ProposeError::Busy)).ok();
         }
@@ -179,7 +201,7 @@ impl Queue {
     pub(crate) fn give_up(&mut self, now: Instant) {
         let late = |proposal: &Proposal| proposal.since + WAIT_MAX <= now;
         // What has lost stands before what came later, so the first is the oldest.
-        while let Some(proposal) = self.waiting.pop_front_if(|first| late(first)) {
+        while let Some(proposal) = self.pop_if(|first| late(first)) {
             proposal.answer.send(Err(ProposeError::NotLeader(None))).ok();
         }
         let Some(flight) = self.flight.as_mut().filter(|f| f.proposals.first().is_some_and(late))
@@ -305,6 +327,24 @@ mod tests {
         assert_eq!(told.try_recv().unwrap(), Err(ProposeError::Busy));
         assert_eq!(queue.append(place(4), true, None), None);
         assert_eq!(queue.appended(b"another").map(|answers| answers.len()), Some(0));
+    }
+
+    #[test]
+    fn what_waits_has_a_limit_in_number_and_in_bytes() {
+        let busy = |told: &mut Told| told.try_recv() == Ok(Err(ProposeError::Busy));
+        let half = "x".repeat(WAITING_BYTES_MAX / 2);
+        let mut queue = Queue::new(7);
+        let mut told = [&half[..], &half, "x"].map(|command| push(&mut queue, at(0), command));
+        assert_eq!(told.each_mut().map(busy), [false, false, true]);
+        // One is under way, then waits again.
+        queue.append(place(4), true, None).unwrap();
+        assert!(!busy(&mut push(&mut queue, at(0), "x")));
+        assert!(queue.appended(b"another").is_none());
+        assert!(busy(&mut push(&mut queue, at(0), "x")));
+        queue.give_up(at(0) + WAIT_MAX);
+        assert_eq!((queue.waiting.len(), queue.waiting_bytes), (0, 0));
+        let mut told: Vec<Told> = (0..=WAITING_MAX).map(|_| push(&mut queue, at(9), "")).collect();
+        assert_eq!(told.iter_mut().filter_map(|told| busy(told).then_some(())).count(), 1);
     }
 
     #[test]

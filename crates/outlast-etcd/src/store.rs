@@ -1,18 +1,25 @@
 //! What is done in etcd, each as one transaction or a few: look, append, sit, save, found.
 
+use std::time::Duration;
+
 use outlast_consensus::{Index, boottime};
 use outlast_core::agreed::Hash;
 use outlast_core::codec::Malformed;
 use outlast_core::time::Instant;
 
 use crate::chair::Wish;
-use crate::client::{Client, Trouble};
-use crate::form::{Base, Keys, Place, Reign};
+use crate::client::{Client, LONG, SHORT, Trouble};
+use crate::form::{Base, Batch, Keys, Place, Reign};
+use crate::mark::Mark;
 use crate::message::{If, Kv, Op, Txn};
 use crate::queue::Append;
 
-/// Batches in one answer.
-pub(crate) const PAGE: u64 = 64;
+/// Batches in one answer: each has 1 MiB or so at most, and an answer 64 (`client.rs`).
+const PAGE: u64 = 32;
+
+/// How often in a row the parts of a snapshot are asked for, and the pause between.
+const PARTS_TRIES: u32 = 8;
+const PARTS_AGAIN: Duration = Duration::from_millis(200);
 
 /// Bytes of a part of a snapshot: etcd takes 1.5 MiB in one transaction.
 pub(crate) const PART_BYTES: usize = 512 << 10;
@@ -46,6 +53,19 @@ pub(crate) struct Picture {
     pub(crate) batches: Vec<(Index, Vec<u8>)>,
     /// The snapshot, where the log does not reach back far enough.
     pub(crate) restored: Option<Vec<u8>>,
+    /// Whether it goes on from the mark; `None`: nobody asked, or it cannot be told.
+    pub(crate) goes_on: Option<bool>,
+}
+
+impl Picture {
+    fn goes_on_from(&self, mark: &Mark) -> Result<Option<bool>, Fault> {
+        let next = self.batches.first().map(|(first, bytes)| {
+            let batch = Batch::of_value(bytes)
+                .map_err(|error| Fault::Broken(format!("the log in etcd at {first}: {error}")))?;
+            Ok::<_, Fault>((*first, batch.before))
+        });
+        Ok(mark.leads_to(self.base.place, self.head, next.transpose()?))
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -55,11 +75,19 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// Looks what there is behind a place. `None`: there is no cluster of this name yet.
-    pub(crate) async fn look(&self, from: Option<Place>) -> Result<Option<Picture>, Fault> {
+    /// Looks what there is behind a place; if there is none yet, what the snapshot has, and whether that goes on from the
+    /// mark. `None`: there is no cluster of this name yet.
+    pub(crate) async fn look(
+        &self,
+        from: Option<Place>,
+        mark: Option<&Mark>,
+    ) -> Result<Option<Picture>, Fault> {
         let asked = boottime();
-        let then = self.looks(from.map_or(0, |place| place.index));
-        let answer = self.client.txn(&Txn { then, ..Txn::default() }).await?;
+        let then = match from {
+            Some(from) => self.looks(from.index, PAGE),
+            None => self.looks(mark.map_or(0, |mark| mark.index), 1),
+        };
+        let answer = self.client.txn(&Txn { then, ..Txn::default() }, SHORT).await?;
         let Some(mut picture) = self.picture(asked, answer.ranges)? else { return Ok(None) };
         let reaches = from.is_some_and(|from| {
             let first = picture.batches.first().map(|&(first, _)| first);
@@ -72,6 +100,12 @@ impl Store {
                     from.map_or(0, |from| from.index)
                 )));
             }
+            if let Some(mark) = mark.filter(|_| from.is_none()) {
+                picture.goes_on = picture.goes_on_from(mark)?;
+                if picture.goes_on == Some(false) {
+                    return Ok(Some(picture));
+                }
+            }
             picture.restored = Some(self.restore(&picture.base).await?);
             let base = picture.base.place.index;
             picture.batches.retain(|&(first, _)| base < first);
@@ -79,10 +113,10 @@ impl Store {
         Ok(Some(picture))
     }
 
-    fn looks(&self, from: Index) -> Vec<Op> {
+    fn looks(&self, from: Index, limit: u64) -> Vec<Op> {
         let keys = &self.keys;
         let (key, end) = (keys.log(from + 1), keys.log_end());
-        let log = Op::Range { key, end, limit: PAGE };
+        let log = Op::Range { key, end, limit };
         vec![Op::get(keys.base()), Op::get(keys.head()), Op::get(keys.chair()), log]
     }
 
@@ -112,23 +146,35 @@ impl Store {
             chair: (reign, chair.revision),
             batches,
             restored: None,
+            goes_on: None,
         }))
     }
 
     /// Reads a snapshot, part by part.
     async fn restore(&self, base: &Base) -> Result<Vec<u8>, Fault> {
-        let (mut key, end) = self.keys.parts(base);
-        let (mut data, mut parts) = (Vec::new(), 0);
+        let (_, end) = self.keys.parts(base);
+        let (mut data, mut parts, mut tries) = (Vec::new(), 0, 0);
         while parts < base.parts {
-            let range = Op::Range { key: key.clone(), end: end.clone(), limit: PARTS_PAGE };
-            let answer = self.client.txn(&Txn { then: vec![range], ..Txn::default() }).await?;
+            let key = self.keys.part(base, parts);
+            let range = Op::Range { key, end: end.clone(), limit: PARTS_PAGE };
+            let txn = Txn { then: vec![range], ..Txn::default() };
+            let answer = match self.client.txn(&txn, LONG).await {
+                Ok(answer) => answer,
+                // What has been read already stays.
+                Err(_trouble) if tries < PARTS_TRIES => {
+                    tries += 1;
+                    tokio::time::sleep(PARTS_AGAIN).await;
+                    continue;
+                }
+                Err(trouble) => return Err(trouble.into()),
+            };
+            tries = 0;
             let kvs = answer.ranges.into_iter().next().unwrap_or_default();
-            let Some(last) = kvs.last() else {
+            if kvs.is_empty() {
                 // A newer one has taken its place meanwhile.
                 let why = "a snapshot in etcd went while it was read".to_owned();
                 return Err(Fault::Trouble(Trouble::Nothing(why)));
-            };
-            key = [&last.key[..], &[0]].concat();
+            }
             for kv in kvs {
                 data.extend_from_slice(&kv.value);
                 parts += 1;
@@ -159,7 +205,9 @@ impl Store {
             Op::Put { key: keys.log(at.index + 1), value: bytes.to_vec() },
             Op::Put { key: keys.head(), value: after.value() },
         ];
-        let answer = self.client.txn(&Txn { when, then, or: self.looks(at.index) }).await?;
+        // The batch that stands in its place is enough; the rest is found by looking.
+        let or = self.looks(at.index, 1);
+        let answer = self.client.txn(&Txn { when, then, or }, LONG).await?;
         if answer.held {
             return Ok((asked, None));
         }
@@ -178,7 +226,8 @@ impl Store {
             Op::Put { key: key.clone(), value: wish.reign.value() },
             Op::Put { key: self.keys.term(), value: term },
         ];
-        let answer = self.client.txn(&Txn { when, then, or: vec![Op::get(key)] }).await?;
+        let or = vec![Op::get(key)];
+        let answer = self.client.txn(&Txn { when, then, or }, SHORT).await?;
         if answer.held {
             return Ok((answer.header.revision, None));
         }
@@ -203,39 +252,50 @@ impl Store {
             put(keys.term(), Reign::term_value(0)),
         ];
         let when = vec![If::Absent { key: keys.head() }];
-        self.client.txn(&Txn { when, then, or: Vec::new() }).await?;
+        self.client.txn(&Txn { when, then, or: Vec::new() }, LONG).await?;
         Ok(())
     }
 
-    /// Saves a snapshot, then deletes what it takes the place of: older snapshots, and the log before `keep`.
-    pub(crate) async fn save(
-        &self,
-        before: Base,
-        base: Base,
-        data: &[u8],
-        keep: Index,
-    ) -> Result<bool, Fault> {
+    /// Saves a snapshot, then deletes what is older than the one `before` it, snapshots and log: whoever reads that one
+    /// has time until the next is saved.
+    pub(crate) async fn save(&self, before: Base, base: Base, data: &[u8]) -> Result<bool, Fault> {
         let keys = &self.keys;
+        let ((before_ours, behind_before), (ours, behind)) =
+            (keys.parts(&before), keys.parts(&base));
+        let saved = match self.save_parts(&base, data).await {
+            Ok(()) => {
+                // Whoever has saved another one meanwhile may have deleted these parts.
+                let when = vec![If::Value { key: keys.base(), value: before.value() }];
+                let then = vec![Op::Put { key: keys.base(), value: base.value() }];
+                // Without an answer they may count, and stay.
+                Ok(self.client.txn(&Txn { when, then, or: Vec::new() }, LONG).await?.held)
+            }
+            Err(trouble) => Err(trouble),
+        };
+        let then = if saved == Ok(true) {
+            let (first, end) = keys.snapshots_up_to(base.place.index);
+            vec![
+                Op::Delete { key: first, end: before_ours },
+                Op::Delete { key: behind_before, end: ours },
+                Op::Delete { key: behind, end },
+                Op::Delete { key: keys.log(0), end: keys.log(before.place.index + 1) },
+            ]
+        } else {
+            // Nobody will ever read them.
+            vec![Op::Delete { key: ours, end: behind }]
+        };
+        let deleted = self.client.txn(&Txn { then, ..Txn::default() }, LONG).await;
+        let saved = saved?;
+        deleted?;
+        Ok(saved)
+    }
+
+    async fn save_parts(&self, base: &Base, data: &[u8]) -> Result<(), Trouble> {
         for (part, bytes) in (0..).zip(data.chunks(PART_BYTES)) {
-            let put = Op::Put { key: keys.part(&base, part), value: bytes.to_vec() };
-            self.client.txn(&Txn { then: vec![put], ..Txn::default() }).await?;
+            let put = Op::Put { key: self.keys.part(base, part), value: bytes.to_vec() };
+            self.client.txn(&Txn { then: vec![put], ..Txn::default() }, LONG).await?;
         }
-        // Whoever has saved another one meanwhile may have deleted these parts.
-        let when = vec![If::Value { key: keys.base(), value: before.value() }];
-        let then = vec![Op::Put { key: keys.base(), value: base.value() }];
-        let answer = self.client.txn(&Txn { when, then, or: Vec::new() }).await?;
-        if !answer.held {
-            return Ok(false);
-        }
-        let (first, end) = keys.snapshots_up_to(base.place.index);
-        let (ours, behind) = keys.parts(&base);
-        let then = vec![
-            Op::Delete { key: first, end: ours },
-            Op::Delete { key: behind, end },
-            Op::Delete { key: keys.log(0), end: keys.log(keep) },
-        ];
-        self.client.txn(&Txn { then, ..Txn::default() }).await?;
-        Ok(true)
+        Ok(())
     }
 }
 

@@ -15,6 +15,9 @@ use servers::{ServerTls, Servers};
 /// Everything that is waited for comes within this time, on the slowest machine.
 const LIMIT: Duration = Duration::from_secs(20);
 
+/// Bytes of the log after which a snapshot is saved.
+const LOG_BYTES: u64 = 3 << 19;
+
 fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let until = Instant::now() + LIMIT;
     while !holds() {
@@ -120,6 +123,7 @@ impl Node {
                 members: Members::voters([1, 2, 3]),
             }),
             snapshot_after,
+            snapshot_after_bytes: LOG_BYTES,
         };
         Node {
             etcd: Etcd::start(settings, kept.clone()).expect("it holds, or the test fails here"),
@@ -143,6 +147,7 @@ impl Node {
         let mut index = None;
         wait_until("something is agreed on", || {
             index = self.propose(command).ok();
+            assert_eq!(self.standing().failed, None);
             index.is_some()
         });
         index.expect("it holds, or the test fails here")
@@ -241,6 +246,26 @@ fn a_snapshot_takes_the_place_of_the_log_and_a_new_node_begins_with_it() {
 }
 
 #[test]
+fn a_log_of_many_bytes_gives_way_to_snapshots_one_after_the_other() {
+    let servers = Servers::start("bytes", 1, None);
+    let nodes = three(&servers, "bytes", u64::MAX);
+    let one = &nodes[usize::try_from(leader(&nodes) - 1).unwrap()];
+    let long = "x".repeat(60 << 10);
+    let mut snapshot = 1;
+    for turn in 0..3 {
+        for at in 0..30 {
+            one.agree(&format!("{turn} {at} {long}"));
+        }
+        wait_until("a snapshot", || nodes.iter().all(|node| node.standing().snapshot > snapshot));
+        snapshot = nodes[0].standing().snapshot;
+    }
+    let late = Node::start(&servers, "bytes", 4, u64::MAX);
+    assert!(late.read() == nodes[0].read(), "the new node has something else");
+    assert!(late.kept.restored.load(Ordering::Acquire));
+    assert!(late.kept.gaps.lock().unwrap().is_empty());
+}
+
+#[test]
 fn without_a_majority_of_etcd_nothing_is_agreed_on_and_then_all_goes_on() {
     let mut servers = Servers::start("majority", 3, None);
     let nodes = three(&servers, "majority", u64::MAX);
@@ -279,6 +304,13 @@ fn the_lead_goes_on_when_its_holder_ends_and_can_be_handed_over() {
     });
     assert_eq!(leader(&nodes), next);
     let term = nodes[0].standing().term;
+    let as_leader = |id: u64, term| {
+        block_on(nodes[at(&nodes, id)].etcd.propose_as_leader(term, b"decided".to_vec()))
+    };
+    assert!(as_leader(next, term).is_ok());
+    for (id, term) in [(next, term - 1), (first, term), (first, term - 1)] {
+        assert_eq!(as_leader(id, term).unwrap_err(), ProposeError::NotLeader(Some(NodeId(next))));
+    }
     let gone = nodes.remove(at(&nodes, next));
     assert!(gone.kept.leads.load(Ordering::Acquire));
     let begun = Instant::now();
@@ -291,10 +323,11 @@ fn the_lead_goes_on_when_its_holder_ends_and_can_be_handed_over() {
 #[test]
 fn clusters_of_two_names_in_one_etcd_do_not_mix() {
     let servers = Servers::start("names", 1, None);
-    let one = Node::start(&servers, "one", 1, u64::MAX);
+    // The one whose keys come later is there first.
     let other = Node::start(&servers, "other", 1, u64::MAX);
-    one.agree("of one");
     other.agree("of the other");
+    let one = Node::start(&servers, "one", 1, u64::MAX);
+    one.agree("of one");
     assert_eq!(one.read(), [b"first".to_vec(), b"of one".to_vec()]);
     assert_eq!(other.read(), [b"first".to_vec(), b"of the other".to_vec()]);
 }
@@ -355,6 +388,36 @@ fn an_etcd_that_has_forgotten_is_refused_while_running_and_after_a_restart() {
 }
 
 #[test]
+fn a_log_that_went_another_way_and_further_is_refused_after_a_restart() {
+    let mut servers = Servers::start("fork", 1, None);
+    let home = servers.dir.join("m0");
+    let node = Node::start(&servers, "fork", 1, u64::MAX);
+    node.agree("one");
+    servers.kill(0);
+    let kept = servers.dir.join("copy");
+    copy(&home, &kept);
+    servers.run(0);
+    node.agree("two");
+    // It remembers that as it ends.
+    drop(node);
+    servers.kill(0);
+    std::fs::remove_dir_all(&home).unwrap();
+    copy(&kept, &home);
+    servers.run(0);
+    let other = Node::start(&servers, "fork", 2, u64::MAX);
+    for command in ["another two", "three", "four"] {
+        other.agree(command);
+    }
+    let again = Node::start(&servers, "fork", 1, u64::MAX);
+    let why = failed(&again);
+    assert!(why.contains("another log"), "{why}");
+    // Who ends in good order and finds its own log goes on.
+    drop(other);
+    let other = Node::start(&servers, "fork", 2, u64::MAX);
+    assert_eq!(other.agree("five"), 6);
+}
+
+#[test]
 fn with_tls_both_sides_show_certificates() {
     let dir = std::env::temp_dir().join(format!("outlast-etcd-pem-{}", std::process::id()));
     let ServerTls { ca, cert, key } = ServerTls::make(&dir);
@@ -370,9 +433,48 @@ fn with_tls_both_sides_show_certificates() {
     std::fs::remove_dir_all(&dir).unwrap();
 }
 
-/// Between nodes and one member; cuts every connection when it is told, whatever is under way.
+#[test]
+fn a_disk_that_hangs_keeps_a_node_from_acting_and_not_from_ending() {
+    let servers = Servers::start("hangs", 1, None);
+    // Nobody reads from it, so that whoever opens it to write waits for ever.
+    let data_dir = servers.dir.join("hangs-1");
+    std::fs::create_dir_all(&data_dir).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(data_dir.join("etcd.new")).status();
+    assert!(made.unwrap().success());
+    let node = Node::start(&servers, "hangs", 1, u64::MAX);
+    wait_until("it has seen what there is", || node.standing().serves);
+    assert!(node.propose("one").is_err() && !node.etcd.may_act());
+    let begun = Instant::now();
+    drop(node);
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_machine_that_hangs_and_a_full_inbox_do_not_keep_a_node_from_ending() {
+    let servers = Servers::start("stuck", 1, None);
+    let node = Node::start(&servers, "stuck", 1, u64::MAX);
+    node.agree("one");
+    let entries = node.kept.entries.clone();
+    let held = entries.lock().unwrap();
+    let filled = (0..).any(|_| {
+        // Answered at once only if it could not be taken in.
+        let mut answering = node.etcd.propose(b"two".to_vec());
+        let polled =
+            answering.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop()));
+        std::mem::forget(answering);
+        matches!(polled, std::task::Poll::Ready(Err(ProposeError::Busy)))
+    });
+    assert!(filled);
+    let begun = Instant::now();
+    drop(node);
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    drop(held);
+}
+
+/// Between nodes and one member; cuts every connection when it is told, whatever is under way, or falls silent.
 struct Relay {
     port: u16,
+    silent: Arc<AtomicBool>,
     cut: tokio::sync::watch::Sender<u64>,
     _runtime: tokio::runtime::Runtime,
 }
@@ -386,8 +488,11 @@ impl Relay {
         let listener = runtime.block_on(tokio::net::TcpListener::bind(("127.0.0.1", 0)));
         let listener = listener.expect(good);
         let port = listener.local_addr().expect(good).port();
+        let silent = Arc::new(AtomicBool::new(false));
+        let falls = silent.clone();
         runtime.spawn(async move {
             while let Ok((mut near, _)) = listener.accept().await {
+                let falls = falls.clone();
                 let mut cuts = cuts.clone();
                 cuts.mark_unchanged();
                 tokio::spawn(async move {
@@ -395,14 +500,21 @@ impl Relay {
                     else {
                         return;
                     };
+                    let silence = async {
+                        while !falls.load(Ordering::Acquire) {
+                            tokio::time::sleep(Duration::from_millis(2)).await;
+                        }
+                    };
                     tokio::select! {
                         _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
                         _ = cuts.changed() => {}
+                        // Both sides stay open, and nothing passes any more.
+                        () = silence => std::future::pending().await,
                     }
                 });
             }
         });
-        Relay { port, cut, _runtime: runtime }
+        Relay { port, silent, cut, _runtime: runtime }
     }
 }
 
@@ -452,4 +564,23 @@ fn with_connections_cut_all_the_time_each_answer_is_true() {
     let done = told.iter().filter(|(_, result)| result.is_ok()).count();
     println!("{done} of {} done", told.len());
     assert!(done > 5, "{done}");
+}
+
+#[test]
+fn a_leader_outlives_a_member_of_etcd_that_dies_without_a_word() {
+    let servers = Servers::start("silent", 1, None);
+    let relays = [Relay::start(servers.ports[0]), Relay::start(servers.ports[0])];
+    let at = |relay: &Relay| Endpoint::parse(&format!("http://127.0.0.1:{}", relay.port)).unwrap();
+    let both = [at(&relays[0]), at(&relays[1])];
+    let node = Node::start_at(&servers, &both, "silent", 1, u64::MAX, None);
+    node.agree("before");
+    wait_until("it leads", || node.etcd.may_act());
+    let term = node.standing().term;
+    for relay in &relays {
+        relay.silent.store(true, Ordering::Release);
+        node.agree("meanwhile");
+        relay.silent.store(false, Ordering::Release);
+    }
+    wait_until("it leads", || node.etcd.may_act());
+    assert_eq!(node.standing().term, term);
 }

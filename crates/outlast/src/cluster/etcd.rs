@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use outlast_consensus::{Members, NodeId};
 use outlast_core::topology::{ConsensusKind, EtcdTls};
-use outlast_etcd::{Endpoint, Etcd, Roll, SNAPSHOT_AFTER, Tls};
+use outlast_etcd::{Endpoint, Etcd, Roll, SNAPSHOT_AFTER, SNAPSHOT_AFTER_BYTES, Tls};
 
 use super::duties;
 use super::replica::{Feeder, Replica};
@@ -55,6 +55,7 @@ impl Hub {
             begin: (begin.index, begin.data.to_vec()),
             roll: Box::new(move || roll(&replica, &own)),
             snapshot_after: SNAPSHOT_AFTER,
+            snapshot_after_bytes: SNAPSHOT_AFTER_BYTES,
         };
         let etcd = Etcd::start(settings, Feeder::new(self.replica.clone()));
         self.consensus.set(Box::new(etcd.context("agree through etcd")?)).ok();

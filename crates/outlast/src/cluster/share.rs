@@ -197,7 +197,8 @@ impl Hub {
         let consensus = self.consensus().filter(|consensus| consensus.may_act());
         let consensus = consensus.ok_or("this node does not lead")?;
         let entry = Entry { origin: ClientId::NOBODY, sequence: 0, wall: wall(), command };
-        let proposal = consensus.propose(entry.to_bytes());
+        let term = consensus.standing().borrow().term;
+        let proposal = consensus.propose_as_leader(term, entry.to_bytes());
         match tokio::time::timeout(DECIDE_MAX, proposal).await.map(proposed) {
             Ok(Answer::Done { reply: Reply::Refused { why }, .. }) => Err(why.to_string()),
             Ok(Answer::Done { .. }) => Ok(()),

@@ -576,11 +576,27 @@ fn a_leader_outlives_a_member_of_etcd_that_dies_without_a_word() {
     node.agree("before");
     wait_until("it leads", || node.etcd.may_act());
     let term = node.standing().term;
-    for relay in &relays {
-        relay.silent.store(true, Ordering::Release);
-        node.agree("meanwhile");
-        relay.silent.store(false, Ordering::Release);
-    }
-    wait_until("it leads", || node.etcd.may_act());
+    // It speaks to one of the two. A machine that is slow for once proves nothing.
+    let outlived = (0..4)
+        .any(|_| relays.each_ref().map(|relay| acts_while_silent(&node, relay)) == [true, true]);
+    assert!(outlived);
     assert_eq!(node.standing().term, term);
+}
+
+fn acts_while_silent(node: &Node, relay: &Relay) -> bool {
+    let begun = Instant::now();
+    wait_until("it has renewed its lease", || {
+        Duration::from_secs(1) < begun.elapsed() && node.etcd.may_act()
+    });
+    relay.silent.store(true, Ordering::Release);
+    let mut acts = true;
+    std::thread::scope(|scope| {
+        let agreed = scope.spawn(|| node.agree("meanwhile"));
+        wait_until("it is agreed on", || {
+            acts &= node.etcd.may_act();
+            agreed.is_finished()
+        });
+    });
+    relay.silent.store(false, Ordering::Release);
+    acts
 }

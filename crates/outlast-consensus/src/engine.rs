@@ -366,7 +366,7 @@ impl Consensus {
         self.inbox.push(event)
     }
 
-    /// Ends both threads; what has been written stays. Takes [`STOP_MAX`] at most, even if the disk hangs.
+    /// Ends both threads; what has been written stays. Takes 3 s at most, even if the disk hangs.
     pub fn stop(mut self) {
         self.end();
     }

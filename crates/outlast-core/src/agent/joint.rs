@@ -194,6 +194,11 @@ impl Agent {
         self.decides() && !waits
     }
 
+    /// Whether this node's data plane lacks what is agreed.
+    pub fn is_behind(&self) -> bool {
+        !self.unconfirmed().is_empty()
+    }
+
     /// What is agreed and followed here, and not confirmed by this node's data plane yet; also of pairs that its topology
     /// does not have, to which it cannot route.
     pub(super) fn unconfirmed(&self) -> BTreeMap<String, Epoch> {

@@ -174,7 +174,7 @@ impl Loop {
     /// Tells the others what this node sees, and whether it is to route to pairs.
     pub(super) fn tell_others(&mut self) {
         let now = self.now().instant;
-        let behind = !self.core.switching().is_empty();
+        let behind = self.core.is_behind();
         self.behind_since = if behind { self.behind_since.or(Some(now)) } else { None };
         let Some(cluster) = &self.cluster else { return };
         let too_long = self.behind_since.is_some_and(|since| BEHIND_MAX < now.since(since));

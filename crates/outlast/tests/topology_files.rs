@@ -298,9 +298,13 @@ fn an_empty_file_is_one_machine_that_does_nothing() {
 }
 
 #[test]
-fn all_nodes_vote_unless_the_file_says_who() {
+fn the_first_three_nodes_vote_unless_the_file_says_who() {
     let nodes = "[node.b]\naddress = \"10.0.0.2\"\n[node.a]\naddress = \"10.0.0.1\"\n";
     assert_eq!(good(nodes).consensus.voters, ["a", "b"]);
+    let more = "[node.d]\naddress = \"10.0.0.4\"\n[node.c]\naddress = \"10.0.0.3\"\n";
+    assert_eq!(good(&format!("{nodes}{more}")).consensus.voters, ["a", "b", "c"]);
+    let all = "[consensus]\nvoters = [\"a\", \"b\", \"c\", \"d\"]\n";
+    assert_eq!(good(&format!("{nodes}{more}{all}")).consensus.voters, ["a", "b", "c", "d"]);
 }
 
 #[test]

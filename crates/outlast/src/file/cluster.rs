@@ -54,6 +54,10 @@ pub(super) fn cluster(section: &Section<'_>, notes: &mut Notes) -> Option<Cluste
     })
 }
 
+/// So many nodes vote, the first by name, unless the file says who: three survive the loss of one, and each more makes a
+/// write wait for more disks.
+const VOTERS_DEFAULT: usize = 3;
+
 fn tls(item: Item<'_>) -> Option<ClusterTls> {
     let section = item.section()?;
     let [ca, cert, key] = ["ca", "cert", "key"].map(|name| section.text(name));
@@ -92,8 +96,8 @@ pub(super) fn consensus(section: &Section<'_>) -> Option<Consensus> {
         "goes with `kind = \"etcd\"`",
         "write that too, or take it out",
     );
-    let all = || section.names.nodes.iter().cloned().collect();
-    Some(Consensus { kind: ConsensusKind::Embedded, voters: voters?.unwrap_or_else(all) })
+    let first = || section.names.nodes.iter().take(VOTERS_DEFAULT).cloned().collect();
+    Some(Consensus { kind: ConsensusKind::Embedded, voters: voters?.unwrap_or_else(first) })
 }
 
 fn etcd_tls(item: Item<'_>) -> Option<EtcdTls> {

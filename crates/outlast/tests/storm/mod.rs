@@ -105,6 +105,9 @@ impl Storm {
         for (node, address) in &nodes {
             text += &format!("[node.{node}]\naddress = \"{address}\"\n");
         }
+        if self.engine == Engine::Embedded {
+            text += &format!("[consensus]\nvoters = {:?}\n", self.nodes);
+        }
         if self.engine == Engine::Etcd {
             let urls = |port: u16| nodes.iter().map(move |(_, at)| format!("http://{at}:{port}"));
             let members = nodes.iter().zip(urls(ETCD_PEERS));

@@ -151,7 +151,11 @@ pub(crate) static CONSENSUS: Shape = Shape {
             "Raft inside the agents, or an etcd that you already run.",
         )
         .or("embedded"),
-        Key::new("voters", NODES, "The nodes that vote, with kind embedded; all nodes if absent."),
+        Key::new(
+            "voters",
+            NODES,
+            "The nodes that vote, with kind embedded; the first three by name if absent.",
+        ),
         Key::new(
             "endpoints",
             Kind::List(&Kind::Text("https://10.0.0.1:2379")),

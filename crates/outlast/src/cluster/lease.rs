@@ -47,7 +47,9 @@ impl Hub {
             if wanted.wait_for(|wish| *wish == LeaseWish::Hold).await.is_err() {
                 return std::future::pending().await;
             }
-            let Some(id) = self.consensus().and(self.identity().id) else {
+            // Whom the leader does not hear cannot say that it has left a side; it must not be waited for.
+            let id = self.consensus().and(self.identity().id).filter(|_| self.hears_leader());
+            let Some(id) = id else {
                 tokio::time::sleep(AGAIN).await;
                 continue;
             };
@@ -143,7 +145,6 @@ impl Hub {
                 return;
             }
             if !self.hears_leader() {
-                // Whom the leader does not hear cannot say that it has left a side.
                 continue;
             }
             let sent = moment();

@@ -24,6 +24,9 @@ pub(super) const NEWS_MAX: usize = 1024;
 /// Wishes of the loop that wait.
 pub(super) const WISHES_MAX: usize = 256;
 
+/// Questions of the loop to other nodes that are under way.
+const ASKED_MAX: usize = 256;
+
 /// How long the loop waits for something to be agreed on.
 const DECIDE_MAX: Duration = Duration::from_secs(1);
 
@@ -142,6 +145,10 @@ impl Hub {
         let mut asked = JoinSet::new();
         while let Some(wish) = wishes.recv().await {
             while asked.try_join_next().is_some() {}
+            if asked.len() >= ASKED_MAX {
+                // One of them has to end first; each has its limit.
+                asked.join_next().await;
+            }
             match wish {
                 Wish::Agree(command) => {
                     let result = self.agree_as_leader(Command::Side(command.clone())).await;

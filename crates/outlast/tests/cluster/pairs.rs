@@ -73,6 +73,13 @@ impl Pair {
 fn every_node_routes_to_the_side_that_all_agreed_on() {
     let mut pair = Pair::start("sides", "failback = { after = \"300ms\" }");
     let first = pair.everybody_routes_to("primary");
+    let (swapped, file) = (pair.nodes.stage("a"), &pair.nodes.stage("a").file);
+    let text = std::fs::read_to_string(file).unwrap();
+    let other = text.replace("primary = ", "was = ").replace("backup = ", "primary = ");
+    std::fs::write(file, other.replace("was = ", "backup = ")).unwrap();
+    let (obeyed, said) = swapped.verb(&["reload"]);
+    assert!(!obeyed && said.contains("give the changed pair another name"), "{said}");
+    std::fs::write(file, text).unwrap();
     pair.primary.stop();
     let second = pair.everybody_routes_to("backup");
     assert!(first < second, "{first} {second}");
@@ -89,7 +96,7 @@ fn every_node_routes_to_the_side_that_all_agreed_on() {
 }
 
 #[test]
-fn a_node_that_is_frozen_holds_up_a_failover_no_longer_than_its_lease() {
+fn a_node_that_is_frozen_does_not_hold_up_a_failover_for_ever() {
     let mut pair = Pair::start("frozen", "failback = \"manual\"");
     let leader = pair.nodes.leader();
     let other = pair.nodes.others(leader)[0];

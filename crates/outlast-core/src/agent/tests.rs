@@ -5,7 +5,7 @@ use std::vec::Vec;
 
 use super::*;
 use crate::sim::topologies::{balanced, external, pair, part, probe, service};
-use crate::topology::{Command, Failback, Standby};
+use crate::topology::{Command, Failback, PartKind, Standby};
 use crate::view::ProcessState;
 
 fn at(seconds: u64) -> Now {

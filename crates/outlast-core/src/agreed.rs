@@ -12,6 +12,7 @@ mod bugs;
 mod changes;
 mod clients;
 mod clock;
+mod database;
 pub(crate) mod form;
 mod history;
 mod kv;
@@ -39,6 +40,11 @@ pub use clients::ClientId;
 pub use clock::{
     ACTION_LIMIT, CLOCK_RATE_ERROR, Ended, Held, LeaseClock, Moment, READING_ERROR, STOP_LIMIT,
     Timed,
+};
+pub use database::{
+    Confirm, DATABASE_LEASE, Database, DatabaseCommand, Databases, Election, Position, Recruit,
+    Reign, Step as SwitchoverStep, StepDone, Switchover, SwitchoverEnd, database_of_role,
+    database_role,
 };
 pub use history::{Fact, History};
 pub use kv::{Expected, Item, Items, KvCommand, Page};
@@ -115,6 +121,7 @@ pub enum Command {
     Session(SessionCommand),
     Lock(LockCommand),
     Side(SideCommand),
+    Database(DatabaseCommand),
     /// A node adds a line to the history.
     Record {
         node: u64,
@@ -161,7 +168,8 @@ coded_command!(
     8 = Kv,
     9 = Session,
     10 = Lock,
-    11 = Side
+    11 = Side,
+    12 = Database
 );
 
 impl Command {
@@ -178,6 +186,7 @@ impl Command {
             Command::Session(command) => command.check(),
             Command::Lock(command) => command.check(),
             Command::Side(command) => command.check(),
+            Command::Database(command) => command.check(),
             Command::Record { text, .. } => Limit::FactBytes.name(text),
         }
     }
@@ -194,6 +203,7 @@ impl Command {
             Command::Procedure(command) => command.repeatable(),
             Command::Session(command) => command.repeatable(),
             Command::Side(command) => command.repeatable(),
+            Command::Database(command) => command.repeatable(),
             Command::Kv(_) | Command::Lock(_) | Command::Record { .. } => false,
         }
     }
@@ -213,10 +223,11 @@ pub struct Agreed {
     space: Space,
     history: History,
     sides: Sides,
+    databases: Databases,
 }
 
-/// The version of a snapshot's form. Version 1 had no sides.
-const FORM: u8 = 2;
+/// The version of a snapshot's form. Version 1 had no sides, version 2 no databases.
+const FORM: u8 = 3;
 
 impl Code for Agreed {
     fn encode(&self, to: &mut Vec<u8>) {
@@ -232,6 +243,7 @@ impl Code for Agreed {
             space,
             history,
             sides,
+            databases,
         } = self;
         index.encode(to);
         clients.encode(to);
@@ -243,6 +255,7 @@ impl Code for Agreed {
         space.encode(to);
         history.encode(to);
         sides.encode(to);
+        databases.encode(to);
     }
 
     fn decode(from: &mut Reader<'_>) -> Result<Agreed, Malformed> {
@@ -261,6 +274,7 @@ impl Code for Agreed {
             space: Code::decode(from)?,
             history: Code::decode(from)?,
             sides: if form == 1 { Sides::default() } else { Code::decode(from)? },
+            databases: if form < 3 { Databases::default() } else { Code::decode(from)? },
         })
     }
 }
@@ -302,7 +316,7 @@ impl Agreed {
             }
             Command::Node(command) => self.registry.apply(at, command, history),
             Command::Topology(command) => self.topology.apply(at, command, &self.registry, history),
-            Command::Lease(command) => self.leases.apply(at, command, &self.registry, history),
+            Command::Lease(command) => self.run_lease(at, command),
             Command::Notice(command) => self.notices.apply(at, command, history),
             Command::Procedure(command) => {
                 self.procedures.apply(at, command, &self.leases, history)
@@ -311,12 +325,25 @@ impl Agreed {
             Command::Session(command) => self.space.apply_session(at, command),
             Command::Lock(command) => self.space.apply_lock(at, command),
             Command::Side(command) => self.sides.apply(at, command, history),
+            Command::Database(command) => {
+                self.databases.apply(at, command, &mut self.leases, &self.registry, history)
+            }
             Command::Record { node, text } => {
                 history.add(at, *node, text);
                 Ok(Reply::Done)
             }
         };
         result.into()
+    }
+
+    /// The lease of a database ends with the reign.
+    fn run_lease(&mut self, at: Stamp, command: &LeaseCommand) -> Result<Reply, Refusal> {
+        match command {
+            LeaseCommand::Grant { role, .. } => self.databases.admits_renewal(role, true)?,
+            LeaseCommand::Renew { role, .. } => self.databases.admits_renewal(role, false)?,
+            LeaseCommand::Release { .. } | LeaseCommand::Expire { .. } => {}
+        }
+        self.leases.apply(at, command, &self.registry, &mut self.history)
     }
 
     /// Everything, as bytes from which [`restore`](Agreed::restore) makes a machine that answers the same.
@@ -355,6 +382,10 @@ impl Agreed {
 
     pub fn sides(&self) -> &Sides {
         &self.sides
+    }
+
+    pub fn databases(&self) -> &Databases {
+        &self.databases
     }
 
     pub fn space(&self) -> &Space {

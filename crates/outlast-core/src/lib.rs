@@ -12,6 +12,7 @@ pub mod agent;
 pub mod agreed;
 pub mod codec;
 pub mod container;
+pub mod database;
 pub mod event;
 pub mod health;
 pub mod linear;

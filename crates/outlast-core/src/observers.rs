@@ -9,6 +9,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use crate::agreed::form::{coded_enum, coded_struct};
+use crate::database::DatabaseSight;
 use crate::event::Target;
 use crate::health::Health;
 use crate::pair::Epoch;
@@ -36,9 +37,10 @@ pub struct Report {
     pub draining: BTreeSet<(String, String)>,
     /// Pairs whose route of this epoch its data plane has in force.
     pub routes: BTreeMap<String, Epoch>,
+    pub databases: BTreeMap<String, DatabaseSight>,
 }
 
-coded_struct!(Report version 1 { build, topology_version, targets, services, draining, routes });
+coded_struct!(Report version 2 { build, topology_version, targets, services, draining, routes, databases });
 
 /// What is believed of one target.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -80,6 +82,10 @@ impl Report {
             || states(self) != states(other)
             || self.draining != other.draining
             || self.routes != other.routes
+            || !self.databases.keys().eq(other.databases.keys())
+            || self.databases.iter().any(|(name, sight)| {
+                other.databases.get(name).is_none_or(|other| sight.differs(other))
+            })
     }
 }
 

@@ -556,6 +556,18 @@ pub struct Postgres {
     pub listen_read: Option<SocketAddr>,
     pub durability: Durability,
     pub lag_limit: u64,
+    /// Who is chosen as primary among members whose logs are equally long; 0: never.
+    pub priorities: BTreeMap<String, u32>,
+    /// Where PostgreSQL's programs are; `None`: where the system's packages put this version.
+    pub bin_dir: Option<String>,
+    /// Where PostgreSQL itself listens, on each node's address.
+    pub port: NonZeroU16,
+    /// Who runs it on this system. It refuses to run as root.
+    pub user: String,
+    /// How long a client waits for a primary before it is told that there is none.
+    pub hold: Duration,
+    /// The primary serves the read port while no standby can.
+    pub read_from_primary: bool,
     pub parameters: BTreeMap<String, String>,
     pub reliability: Option<Reliability>,
 }

@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::{Action, Agent, Now, Unsaved, say};
-use crate::agreed::{Agreed, AgreedSide, SideCommand, Stamp};
+use crate::agreed::{Agreed, AgreedSide, Database, SideCommand, Stamp, database_role};
 use crate::event::{Fact, Target};
 use crate::health::Health;
 use crate::observers::{
@@ -48,8 +48,17 @@ pub struct Agreement {
     /// Who holds a lease to route to pairs.
     pub holders: BTreeSet<String>,
     pub sides: BTreeMap<String, AgreedSide>,
+    pub databases: BTreeMap<String, Held>,
     /// This node leads.
     pub leads: bool,
+}
+
+/// A database, and who may serve it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    pub database: Database,
+    /// The node that holds the lease of its primary, and the lease's epoch.
+    pub lease: Option<(String, u64)>,
 }
 
 impl Agreement {
@@ -62,8 +71,16 @@ impl Agreement {
             Some(if known { name.to_owned() } else { format!("{name} (removed)") })
         });
         let holders = holders.collect();
+        let databases = agreed.databases().all().iter().map(|(name, database)| {
+            let lease = agreed.leases().get(&database_role(name)).map(|lease| {
+                let holder = nodes.get(&lease.holder).map(|node| node.name.clone());
+                (holder.unwrap_or_default(), lease.epoch)
+            });
+            (name.clone(), Held { database: database.clone(), lease })
+        });
+        let databases = databases.collect();
         let nodes = nodes.values().map(|node| node.name.clone()).collect();
-        Agreement { nodes, holders, sides: agreed.sides().all().clone(), leads }
+        Agreement { nodes, holders, sides: agreed.sides().all().clone(), databases, leads }
     }
 }
 

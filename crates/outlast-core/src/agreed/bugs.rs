@@ -28,6 +28,10 @@ pub(crate) enum Bug {
     AppliedTwice,
     /// A move under an epoch that was used before is obeyed.
     OldMoveWins,
+    /// A primary renews its lease although its reign is over.
+    RenewedAfterElection,
+    /// A primary is appointed although members that may know more are silent.
+    Uncovered,
 }
 
 std::thread_local! {

@@ -57,4 +57,21 @@ macro_rules! coded_enum {
     };
 }
 
-pub(crate) use {coded_enum, coded_struct};
+/// Writes a list as its count and its things; bytes have a form of their own, so that there is none for all lists.
+macro_rules! coded_list {
+    ($($of:ident),*) => {
+        $(impl $crate::codec::Code for alloc::vec::Vec<$of> {
+            fn encode(&self, to: &mut alloc::vec::Vec<u8>) {
+                $crate::codec::encode_list(self.iter(), to);
+            }
+
+            fn decode(
+                from: &mut $crate::codec::Reader<'_>,
+            ) -> Result<alloc::vec::Vec<$of>, $crate::codec::Malformed> {
+                $crate::codec::decode_list(from)
+            }
+        })*
+    };
+}
+
+pub(crate) use {coded_enum, coded_list, coded_struct};

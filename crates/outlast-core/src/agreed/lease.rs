@@ -159,6 +159,31 @@ impl Leases {
         }
     }
 
+    /// Gives a role that nobody else holds to a node, as part of another command.
+    pub(super) fn appoint(
+        &mut self,
+        at: Stamp,
+        role: &str,
+        holder: u64,
+        ttl: Duration,
+    ) -> Result<(), Refusal> {
+        match self.held.get(role) {
+            Some(lease) if lease.holder != holder => {
+                return Err(Refusal::Held { holder: lease.holder, epoch: lease.epoch });
+            }
+            Some(_) => {}
+            None => Limit::Leases.holds(self.held.len() + 1)?,
+        }
+        let lease = Lease { holder, epoch: at.index, ttl, renewed_index: at.index, granted: at };
+        self.held.insert(String::from(role), lease);
+        Ok(())
+    }
+
+    /// Ends it at once, as part of another command.
+    pub(super) fn end(&mut self, role: &str) {
+        self.held.remove(role);
+    }
+
     fn grant(
         &mut self,
         at: Stamp,

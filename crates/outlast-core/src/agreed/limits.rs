@@ -32,17 +32,19 @@ pub enum Limit {
     Waiting,
     FactBytes,
     Pairs,
+    Databases,
+    Confirms,
 }
 
 coded_enum!(Limit, "a limit that is not known here", {
     1 = NameBytes, 2 = AddressBytes, 3 = Nodes, 4 = TopologyBytes, 5 = ReasonBytes, 6 = RoleBytes, 7 = Leases,
     8 = SubjectBytes, 9 = WhoBytes, 10 = Maintenance, 11 = Silences, 12 = Procedures, 13 = Steps,
     14 = EvidenceBytes, 15 = KeyBytes, 16 = ValueBytes, 17 = Keys, 18 = SpaceBytes, 19 = Sessions,
-    20 = SessionKeys, 21 = Locks, 22 = Waiting, 23 = FactBytes, 24 = Pairs,
+    20 = SessionKeys, 21 = Locks, 22 = Waiting, 23 = FactBytes, 24 = Pairs, 25 = Databases, 26 = Confirms,
 });
 
 impl Limit {
-    pub const ALL: [Limit; 24] = [
+    pub const ALL: [Limit; 26] = [
         Limit::NameBytes,
         Limit::AddressBytes,
         Limit::Nodes,
@@ -67,6 +69,8 @@ impl Limit {
         Limit::Waiting,
         Limit::FactBytes,
         Limit::Pairs,
+        Limit::Databases,
+        Limit::Confirms,
     ];
 
     pub const fn most(self) -> usize {
@@ -95,6 +99,8 @@ impl Limit {
             Limit::Waiting => 10_000,
             Limit::FactBytes => 1024,
             Limit::Pairs => 1024,
+            Limit::Databases => 64,
+            Limit::Confirms => 3,
         }
     }
 
@@ -125,6 +131,8 @@ impl Limit {
             Limit::Waiting => "sessions waiting for locks",
             Limit::FactBytes => "bytes in a line of history",
             Limit::Pairs => "pairs that have changed sides",
+            Limit::Databases => "databases",
+            Limit::Confirms => "rules for acknowledgements that count at the same time",
         }
     }
 

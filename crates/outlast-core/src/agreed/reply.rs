@@ -142,6 +142,7 @@ pub enum Refusal {
         modified: u64,
     },
     NotLocked,
+    NotCovered,
 }
 
 coded_enum!(Reply version 1, "a reply that is not known here", {
@@ -159,7 +160,7 @@ coded_enum!(Refusal, "a refusal that is not known here", {
     18 = Held { holder, epoch }, 19 = NotHeld, 20 = OtherEpoch { current }, 21 = OtherHolder { holder },
     22 = RenewedSince { renewed_index }, 23 = AlreadyPaused { id }, 24 = NoNotice, 25 = Busy { id },
     26 = NoProcedure, 27 = ProcedureOver, 28 = OutOfTurn, 29 = PastPivot, 30 = BadPivot, 31 = NoSession { id },
-    32 = Conflict { version, modified }, 33 = NotLocked, 34 = NoNodes,
+    32 = Conflict { version, modified }, 33 = NotLocked, 34 = NoNodes, 35 = NotCovered,
 });
 
 impl From<Refusal> for Reply {
@@ -266,6 +267,9 @@ impl fmt::Display for Refusal {
             Refusal::Conflict { version, modified } => {
                 write!(f, "the key has version {version}, written at {modified}")
             }
+            Refusal::NotCovered => f.write_str(
+                "an acknowledged write may be on members that have not reported: it would be lost",
+            ),
             Refusal::NotLocked => f.write_str("the session neither holds nor awaits this lock"),
         }
     }

@@ -460,6 +460,7 @@ impl World {
             | Command::Kv(_)
             | Command::Session(_)
             | Command::Lock(_)
+            | Command::Database(_)
             | Command::Record { .. } => {}
         }
     }

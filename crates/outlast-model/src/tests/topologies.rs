@@ -37,6 +37,12 @@ fn postgres(nodes: &[&str], durability: Durability) -> Postgres {
         listen_read: None,
         durability,
         lag_limit: 0,
+        priorities: BTreeMap::new(),
+        bin_dir: None,
+        port: core::num::NonZeroU16::new(5432).unwrap(),
+        user: "postgres".to_owned(),
+        hold: core::time::Duration::from_secs(30),
+        read_from_primary: false,
         parameters: BTreeMap::new(),
         reliability: None,
     }

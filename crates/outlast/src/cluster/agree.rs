@@ -319,6 +319,7 @@ pub(super) fn is_own(command: &Command) -> bool {
         | Command::Session(_)
         | Command::Lock(_)
         | Command::Side(_)
+        | Command::Database(_)
         | Command::Record { .. } => false,
     }
 }

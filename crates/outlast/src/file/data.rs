@@ -38,6 +38,12 @@ pub(super) fn postgres(
     let durability = durability(section, nodes.as_deref());
     let lag_limit = section.size("lag_limit");
     let parameters = section.optional("parameters", parameters);
+    let priorities = section.optional("priorities", |item| priorities(item, nodes.as_deref()));
+    let bin_dir = section.absolute_path("bin_dir");
+    let port = section.count("port").and_then(NonZeroU16::new);
+    let user = section.text("user");
+    let hold = section.duration("hold");
+    let read_from_primary = section.switch("read_from_primary");
     let reliability = section.reliability();
     let (listen_write, listen_read) = listen?.unwrap_or_default();
     Some(Postgres {
@@ -48,6 +54,12 @@ pub(super) fn postgres(
         listen_read,
         durability: durability?,
         lag_limit: lag_limit?,
+        priorities: priorities?.unwrap_or_default(),
+        bin_dir: bin_dir?,
+        port: port?,
+        user: user?,
+        hold: hold?,
+        read_from_primary: read_from_primary?,
         parameters: parameters?.unwrap_or_default(),
         reliability: reliability?,
     })
@@ -100,6 +112,22 @@ fn durability(section: &Section<'_>, nodes: Option<&[String]>) -> Option<Durabil
         );
     }
     Some(Durability::Quorum { acks })
+}
+
+fn priorities(item: Item<'_>, nodes: Option<&[String]>) -> Option<BTreeMap<String, u32>> {
+    let read = |(key, value): (&str, Item<'_>)| {
+        if nodes.is_some_and(|nodes| !nodes.iter().any(|node| node == key)) {
+            value.complain(
+                format!("the node {} is no member", quote(key)),
+                "name one of its `nodes`, or take it out",
+            );
+            return None;
+        }
+        Some((key.to_owned(), u32::try_from(value.count()?).ok()?))
+    };
+    let read: Vec<Option<(String, u32)>> =
+        item.entries()?.into_iter().map(|(key, value)| read((key.get_ref(), value))).collect();
+    read.into_iter().collect()
 }
 
 fn parameters(item: Item<'_>) -> Option<BTreeMap<String, String>> {

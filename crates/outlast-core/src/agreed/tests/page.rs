@@ -48,7 +48,8 @@ fn named(command: &Command) -> (String, bool) {
         | Command::Kv(_)
         | Command::Session(_)
         | Command::Lock(_)
-        | Command::Side(_) => format!("{first}::{second}"),
+        | Command::Side(_)
+        | Command::Database(_) => format!("{first}::{second}"),
     };
     (name, command.repeatable())
 }

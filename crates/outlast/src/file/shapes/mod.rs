@@ -303,6 +303,30 @@ static POSTGRES: Shape = Shape {
         .or("16MiB")
         .elsewhere(&["max_lag", "maximum_lag_on_failover"]),
         Key::new(
+            "priorities",
+            Kind::Map(&Kind::Count { min: 0, max: 1000 }),
+            "By node: the highest becomes primary among members that are equally far; 0 never does. 100 if absent.",
+        )
+        .elsewhere(&["priority", "failover_priority", "candidate_priority"]),
+        Key::new("bin_dir", Kind::Text("/usr/lib/postgresql/15/bin"), "Where PostgreSQL's programs are.")
+            .elsewhere(&["bindir", "pgbin"]),
+        Key::new(
+            "port",
+            COUNT_U16,
+            "Where PostgreSQL itself listens, on each node's address.",
+        )
+        .or_count(5432),
+        Key::new("user", Kind::Text("postgres"), "The system's user that runs PostgreSQL; it refuses root.")
+            .or("postgres"),
+        Key::new("hold", DURATION_OR_ZERO, "How long clients of a port wait for a primary before they are refused.")
+            .or("30s"),
+        Key::new(
+            "read_from_primary",
+            Kind::Switch,
+            "Whether the primary serves the read port while no standby can.",
+        )
+        .or_switch(false),
+        Key::new(
             "parameters",
             Kind::Map(&Kind::Any(&[
                 Kind::AnyText,

@@ -1,0 +1,195 @@
+//! A replicated database: what its members tell, what each of them does, and what the leader decides for all.
+//!
+//! Three parties, none of which asks another: [`Lead`] looks at what the members report and proposes the next
+//! [`DatabaseCommand`](crate::agreed::DatabaseCommand); each [`Member`] looks at what is agreed and at its own PostgreSQL and
+//! gives the next order to the driver; the driver carries it out and tells what it sees. What is agreed is in
+//! [`agreed::Database`](crate::agreed::Database). All of it is plain functions of what was seen, so that a simulator can lead
+//! it through any sequence of faults.
+
+mod lead;
+mod member;
+#[cfg(test)]
+mod tests;
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::string::String;
+use core::time::Duration;
+
+pub use lead::{Lead, Scene, Seen};
+pub use member::{Disk, Duty, Local, Member, Order, Part, Server, State, order_of};
+
+use crate::agreed::form::{coded_enum, coded_struct};
+use crate::agreed::{Confirm, Position};
+use crate::health::Health;
+use crate::topology::{Durability, Postgres};
+
+/// A member that is silent for this long may be gone.
+pub const SILENT_AFTER: Duration = Duration::from_secs(2);
+
+/// What a node says of a database.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DatabaseSight {
+    /// Of its own member, if it is one.
+    pub member: Option<MemberSight>,
+    /// Whether it reaches PostgreSQL on each other member's node, by a new connection.
+    pub ports: BTreeMap<String, Health>,
+}
+
+coded_struct!(DatabaseSight { member, ports });
+
+impl DatabaseSight {
+    /// Whether anything differs that others act on.
+    pub fn differs(&self, other: &DatabaseSight) -> bool {
+        let members = match (&self.member, &other.member) {
+            (Some(one), Some(other)) => one.differs(other),
+            (one, other) => one.is_some() != other.is_some(),
+        };
+        members || self.ports != other.ports
+    }
+}
+
+/// What a node says of its member of a database.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MemberSight {
+    pub state: MemberState,
+    pub system: Option<u64>,
+    /// How far its log reaches: what is flushed here, be it written or received.
+    pub reaches: Position,
+    /// It receives nothing any more because of this election, and `reaches` is the end.
+    pub stopped: Option<u64>,
+    /// It receives from this node.
+    pub follows: Option<String>,
+    /// The reign under which it is primary, and a write went through here a moment ago.
+    pub serves: Option<u64>,
+    /// The rule for acknowledgements that is in force, and under which all older writes would be acknowledged, too.
+    pub confirmed: Option<Confirm>,
+    /// A write was acknowledged by others under this reign.
+    pub verified: Option<u64>,
+    /// It accepts no writes because of the switchover that began at this index, and `reaches` is the end.
+    pub closed: Option<u64>,
+    /// Members that receive from it.
+    pub streams_to: BTreeSet<String>,
+    /// Others can be made like it: its timeline is on disk.
+    pub is_source: bool,
+    /// Why it must not be chosen as primary.
+    pub unfit: Option<String>,
+    /// It is primary and asks for another one.
+    pub gives_up: Option<String>,
+    /// What is wrong, for people.
+    pub trouble: String,
+    /// Since when it is in this state.
+    pub since: Duration,
+    pub free_bytes: u64,
+}
+
+coded_struct!(MemberSight {
+    state,
+    system,
+    reaches,
+    stopped,
+    follows,
+    serves,
+    confirmed,
+    verified,
+    closed,
+    streams_to,
+    is_source,
+    unfit,
+    gives_up,
+    trouble,
+    since,
+    free_bytes,
+});
+
+impl MemberSight {
+    /// Whether anything differs that others act on; a position that moves does not, unless it is the end.
+    pub fn differs(&self, other: &MemberSight) -> bool {
+        let steady = |sight: &MemberSight| {
+            let ends = sight.stopped.is_some() || sight.closed.is_some();
+            MemberSight {
+                reaches: if ends { sight.reaches } else { Position::default() },
+                since: Duration::ZERO,
+                free_bytes: 0,
+                trouble: String::new(),
+                ..sight.clone()
+            }
+        };
+        steady(self) != steady(other)
+    }
+}
+
+/// What a member is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum MemberState {
+    #[default]
+    Unknown,
+    /// There is no data here.
+    Empty,
+    /// There is something else in its place, or data that cannot be used.
+    Broken,
+    Down,
+    Starting,
+    Standby,
+    Primary,
+    /// It does not answer.
+    Hung,
+    /// It is being made like the primary: what differs, or everything.
+    Rewinding,
+    Cloning,
+}
+
+coded_enum!(MemberState, "a state of a member that is not known here", {
+    1 = Unknown, 2 = Empty, 3 = Broken, 4 = Down, 5 = Starting, 6 = Standby, 7 = Primary, 8 = Hung, 9 = Rewinding,
+    10 = Cloning,
+});
+
+impl MemberState {
+    pub fn word(self) -> &'static str {
+        match self {
+            MemberState::Unknown => "unknown",
+            MemberState::Empty => "empty",
+            MemberState::Broken => "broken",
+            MemberState::Down => "down",
+            MemberState::Starting => "starting",
+            MemberState::Standby => "standby",
+            MemberState::Primary => "primary",
+            MemberState::Hung => "hung",
+            MemberState::Rewinding => "rewinding",
+            MemberState::Cloning => "cloning",
+        }
+    }
+}
+
+/// What people ask of a database, as far as decisions need it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wish {
+    pub members: BTreeSet<String>,
+    /// On how many other members an acknowledged write is; 0: none.
+    pub acks: u32,
+    /// Bytes that a standby may lack and still be chosen where nothing is promised.
+    pub lag_max: u64,
+    /// Who is chosen among equals: the highest. 0 never is.
+    pub priorities: BTreeMap<String, u32>,
+}
+
+/// The priority of a member of which the file says nothing.
+pub const PRIORITY: u32 = 100;
+
+impl Wish {
+    pub fn of(postgres: &Postgres) -> Wish {
+        let acks = match postgres.durability {
+            Durability::Async => 0,
+            Durability::Quorum { acks } => u32::from(acks.get()),
+        };
+        Wish {
+            members: postgres.nodes.iter().cloned().collect(),
+            acks,
+            lag_max: postgres.lag_limit,
+            priorities: postgres.priorities.clone(),
+        }
+    }
+
+    pub(crate) fn priority(&self, node: &str) -> u32 {
+        self.priorities.get(node).copied().unwrap_or(PRIORITY)
+    }
+}

@@ -1,0 +1,583 @@
+//! What one member of a database does next, by what is agreed and what is seen here.
+//!
+//! [`order_of`] is the whole of it as a table: what this member is by what is agreed ([`Part`]), and what its PostgreSQL is
+//! like ([`State`]), give one thing to do ([`Duty`]). A test walks through all of it: whatever the part, every state leads
+//! to where the part wants to be.
+
+use alloc::collections::{BTreeSet, VecDeque};
+use alloc::string::{String, ToString as _};
+use core::time::Duration;
+
+use super::{MemberSight, MemberState};
+use crate::agreed::{Confirm, Database, Position};
+use crate::time::Instant;
+
+/// A primary that went down gets this long to serve again before another member takes over.
+const RESTART_MAX: Duration = Duration::from_secs(10);
+
+/// A primary that goes down this often within this time is given up.
+const CRASHES_MAX: usize = 3;
+const CRASHES_WITHIN: Duration = Duration::from_secs(60);
+
+/// A primary that was given up starts again if nobody has taken over in this time.
+const HAND_OVER_MAX: Duration = Duration::from_secs(10);
+
+/// A standby that receives nothing for this long is made like the primary again.
+const RECEIVES_WITHIN: Duration = Duration::from_secs(10);
+
+/// An order that had no effect is given again after this long.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// What is in the data directory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Disk {
+    #[default]
+    Unknown,
+    Empty,
+    /// Left half-way by a rewind or a clone, or not ours.
+    Broken,
+    /// `standby`: it would start as a standby.
+    Data {
+        standby: bool,
+    },
+}
+
+/// What PostgreSQL is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Server {
+    #[default]
+    Unknown,
+    Down,
+    Starting,
+    Standby,
+    Primary,
+    /// It runs and does not answer.
+    Hung,
+}
+
+/// What the driver sees.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Local {
+    pub disk: Disk,
+    pub server: Server,
+    /// An order is being carried out; what takes long is said here.
+    pub busy: Option<MemberState>,
+    pub system: Option<u64>,
+    pub reaches: Position,
+    /// The election for which it has stopped receiving.
+    pub stopped: Option<u64>,
+    /// Whom it is told to receive from, and whether it does.
+    pub upstream: Option<String>,
+    pub receives: bool,
+    /// The reign under which it was made primary; remembered on disk.
+    pub promoted: Option<u64>,
+    /// A write went through here a moment ago.
+    pub writes: bool,
+    pub rule: Option<Confirm>,
+    /// Everything up to now would be acknowledged under the rule.
+    pub confirmed: bool,
+    /// The reign under which others have acknowledged a write.
+    pub verified: Option<u64>,
+    /// The switchover for which it accepts no writes.
+    pub closed: Option<u64>,
+    pub streams_to: BTreeSet<String>,
+    pub is_source: bool,
+    pub unfit: Option<String>,
+    /// The disk does not answer.
+    pub storage_stuck: bool,
+    pub trouble: String,
+    pub free_bytes: u64,
+}
+
+/// An order for the driver. Each can be given again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Order {
+    Create,
+    StartPrimary {
+        epoch: u64,
+        rule: Confirm,
+    },
+    StartStandby {
+        follow: Option<String>,
+    },
+    Promote {
+        epoch: u64,
+        rule: Confirm,
+    },
+    StopReceiving {
+        election: u64,
+    },
+    Follow {
+        node: String,
+    },
+    SetRule {
+        rule: Confirm,
+    },
+    Close {
+        begun: u64,
+    },
+    Open,
+    /// Bring the new timeline to disk, so that others can be made like it.
+    MakeSource,
+    Verify {
+        epoch: u64,
+    },
+    Rewind {
+        from: String,
+    },
+    Clone {
+        from: String,
+    },
+    Kill {
+        why: String,
+    },
+}
+
+/// What a member is, by what is agreed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// Nothing is agreed that concerns it.
+    Outsider,
+    /// It makes the database.
+    Maker,
+    /// It is to be primary, or is.
+    Primary,
+    /// It is to be primary and has no lease.
+    Unleased,
+    /// There is no primary.
+    Elector,
+    /// It follows the primary; at once, or once that serves.
+    Follower,
+    FollowerLater,
+}
+
+impl Part {
+    pub const ALL: [Part; 7] = [
+        Part::Outsider,
+        Part::Maker,
+        Part::Primary,
+        Part::Unleased,
+        Part::Elector,
+        Part::Follower,
+        Part::FollowerLater,
+    ];
+}
+
+/// What a member's PostgreSQL is like, seen from what is agreed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum State {
+    Unknown,
+    Busy,
+    Empty,
+    Broken,
+    /// Down, and a standby.
+    Asleep,
+    /// Down, and primary under the present reign.
+    Dead,
+    /// Down, and primary under another reign, or none that is known.
+    Deposed,
+    Starting,
+    Hung,
+    /// Primary under the present reign.
+    Reigns,
+    /// Primary under another one.
+    Usurps,
+    /// A standby that receives nothing, for the present election.
+    Stopped,
+    /// A standby that follows the present primary.
+    Follows,
+    /// The same, but it has received nothing for too long.
+    Starves,
+    /// A standby that follows somebody else, or nobody.
+    Astray,
+}
+
+impl State {
+    pub const ALL: [State; 15] = [
+        State::Unknown,
+        State::Busy,
+        State::Empty,
+        State::Broken,
+        State::Asleep,
+        State::Dead,
+        State::Deposed,
+        State::Starting,
+        State::Hung,
+        State::Reigns,
+        State::Usurps,
+        State::Stopped,
+        State::Follows,
+        State::Starves,
+        State::Astray,
+    ];
+}
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Duty {
+    Rest,
+    Create,
+    StartPrimary,
+    /// As a standby that receives nothing.
+    StartAlone,
+    StartFollowing,
+    Promote,
+    Stop,
+    Follow,
+    /// What a primary has to keep in order.
+    Govern,
+    Rewind,
+    Clone,
+    Kill,
+    /// Kill it and ask for another primary.
+    Yield,
+    /// Ask for another primary.
+    GiveUp,
+}
+
+/// The table.
+pub fn order_of(part: Part, state: State) -> Duty {
+    use State as S;
+    match (part, state) {
+        (_, S::Unknown | S::Busy) | (Part::Outsider, _) => Duty::Rest,
+        (_, S::Starting) => Duty::Rest,
+
+        (Part::Maker, S::Empty) => Duty::Create,
+        (Part::Maker, S::Dead | S::Deposed) => Duty::StartPrimary,
+        (Part::Maker, S::Asleep) => Duty::StartAlone,
+        (Part::Maker, S::Stopped | S::Follows | S::Starves | S::Astray) => Duty::Promote,
+        (Part::Maker, S::Reigns | S::Usurps) => Duty::Govern,
+        (Part::Maker, S::Hung) => Duty::Kill,
+        (Part::Maker, S::Broken) => Duty::GiveUp,
+
+        (Part::Primary, S::Dead) => Duty::StartPrimary,
+        (Part::Primary, S::Asleep | S::Deposed) => Duty::StartAlone,
+        (Part::Primary, S::Stopped | S::Follows | S::Starves | S::Astray) => Duty::Promote,
+        (Part::Primary, S::Reigns) => Duty::Govern,
+        (Part::Primary, S::Usurps) => Duty::Kill,
+        (Part::Primary, S::Hung) => Duty::Yield,
+        (Part::Primary, S::Empty | S::Broken) => Duty::GiveUp,
+
+        (Part::Unleased, S::Reigns | S::Usurps | S::Hung) => Duty::Kill,
+        (Part::Unleased, S::Empty | S::Broken) => Duty::GiveUp,
+        (
+            Part::Unleased,
+            S::Asleep | S::Dead | S::Deposed | S::Stopped | S::Follows | S::Starves | S::Astray,
+        ) => Duty::Rest,
+
+        (Part::Elector, S::Reigns | S::Usurps | S::Hung) => Duty::Kill,
+        (Part::Elector, S::Asleep | S::Dead | S::Deposed) => Duty::StartAlone,
+        (Part::Elector, S::Follows | S::Starves | S::Astray) => Duty::Stop,
+        (Part::Elector, S::Stopped | S::Empty | S::Broken) => Duty::Rest,
+
+        (Part::Follower | Part::FollowerLater, S::Reigns | S::Usurps | S::Hung) => Duty::Kill,
+        (Part::Follower, S::Asleep) => Duty::StartFollowing,
+        (Part::Follower, S::Dead | S::Deposed | S::Starves) => Duty::Rewind,
+        (Part::Follower, S::Empty | S::Broken) => Duty::Clone,
+        (Part::Follower, S::Stopped | S::Astray) => Duty::Follow,
+        (Part::Follower, S::Follows) => Duty::Rest,
+        (
+            Part::FollowerLater,
+            S::Asleep
+            | S::Dead
+            | S::Deposed
+            | S::Empty
+            | S::Broken
+            | S::Stopped
+            | S::Follows
+            | S::Starves
+            | S::Astray,
+        ) => Duty::Rest,
+    }
+}
+
+/// What a member remembers between two looks.
+#[derive(Clone, Debug, Default)]
+pub struct Member {
+    me: String,
+    /// The reign that the rest is about.
+    epoch: u64,
+    state: Option<(State, Instant)>,
+    /// Since when it is primary and does not serve.
+    down_since: Option<Instant>,
+    starved_since: Option<Instant>,
+    crashes: VecDeque<Instant>,
+    /// Since when it asks for another primary, and why.
+    gives_up: Option<(Instant, String)>,
+    /// A rewind did not help: it has to be cloned.
+    rewound: bool,
+    last: Option<(Order, Instant)>,
+}
+
+impl Member {
+    pub fn new(me: String) -> Member {
+        Member { me, ..Member::default() }
+    }
+
+    /// What this member is, by what is agreed. `leased`: this node holds the lease of the primary, and that lasts.
+    pub fn part(&self, agreed: Option<&Database>, leased: bool) -> Part {
+        let Some(agreed) = agreed else { return Part::Outsider };
+        let reign = &agreed.reign;
+        match () {
+            () if agreed.election.is_some() => Part::Elector,
+            () if reign.primary == self.me && !leased => Part::Unleased,
+            () if reign.primary == self.me && agreed.system.is_none() => Part::Maker,
+            () if reign.primary == self.me => Part::Primary,
+            () if reign.open || reign.recruits.contains(&self.me) => Part::Follower,
+            () => Part::FollowerLater,
+        }
+    }
+
+    fn state(&self, now: Instant, agreed: Option<&Database>, local: &Local) -> State {
+        let reign = agreed.map(|agreed| &agreed.reign);
+        let ours = local.promoted.is_some() && local.promoted == reign.map(|reign| reign.epoch);
+        match (local.server, local.disk) {
+            _ if local.busy.is_some() => State::Busy,
+            (Server::Unknown, _) | (Server::Down, Disk::Unknown) => State::Unknown,
+            (Server::Hung, _) => State::Hung,
+            (Server::Starting, _) => State::Starting,
+            (Server::Primary, _) if ours => State::Reigns,
+            (Server::Primary, _) => State::Usurps,
+            (Server::Standby, _) => self.standby_state(now, agreed, local),
+            (Server::Down, Disk::Empty) => State::Empty,
+            (Server::Down, Disk::Broken) => State::Broken,
+            (Server::Down, Disk::Data { standby: true }) => State::Asleep,
+            (Server::Down, Disk::Data { standby: false }) if ours => State::Dead,
+            (Server::Down, Disk::Data { standby: false }) => State::Deposed,
+        }
+    }
+
+    fn standby_state(&self, now: Instant, agreed: Option<&Database>, local: &Local) -> State {
+        let Some(agreed) = agreed else { return State::Astray };
+        let election = agreed.election.as_ref().map(|election| election.epoch);
+        let starved = self.starved_since.is_some_and(|since| RECEIVES_WITHIN < now.since(since));
+        if local.stopped.is_some() && local.stopped == election {
+            State::Stopped
+        } else if local.upstream.as_ref() != Some(&agreed.reign.primary) {
+            State::Astray
+        } else if starved && !local.receives {
+            State::Starves
+        } else {
+            State::Follows
+        }
+    }
+
+    /// What to order next. `source`: what the primary's node says of it.
+    pub fn decide(
+        &mut self,
+        now: Instant,
+        agreed: Option<&Database>,
+        leased: bool,
+        local: &Local,
+        source: Option<&MemberSight>,
+    ) -> Option<Order> {
+        self.remember(now, agreed, local);
+        let part = self.part(agreed, leased);
+        let state = self.state(now, agreed, local);
+        if self.state.is_none_or(|(before, _)| before != state) {
+            self.state = Some((state, now));
+        }
+        let order = self.order(now, agreed?, part, state, local, source)?;
+        // An order that is under way, or that had no effect, is not repeated at once.
+        let again = self.last.as_ref().is_none_or(|(last, at)| {
+            *last != order || at.since_start() + AGAIN_AFTER <= now.since_start()
+        });
+        again.then(|| {
+            self.last = Some((order.clone(), now));
+            order
+        })
+    }
+
+    /// Notes what has been so for how long.
+    fn remember(&mut self, now: Instant, agreed: Option<&Database>, local: &Local) {
+        let epoch = agreed.map_or(0, Database::epoch);
+        if self.epoch != epoch {
+            self.epoch = epoch;
+            self.gives_up = None;
+            self.down_since = None;
+            self.starved_since = None;
+            self.rewound = false;
+            self.last = None;
+        }
+        let starves =
+            local.server == Server::Standby && local.upstream.is_some() && !local.receives;
+        self.starved_since = starves.then(|| self.starved_since.unwrap_or(now));
+        if local.receives {
+            self.rewound = false;
+        }
+        let mine = agreed.is_some_and(|agreed| {
+            agreed.election.is_none() && agreed.reign.primary == self.me && agreed.reign.open
+        });
+        let serves = local.server == Server::Primary && local.writes;
+        if !mine || serves {
+            self.down_since = None;
+            if serves {
+                self.gives_up = None;
+            }
+            return;
+        }
+        if self.down_since.is_none() {
+            self.down_since = Some(now);
+            if local.server != Server::Primary {
+                self.crashes.push_back(now);
+            }
+            self.crashes.retain(|crash| now.since(*crash) <= CRASHES_WITHIN);
+        }
+        if CRASHES_MAX <= self.crashes.len() {
+            self.give_up(now, "PostgreSQL went down again and again");
+        }
+        if self.down_since.is_some_and(|since| RESTART_MAX < now.since(since)) {
+            self.give_up(now, "PostgreSQL does not serve again");
+        }
+        if local.storage_stuck {
+            self.give_up(now, "the disk does not answer");
+        }
+    }
+
+    fn give_up(&mut self, now: Instant, why: &str) {
+        self.gives_up.get_or_insert_with(|| (now, why.to_string()));
+    }
+
+    fn order(
+        &mut self,
+        now: Instant,
+        agreed: &Database,
+        part: Part,
+        state: State,
+        local: &Local,
+        source: Option<&MemberSight>,
+    ) -> Option<Order> {
+        let primary = || agreed.reign.primary.clone();
+        let (epoch, rule) = (agreed.reign.epoch, agreed.rule());
+        let is_source = source.is_some_and(|sight| sight.is_source);
+        match order_of(part, state) {
+            Duty::Rest => None,
+            Duty::Create => Some(Order::Create),
+            Duty::StartPrimary => {
+                // Whoever has asked for another primary waits until nobody has come.
+                let waits = self.gives_up.as_ref();
+                let waits = waits.is_some_and(|(since, _)| now.since(*since) < HAND_OVER_MAX);
+                (!waits).then_some(Order::StartPrimary { epoch, rule })
+            }
+            Duty::StartAlone => Some(Order::StartStandby { follow: None }),
+            Duty::StartFollowing => Some(Order::StartStandby { follow: Some(primary()) }),
+            Duty::Promote => Some(Order::Promote { epoch, rule }),
+            Duty::Stop => Some(Order::StopReceiving { election: self.epoch }),
+            Duty::Follow if self.is_ahead(agreed, local) => self.rejoin(agreed, is_source),
+            Duty::Follow => Some(Order::Follow { node: primary() }),
+            Duty::Rewind if state != State::Starves && agreed.reign.recruits.contains(&self.me) => {
+                // It was closed before it handed over: there is nothing that the new primary lacks.
+                match self.rewound {
+                    true => self.rejoin(agreed, is_source),
+                    false => Some(Order::StartStandby { follow: Some(primary()) }),
+                }
+            }
+            Duty::Rewind => self.rejoin(agreed, is_source),
+            Duty::Clone => is_source.then(|| Order::Clone { from: primary() }),
+            Duty::Govern => govern(agreed, local),
+            Duty::Kill => Some(Order::Kill { why: why_kill(part, state).to_string() }),
+            Duty::Yield => {
+                self.give_up(now, "PostgreSQL did not answer and was killed");
+                Some(Order::Kill { why: why_kill(part, state).to_string() })
+            }
+            Duty::GiveUp => {
+                self.give_up(now, "its data is gone or cannot be used");
+                None
+            }
+        }
+    }
+
+    /// Whether this standby has more than the primary had when it was appointed.
+    fn is_ahead(&self, agreed: &Database, local: &Local) -> bool {
+        let reign = &agreed.reign;
+        reign.from < local.reaches && local.reaches.timeline <= reign.from.timeline
+    }
+
+    /// A rewind first; where that does not help, everything anew.
+    fn rejoin(&mut self, agreed: &Database, is_source: bool) -> Option<Order> {
+        if !is_source {
+            return None;
+        }
+        let from = agreed.reign.primary.clone();
+        if core::mem::replace(&mut self.rewound, true) {
+            return Some(Order::Clone { from });
+        }
+        Some(Order::Rewind { from })
+    }
+
+    /// What the others are told.
+    pub fn sight(
+        &self,
+        now: Instant,
+        agreed: Option<&Database>,
+        leased: bool,
+        local: &Local,
+    ) -> MemberSight {
+        let state = match (local.busy, local.server, local.disk) {
+            (Some(busy), _, _) => busy,
+            (None, Server::Unknown, _) | (None, Server::Down, Disk::Unknown) => {
+                MemberState::Unknown
+            }
+            (None, Server::Down, Disk::Empty) => MemberState::Empty,
+            (None, Server::Down, Disk::Broken) => MemberState::Broken,
+            (None, Server::Down, Disk::Data { .. }) => MemberState::Down,
+            (None, Server::Starting, _) => MemberState::Starting,
+            (None, Server::Standby, _) => MemberState::Standby,
+            (None, Server::Primary, _) => MemberState::Primary,
+            (None, Server::Hung, _) => MemberState::Hung,
+        };
+        let epoch = agreed.map(|agreed| agreed.reign.epoch);
+        let reigns = matches!(self.part(agreed, leased), Part::Primary | Part::Maker)
+            && local.server == Server::Primary
+            && local.promoted == epoch;
+        let since = self.state.map_or(Duration::ZERO, |(_, at)| now.since(at));
+        MemberSight {
+            state,
+            system: local.system,
+            reaches: local.reaches,
+            stopped: local.stopped,
+            follows: local.upstream.clone().filter(|_| local.receives),
+            serves: epoch.filter(|_| reigns && local.writes),
+            confirmed: local.rule.clone().filter(|_| reigns && local.confirmed),
+            verified: local.verified.filter(|_| reigns),
+            closed: local.closed.filter(|_| reigns),
+            streams_to: if reigns { local.streams_to.clone() } else { BTreeSet::new() },
+            is_source: reigns && local.is_source,
+            unfit: local.unfit.clone(),
+            gives_up: self.gives_up.as_ref().map(|(_, why)| why.clone()),
+            trouble: local.trouble.clone(),
+            since,
+            free_bytes: local.free_bytes,
+        }
+    }
+}
+
+/// What a primary has to keep in order, one thing at a time.
+fn govern(agreed: &Database, local: &Local) -> Option<Order> {
+    let (epoch, rule) = (agreed.reign.epoch, agreed.rule());
+    let close = agreed.switchover.as_ref().filter(|_| agreed.is_closed());
+    let close = close.map(|switchover| switchover.begun.index);
+    if local.rule.as_ref() != Some(&rule) {
+        return Some(Order::SetRule { rule });
+    }
+    match close {
+        Some(begun) if local.closed != Some(begun) => return Some(Order::Close { begun }),
+        None if local.closed.is_some() => return Some(Order::Open),
+        Some(_) | None => {}
+    }
+    if !local.is_source {
+        return Some(Order::MakeSource);
+    }
+    let unverified = agreed.reign.open && local.verified != Some(epoch);
+    unverified.then_some(Order::Verify { epoch })
+}
+
+fn why_kill(part: Part, state: State) -> &'static str {
+    match (part, state) {
+        (_, State::Hung) => "PostgreSQL does not answer",
+        (Part::Unleased, _) => "this node's lease is over",
+        (Part::Elector, _) => "the reign is over",
+        (Part::Follower | Part::FollowerLater, _) => "another node is primary",
+        (Part::Primary | Part::Maker | Part::Outsider, _) => "it is primary under another reign",
+    }
+}

@@ -1,0 +1,46 @@
+//! One node's PostgreSQL: the process, its role, its replication, its copies.
+//!
+//! Everything here reads or does what it is told; who is to be primary is decided elsewhere. [`Postgres`] is the
+//! instance of this node, [`keeper`] the small process between the agent and the postmaster that ends it when its time
+//! is over, [`storage`] the look at the disk that nothing else waits for.
+
+mod account;
+mod clock;
+mod conf;
+mod control;
+mod copy;
+mod data;
+mod error;
+mod files;
+mod history;
+pub mod keeper;
+mod look;
+mod lsn;
+mod parameters;
+mod postgres;
+mod proc;
+mod quiet;
+mod replicate;
+mod role;
+mod settings;
+mod slots;
+mod sql;
+pub mod storage;
+mod tool;
+mod wire;
+
+pub use clock::Moment;
+pub use conf::{Mode, Quorum};
+pub use control::{Control, State};
+pub use copy::{Bytes, Copied};
+pub use data::{ASIDE_MAX, Disk};
+pub use error::Error;
+pub use history::{Decision, End, History, Position, Switch, decide};
+pub use look::{Fault, LOOK_LIMIT, LookError, Receiver, Role, Seen, Slot, Standby, WalStatus};
+pub use lsn::{Lsn, NoLsn};
+pub use parameters::{Demands, Refused, refused};
+pub use postgres::{Adoption, Ended, Postgres, ProcessState, Starting, StopHow};
+pub use replicate::Stopped;
+pub use role::Write;
+pub use settings::{Address, Settings, Tls, Upstream};
+pub use slots::slot_name;

@@ -1,0 +1,146 @@
+//! The instance of this node: how it is started, found again, watched and ended.
+
+mod adopt;
+mod begin;
+mod end;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use crate::account::Account;
+use crate::conf::Shape;
+use crate::error::{Doing, Error};
+use crate::lsn::Lsn;
+use crate::proc::Process;
+use crate::settings::Settings;
+
+pub use adopt::Adoption;
+pub use end::{Ended, StopHow};
+
+/// How long a file operation in the data directory may take before the disk counts as stuck.
+pub(crate) const DISK_LIMIT: Duration = Duration::from_secs(20);
+
+/// One node's instance. A clone is the same instance.
+#[derive(Clone, Debug)]
+pub struct Postgres {
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) account: Account,
+    held: Arc<Mutex<Held>>,
+    /// One change of the configuration at a time.
+    pub(crate) shaping: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// What is known of the running processes.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Held {
+    pub(crate) keeper: Option<Process>,
+    pub(crate) postmaster: Option<Process>,
+    /// The data directory as the kernel shows it.
+    pub(crate) cwd: Option<PathBuf>,
+}
+
+/// How far a start has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Starting {
+    /// Where the recovery is, as its process says: while it moves, the start is not stuck (trap 39).
+    pub replayed: Option<Lsn>,
+    pub since: Duration,
+}
+
+/// What the kernel says of the postmaster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProcessState {
+    Running,
+    /// Frozen by a signal or a debugger: open sessions go on, nobody new is let in (trap 5).
+    Stopped,
+    /// It has exited and is not collected.
+    Zombie,
+    Gone,
+}
+
+impl Postgres {
+    /// The instance with these settings. Touches nothing.
+    pub fn new(settings: Settings) -> Result<Postgres, Error> {
+        let account = Account::find(settings.os_user.as_deref())?;
+        let length = settings.socket().as_os_str().len();
+        if length > crate::settings::SOCKET_PATH_MAX {
+            let what =
+                format!("the path of the socket is too long: {}", settings.socket().display());
+            return Err(Error::new(what));
+        }
+        if !settings.data_dir.is_absolute() || !settings.run_dir.is_absolute() {
+            return Err(Error::new("data_dir and run_dir must be absolute paths"));
+        }
+        let held = Arc::default();
+        let shaping = Arc::default();
+        Ok(Postgres { settings: Arc::new(settings), account, held, shaping })
+    }
+
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    pub(crate) fn held(&self) -> Held {
+        self.held.lock().expect("nobody panics while holding it").clone()
+    }
+
+    pub(crate) fn hold(&self, held: Held) {
+        *self.held.lock().expect("nobody panics while holding it") = held;
+    }
+
+    /// The postmaster's number, if one is held.
+    pub fn pid(&self) -> Option<u32> {
+        self.held().postmaster.map(|process| process.pid)
+    }
+
+    /// What the kernel says of the postmaster. Asks no disk.
+    pub fn process_state(&self) -> ProcessState {
+        match self.held().postmaster.and_then(Process::stat).map(|stat| stat.state) {
+            None | Some('X') => ProcessState::Gone,
+            Some('Z') => ProcessState::Zombie,
+            Some('T' | 't') => ProcessState::Stopped,
+            Some(_) => ProcessState::Running,
+        }
+    }
+
+    pub(crate) fn refuse_running(&self, what: &str) -> Result<(), Error> {
+        match self.process_state() {
+            ProcessState::Gone => Ok(()),
+            ProcessState::Running | ProcessState::Stopped | ProcessState::Zombie => {
+                Err(Error::new(format!("{what}: PostgreSQL runs")))
+            }
+        }
+    }
+
+    /// Does something that waits for the disk, on a thread for that, for [`DISK_LIMIT`] at most.
+    pub(crate) async fn on_disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let done = timeout(DISK_LIMIT, tokio::task::spawn_blocking(work)).await;
+        let done = done.map_err(|_elapsed| {
+            Error::new(format!("the disk has not answered for {} s", DISK_LIMIT.as_secs()))
+        })?;
+        done.doing("wait for the disk")?
+    }
+
+    /// Changes our configuration on disk. The server is not told.
+    pub(crate) async fn shape(
+        &self,
+        change: impl FnOnce(&mut Shape) + Send + 'static,
+    ) -> Result<(), Error> {
+        let _one = self.shaping.lock().await;
+        let demands = self.control().await.doing("read the control file")?.demands;
+        let this = self.clone();
+        self.on_disk(move || {
+            let mut shape = Shape::read(&this.settings.data_dir)?;
+            change(&mut shape);
+            crate::conf::write(&this.settings, &this.account, &shape, Some(demands))
+        })
+        .await
+        .doing("write the configuration")
+    }
+}

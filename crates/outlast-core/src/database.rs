@@ -61,7 +61,9 @@ pub struct MemberSight {
     pub follows: Option<String>,
     /// The reign under which it is primary, and a write went through here a moment ago.
     pub serves: Option<u64>,
-    /// The rule for acknowledgements that is in force, and under which all older writes would be acknowledged, too.
+    /// The rule for acknowledgements that is in force.
+    pub rule: Option<Confirm>,
+    /// The same, once all older writes would be acknowledged under it, too.
     pub confirmed: Option<Confirm>,
     /// A write was acknowledged by others under this reign.
     pub verified: Option<u64>,

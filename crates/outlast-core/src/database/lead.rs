@@ -166,7 +166,10 @@ impl Lead {
             let to = Confirm { acks: scene.wish.acks, of: others.cloned().collect() };
             return Some(DatabaseCommand::Widen { database, epoch, to });
         }
-        let serves = !reign.open && primary.serves == Some(epoch) && agreed.system.is_some();
+        // What it acknowledges before it follows the rule would not count.
+        let obeys = primary.rule.as_ref().is_some_and(|rule| *rule == agreed.rule());
+        let serves = primary.serves == Some(epoch) && obeys;
+        let serves = !reign.open && serves && agreed.system.is_some();
         let timeline = primary.reaches.timeline;
         serves.then_some(DatabaseCommand::Open { database, epoch, timeline })
     }

@@ -538,6 +538,7 @@ impl Member {
             stopped: local.stopped,
             follows: local.upstream.clone().filter(|_| local.receives),
             serves: epoch.filter(|_| reigns && local.writes),
+            rule: local.rule.clone().filter(|_| reigns),
             confirmed: local.rule.clone().filter(|_| reigns && local.confirmed),
             verified: local.verified.filter(|_| reigns),
             closed: local.closed.filter(|_| reigns),

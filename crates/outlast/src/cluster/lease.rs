@@ -30,12 +30,12 @@ const RENEW_EVERY: Duration = Duration::from_secs(1);
 /// After a refusal, or where no majority answers.
 const AGAIN: Duration = Duration::from_millis(200);
 
-fn moment() -> Moment {
+pub(super) fn moment() -> Moment {
     Moment { now: boottime(), wall: wall() }
 }
 
 /// How long until a moment of the clock that counts suspension.
-fn until(at: Instant) -> Duration {
+pub(super) fn until(at: Instant) -> Duration {
     at.since(boottime())
 }
 
@@ -77,7 +77,7 @@ impl Hub {
     }
 
     /// Has a command agreed on that does no harm if it comes twice.
-    async fn repeat(
+    pub(super) async fn repeat(
         &self,
         command: LeaseCommand,
         limit: Duration,

@@ -6,6 +6,7 @@
 mod agree;
 mod answer;
 mod ask;
+mod databases;
 pub mod door;
 mod draw;
 mod duties;
@@ -21,8 +22,9 @@ pub mod topology;
 mod view;
 
 pub use lease::LeaseWish;
+pub use databases::{AllHeard, Databases, HeardDatabases, PrimaryLease, PrimaryLeases};
 pub use share::{Answering, Asked, News, StandbyOrder};
-pub use thread::{Cluster, Settings};
+pub use thread::{Cluster, OfDatabases, Settings};
 pub use view::{ClusterView, PeerView, Phase};
 
 /// Where, in its data directory, a node of a lab finds certificates that its file does not name.

@@ -23,6 +23,8 @@ pub(super) struct Replica {
     names: RwLock<Arc<BTreeMap<u64, String>>>,
     /// What an agent goes by.
     pub(super) agreement: watch::Sender<Arc<Agreement>>,
+    /// What is in there is as new as what others knew when this node asked for it first.
+    pub(super) caught_up: watch::Sender<bool>,
     /// What happened to proposed topologies.
     pub(super) notes: Mutex<Notes>,
 }
@@ -36,6 +38,7 @@ impl Replica {
             leads: AtomicBool::new(false),
             names: RwLock::default(),
             agreement: watch::Sender::new(Arc::default()),
+            caught_up: watch::Sender::new(false),
             notes: Mutex::default(),
         })
     }

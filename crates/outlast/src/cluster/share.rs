@@ -82,12 +82,12 @@ pub struct StandbyOrder {
 impl Hub {
     /// Tells the other nodes what this one sees: at once if it has changed, and every second.
     pub(super) async fn say(self: Arc<Self>) {
-        let mut said = self.said.clone();
+        let (mut said, mut databases) = (self.said.clone(), self.shelf.own.clone());
         loop {
-            let report = {
-                let mut report = said.borrow_and_update().clone();
-                report.build = crate::VERSION.to_owned();
-                report
+            let report = Report {
+                build: crate::VERSION.to_owned(),
+                databases: databases.borrow_and_update().sights.clone(),
+                ..said.borrow_and_update().clone()
             };
             let bytes = report.to_bytes();
             for node in self.links().peers().into_keys() {
@@ -97,6 +97,7 @@ impl Hub {
             let again = tokio::time::sleep(SAY_EVERY);
             tokio::select! {
                 () = again => {}
+                Ok(()) = databases.changed() => {}
                 changed = said.changed() => {
                     if changed.is_err() {
                         std::future::pending::<()>().await;
@@ -110,8 +111,9 @@ impl Hub {
     pub(super) async fn hear_beliefs(self: Arc<Self>, mut inbox: Inbox) {
         while let Some(incoming) = inbox.next().await {
             match Report::from_bytes(&incoming.bytes) {
-                Ok(report) => {
+                Ok(mut report) => {
                     let node = incoming.from.to_string();
+                    self.hear_databases(&node, std::mem::take(&mut report.databases));
                     // A loop that is behind has heard enough.
                     self.news.try_send(News::Heard { node, report }).ok();
                 }
@@ -129,6 +131,7 @@ impl Hub {
         while self.catch_up(DECIDE_MAX).await.is_err() {
             tokio::time::sleep(ASK_EVERY).await;
         }
+        self.replica.caught_up.send_replace(true);
         let mut agreement = self.replica.agreement.subscribe();
         agreement.mark_changed();
         while agreement.changed().await.is_ok() {
@@ -200,7 +203,7 @@ impl Hub {
     }
 
     /// Nobody else is asked to: who does not lead any more has nothing to decide.
-    async fn agree_as_leader(&self, command: Command) -> Result<(), String> {
+    pub(super) async fn agree_as_leader(&self, command: Command) -> Result<(), String> {
         let consensus = self.consensus().filter(|consensus| consensus.may_act());
         let consensus = consensus.ok_or("this node does not lead")?;
         let entry = Entry { origin: ClientId::NOBODY, sequence: 0, wall: wall(), command };

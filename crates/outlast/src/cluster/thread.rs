@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use outlast_consensus::{Agreement, Home, NodeId, Outgoing, Role};
+use outlast_core::agent::Agreement as AgentAgreement;
 use outlast_core::agreed::SideCommand;
 use outlast_core::observers::Report;
 use outlast_core::topology::{ConsensusKind, Topology};
@@ -17,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::agree::Client;
+use super::databases::{AllHeard, Databases, PrimaryLeases, Shelf};
 use super::door;
 use super::found::Founding;
 use super::identity::{self, Identity};
@@ -49,6 +51,8 @@ pub struct Settings {
     /// What the agent runs, and where it is told what else to check and to take.
     pub running: watch::Receiver<Running>,
     pub errands: mpsc::Sender<Errand>,
+    /// What this node sees of databases.
+    pub databases: watch::Receiver<Databases>,
 }
 
 /// The cluster's part of an agent. Dropped, it ends.
@@ -59,8 +63,20 @@ pub struct Cluster {
     wishes: mpsc::Sender<Wish>,
     say: watch::Sender<Report>,
     want_lease: watch::Sender<LeaseWish>,
+    of_databases: OfDatabases,
     stop: watch::Sender<bool>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// What the cluster tells those who run databases.
+#[derive(Clone, Debug)]
+pub struct OfDatabases {
+    pub agreement: watch::Receiver<Arc<AgentAgreement>>,
+    /// The agreement is what it was when this node had caught up, or newer.
+    pub caught_up: watch::Receiver<bool>,
+    pub heard: watch::Receiver<AllHeard>,
+    pub leases: watch::Receiver<PrimaryLeases>,
+    pub stuck: watch::Receiver<BTreeMap<String, String>>,
 }
 
 impl Cluster {
@@ -93,8 +109,23 @@ impl Cluster {
         let (say, said) = watch::channel(Report::default());
         let (want_lease, lease_wanted) = watch::channel(LeaseWish::RunOut);
         let (stop, stopping) = watch::channel(false);
+        let replica = Replica::new();
+        let shelf = Shelf {
+            own: settings.databases.clone(),
+            heard: watch::Sender::default(),
+            leases: watch::Sender::default(),
+            stuck: watch::Sender::default(),
+        };
+        let of_databases = OfDatabases {
+            agreement: replica.agreement.subscribe(),
+            caught_up: replica.caught_up.subscribe(),
+            heard: shelf.heard.subscribe(),
+            leases: shelf.leases.subscribe(),
+            stuck: shelf.stuck.subscribe(),
+        };
         let hub = Hub {
-            replica: Replica::new(),
+            replica,
+            shelf,
             consensus: OnceLock::new(),
             links: OnceLock::new(),
             heard: Arc::default(),
@@ -114,7 +145,7 @@ impl Cluster {
                 hub.run(listener, security, home, &addresses, from_loop, stopping);
             })
             .context("start the cluster's thread")?;
-        Ok(Cluster { view, news, wishes, say, want_lease, stop, thread: Some(thread) })
+        Ok(Cluster { view, news, wishes, say, want_lease, of_databases, stop, thread: Some(thread) })
     }
 
     /// The cluster as this node sees it.
@@ -125,6 +156,11 @@ impl Cluster {
     /// What the agent's loop has to hear.
     pub async fn news(&mut self) -> Option<News> {
         self.news.recv().await
+    }
+
+    /// What it tells those who run databases.
+    pub fn of_databases(&self) -> OfDatabases {
+        self.of_databases.clone()
     }
 
     /// Tells the other nodes what this one sees.
@@ -232,6 +268,7 @@ fn security(settings: &Settings) -> anyhow::Result<(Security, Option<IdentityFil
 #[derive(Debug)]
 pub(super) struct Hub {
     pub(super) replica: Arc<Replica>,
+    pub(super) shelf: Shelf,
     pub(super) consensus: OnceLock<Box<dyn Agreement>>,
     pub(super) links: OnceLock<Arc<Links>>,
     /// Names of ids that spoke to us before we had a registry to look them up.
@@ -344,6 +381,8 @@ impl Hub {
         tasks.spawn(self.clone().tell_agreement());
         tasks.spawn(self.clone().grant_wishes(from_loop.wishes));
         tasks.spawn(self.clone().hold_lease(from_loop.lease_wanted));
+        tasks.spawn(self.clone().lead_databases());
+        tasks.spawn(self.clone().hold_databases());
         tasks.spawn(self.clone().answer_all(requests));
         tasks.spawn(self.clone().hear_links(events));
         tasks.spawn(self.clone().draw());

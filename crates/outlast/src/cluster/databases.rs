@@ -1,0 +1,337 @@
+//! This node's part in the databases of the cluster: it leads them all if it leads, and holds the lease of each whose
+//! primary it is.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use outlast_consensus::boottime;
+use outlast_core::agent::{Agreement, HeldDatabase};
+use outlast_core::agreed::{
+    ClientId, Command, DATABASE_LEASE, DatabaseCommand, Entry, Held, LeaseCommand, NoticeKind, Reply,
+    database_role,
+};
+use outlast_core::database::{DatabaseSight, Lead, SILENT_AFTER, Scene, Seen, Wish};
+use outlast_core::health::Health;
+use outlast_core::time::Instant;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+use super::lease::{moment, until};
+use super::thread::Hub;
+use crate::agent::shared::wall;
+
+/// How often a leader looks at the databases although it has heard nothing new.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+const RENEW_EVERY: Duration = Duration::from_secs(1);
+
+/// After a refusal, or where no majority answers.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// Who says nothing of its own PostgreSQL for this long does not renew the lease of a primary.
+const SILENT_MAX: Duration = Duration::from_secs(3);
+
+/// A primary that does not serve for this long does not renew its lease.
+const SERVES_WITHIN: Duration = Duration::from_secs(15);
+
+/// What this node sees of databases, and what people want of them.
+#[derive(Clone, Debug, Default)]
+pub struct Databases {
+    /// When that was said, on the clock that counts suspension.
+    pub at: Instant,
+    pub wishes: BTreeMap<String, Wish>,
+    pub sights: BTreeMap<String, DatabaseSight>,
+}
+
+/// What another node has said of databases.
+#[derive(Clone, Debug)]
+pub struct HeardDatabases {
+    pub at: Instant,
+    pub sights: BTreeMap<String, DatabaseSight>,
+}
+
+/// By node.
+pub type AllHeard = BTreeMap<String, HeardDatabases>;
+
+/// The right of this node to be the primary of a database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PrimaryLease {
+    /// The reign.
+    pub epoch: u64,
+    /// On the clock that counts suspension.
+    pub until: Instant,
+}
+
+/// By database.
+pub type PrimaryLeases = BTreeMap<String, PrimaryLease>;
+
+/// What the tasks for databases share.
+#[derive(Debug)]
+pub(super) struct Shelf {
+    pub(super) own: watch::Receiver<Databases>,
+    pub(super) heard: watch::Sender<AllHeard>,
+    pub(super) leases: watch::Sender<PrimaryLeases>,
+    /// Why the leader does nothing although something is wrong, by database.
+    pub(super) stuck: watch::Sender<BTreeMap<String, String>>,
+}
+
+impl Hub {
+    /// Notes what another node sees of databases.
+    pub(super) fn hear_databases(&self, node: &str, sights: BTreeMap<String, DatabaseSight>) {
+        if sights.is_empty() && !self.shelf.heard.borrow().contains_key(node) {
+            return;
+        }
+        let heard = HeardDatabases { at: boottime(), sights };
+        self.shelf.heard.send_modify(|all| {
+            all.insert(node.to_owned(), heard);
+        });
+    }
+
+    /// Decides for all, while this node leads.
+    pub(super) async fn lead_databases(self: Arc<Self>) {
+        let mut heard = self.shelf.heard.subscribe();
+        let mut own = self.shelf.own.clone();
+        let mut agreement = self.replica.agreement.subscribe();
+        let mut leads: BTreeMap<String, Lead> = BTreeMap::new();
+        loop {
+            let now = agreement.borrow_and_update().clone();
+            let may = now.leads && self.consensus().is_some_and(|consensus| consensus.may_act());
+            if !may {
+                leads.clear();
+                self.show_stuck(BTreeMap::new());
+            } else if self.look_at_databases(&mut leads, &now).await {
+                continue;
+            }
+            // Who does not lead has nothing to hurry for.
+            let pause = if now.leads { LOOK_EVERY } else { AGAIN };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                Ok(()) = heard.changed(), if now.leads => {}
+                Ok(()) = own.changed(), if now.leads => {}
+                Ok(()) = agreement.changed() => {}
+            }
+        }
+    }
+
+    /// Whether something was agreed on, after which everything has to be looked at anew.
+    async fn look_at_databases(
+        &self,
+        leads: &mut BTreeMap<String, Lead>,
+        agreement: &Agreement,
+    ) -> bool {
+        let own = self.shelf.own.borrow().clone();
+        leads.retain(|name, _| own.wishes.contains_key(name));
+        let (mut stuck, mut changed) = (BTreeMap::new(), false);
+        for (name, wish) in &own.wishes {
+            let scene = self.scene(name, wish, &own, agreement);
+            let lead = leads.entry(name.clone()).or_default();
+            let command = lead.decide(boottime(), &scene);
+            if let Some(why) = &lead.stuck {
+                stuck.insert(name.clone(), why.clone());
+            }
+            let Some(command) = command else { continue };
+            tracing::debug!(database = name, ?command, "decide");
+            match self.agree_as_leader(Command::Database(command.clone())).await {
+                Ok(()) => changed = true,
+                Err(why) => {
+                    tracing::debug!(database = name, why, ?command, "it is not agreed on");
+                    stuck.entry(name.clone()).or_insert(why);
+                }
+            }
+        }
+        self.show_stuck(stuck);
+        changed
+    }
+
+    fn show_stuck(&self, stuck: BTreeMap<String, String>) {
+        self.shelf.stuck.send_if_modified(|before| {
+            let changed = *before != stuck;
+            *before = stuck;
+            changed
+        });
+    }
+
+    fn scene<'a>(
+        &self,
+        name: &'a str,
+        wish: &'a Wish,
+        own: &Databases,
+        agreement: &'a Agreement,
+    ) -> Scene<'a> {
+        let now = boottime();
+        let heard = self.shelf.heard.borrow();
+        let me = &self.settings.node;
+        let own_at = (me, own.at, &own.sights);
+        let all = heard.iter().map(|(node, heard)| (node, heard.at, &heard.sights)).chain([own_at]);
+        let all: Vec<_> = all.filter(|(node, ..)| agreement.nodes.contains(*node)).collect();
+        let port = |member: &str| {
+            let fresh = all.iter().filter(|(_, at, _)| now.since(*at) <= SILENT_AFTER);
+            let votes = fresh.filter_map(|(_, _, sights)| sights.get(name)?.ports.get(member).copied());
+            majority(votes, agreement.nodes.len())
+        };
+        let members = wish.members.iter().map(|member| {
+            let said = all.iter().find(|(node, ..)| *node == member);
+            let seen = Seen {
+                sight: said.and_then(|(_, _, sights)| sights.get(name)?.member.clone()),
+                heard_ago: said.map_or(Duration::MAX, |(_, at, _)| now.since(*at)),
+                port: port(member),
+            };
+            (member.clone(), seen)
+        });
+        let members = members.collect();
+        let held = agreement.databases.get(name);
+        let paused = self.replica.read(|agreed| {
+            agreed.notices().up().values().any(|notice| notice.kind == NoticeKind::Pause)
+        });
+        Scene {
+            name,
+            wish,
+            agreed: held.map(|held| &held.database),
+            leased: held.is_some_and(|held| held.lease.is_some()),
+            members,
+            paused,
+        }
+    }
+
+    /// Holds the lease of each database whose primary this node is.
+    pub(super) async fn hold_databases(self: Arc<Self>) {
+        let mut agreement = self.replica.agreement.subscribe();
+        let mut keeping: BTreeMap<String, (u64, AbortHandle)> = BTreeMap::new();
+        loop {
+            let now = agreement.borrow_and_update().clone();
+            let mine = |held: &HeardLease| held.holder == self.settings.node;
+            let leases = now.databases.iter().filter_map(|(name, held)| HeardLease::of(name, held));
+            let leases: Vec<HeardLease> = leases.filter(mine).collect();
+            keeping.retain(|name, (epoch, task)| {
+                let keep = !task.is_finished()
+                    && leases.iter().any(|lease| lease.name == *name && lease.epoch == *epoch);
+                if !keep {
+                    task.abort();
+                    self.shelf.leases.send_if_modified(|leases| leases.remove(name).is_some());
+                }
+                keep
+            });
+            for lease in leases {
+                let (name, epoch) = (lease.name.clone(), lease.epoch);
+                if !keeping.contains_key(&name) {
+                    // Held in `keeping`, and aborted when the lease is another's.
+                    let task = tokio::task::spawn(self.clone().keep_database(lease));
+                    keeping.insert(name, (epoch, task.abort_handle()));
+                }
+            }
+            for (name, held) in &now.databases {
+                self.regain(name, held).await;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(AGAIN) => {}
+                Ok(()) = agreement.changed() => {}
+            }
+        }
+    }
+
+    /// A primary whose lease has run out, and whose reign nobody has ended, asks for it again.
+    async fn regain(&self, name: &str, held: &HeldDatabase) {
+        let reign = &held.database.reign;
+        let lost = held.lease.is_none()
+            && held.database.election.is_none()
+            && reign.primary == self.settings.node;
+        if !lost || !self.is_worthy(name, &held.database) {
+            return;
+        }
+        let command = DatabaseCommand::Regain { database: name.to_owned(), epoch: reign.epoch };
+        let command = Command::Database(command);
+        let entry = Entry { origin: ClientId::NOBODY, sequence: 0, wall: wall(), command };
+        let limit = tokio::time::Instant::now() + RENEW_EVERY;
+        if let Err(failure) = self.propose(&entry, limit).await {
+            tracing::debug!(database = name, ?failure, "ask for the lease of a primary again");
+        }
+    }
+
+    /// Whether this node's PostgreSQL is such that it may go on as primary.
+    fn is_worthy(&self, name: &str, database: &outlast_core::agreed::Database) -> bool {
+        let own = self.shelf.own.borrow();
+        if SILENT_MAX < boottime().since(own.at) {
+            return false;
+        }
+        let Some(member) = own.sights.get(name).and_then(|sight| sight.member.as_ref()) else {
+            return false;
+        };
+        let reign = &database.reign;
+        !reign.open || member.serves == Some(reign.epoch) || member.since <= SERVES_WITHIN
+    }
+
+    /// Renews one lease until it is over or lost.
+    async fn keep_database(self: Arc<Self>, lease: HeardLease) {
+        let Some(node) = self.identity().id else { return };
+        let HeardLease { name, epoch, reign, .. } = lease;
+        let mut held: Option<Held> = None;
+        loop {
+            let database = self.replica.read(|agreed| agreed.databases().get(&name).cloned());
+            let sent = moment();
+            if held.as_mut().is_some_and(|held| held.check(sent).is_err()) {
+                return;
+            }
+            if database.is_some_and(|database| self.is_worthy(&name, &database)) {
+                let limit = held.map_or(DATABASE_LEASE / 2, |held| until(held.ends()));
+                let renew = LeaseCommand::Renew { role: database_role(&name), node, epoch };
+                match self.repeat(renew, limit).await {
+                    Ok((_, Reply::Done)) => {
+                        match &mut held {
+                            Some(held) => held.renewed(sent, moment()),
+                            None => held = Some(Held::granted(epoch, DATABASE_LEASE, sent)),
+                        }
+                        if let Some(held) = held {
+                            let lease = PrimaryLease { epoch: reign, until: held.ends() };
+                            self.shelf.leases.send_modify(|leases| {
+                                leases.insert(name.clone(), lease);
+                            });
+                        }
+                    }
+                    Ok((_, other)) => {
+                        tracing::warn!(database = name, %other, "the lease of the primary is lost");
+                        return;
+                    }
+                    Err(failure) => {
+                        tracing::debug!(database = name, ?failure, "renew the lease of a primary");
+                    }
+                }
+            }
+            let pause = if held.is_some() { RENEW_EVERY } else { AGAIN };
+            tokio::time::sleep(pause).await;
+        }
+    }
+}
+
+/// A lease as the agreement has it.
+#[derive(Clone, Debug)]
+struct HeardLease {
+    name: String,
+    holder: String,
+    epoch: u64,
+    reign: u64,
+}
+
+impl HeardLease {
+    fn of(name: &str, held: &HeldDatabase) -> Option<HeardLease> {
+        let (holder, epoch) = held.lease.clone()?;
+        Some(HeardLease { name: name.to_owned(), holder, epoch, reign: held.database.reign.epoch })
+    }
+}
+
+/// What more than half of all nodes say.
+fn majority(votes: impl Iterator<Item = Health>, of: usize) -> Health {
+    let (mut up, mut down) = (0, 0);
+    for vote in votes {
+        match vote {
+            Health::Up => up += 1,
+            Health::Down => down += 1,
+            Health::Unknown => {}
+        }
+    }
+    match of / 2 {
+        half if half < up => Health::Up,
+        half if half < down => Health::Down,
+        _ => Health::Unknown,
+    }
+}

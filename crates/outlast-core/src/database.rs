@@ -91,6 +91,7 @@ coded_struct!(MemberSight {
     stopped,
     follows,
     serves,
+    rule,
     confirmed,
     verified,
     closed,

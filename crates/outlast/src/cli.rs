@@ -78,6 +78,9 @@ pub(crate) enum Verb {
     /// The data plane's process; started by the agent.
     #[command(hide = true)]
     Proxy(ProxyArgs),
+    /// The process that keeps a PostgreSQL; started by the agent.
+    #[command(hide = true, name = outlast::database::KEEP)]
+    PostgresKeeper { run_dir: PathBuf },
 }
 
 #[derive(Debug, Subcommand)]

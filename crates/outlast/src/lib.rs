@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod authority;
 pub mod cluster;
+pub mod database;
 pub mod dataplane;
 pub mod export;
 pub mod file;

@@ -57,6 +57,7 @@ fn main() -> ExitCode {
         Verb::Stop(args) => verbs::stop(&args),
         Verb::Lab(verb) => lab::run(&verb),
         Verb::Proxy(args) => verbs::proxy(&args),
+        Verb::PostgresKeeper { run_dir } => verbs::keep_postgres(&run_dir),
     };
     let outcome = outcome.unwrap_or_else(|error| {
         output::complain(&format!("error: {error:#}\n"));

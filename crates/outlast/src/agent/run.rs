@@ -36,6 +36,7 @@ use super::start::{self, Options};
 use super::table::{self, Certificates};
 use super::{admin, face, state};
 use crate::cluster::{self, Cluster};
+use crate::database::{Databases, Home};
 use crate::dataplane::link::FromLink;
 
 pub(super) use requests::Request;
@@ -159,6 +160,7 @@ struct Loop {
     face: face::Face,
     /// `None` where there is only one node.
     cluster: Option<Cluster>,
+    databases: Option<Databases>,
     /// Until when this node may route to pairs, if it holds its lease; told to the data plane once that is up to date.
     lease: Option<outlast_core::time::Instant>,
     /// What was agreed on last.
@@ -231,6 +233,7 @@ impl Loop {
         };
         let admin = admin::Admin::open(&data_dir, shared.clone(), sender.clone())?;
         let face = face::Face::open(topology.cluster.face, shared)?;
+        let (say_databases, databases) = watch::channel(cluster::Databases::default());
         let (accord, running, errands) = accord::lines(running, options.file.clone());
         let cluster = if cluster::wanted(&topology) {
             let mut topology = topology.as_ref().clone();
@@ -242,10 +245,17 @@ impl Loop {
                 data_dir: data_dir.clone(),
                 running,
                 errands,
+                databases,
             })?)
         } else {
             None
         };
+        let databases = cluster.as_ref().map(|cluster| {
+            let home =
+                Home { node: node.clone(), data_dir: data_dir.clone(), base: base.clone() };
+            Databases::start(home, topology.clone(), cluster.of_databases(), say_databases)
+        });
+        let databases = databases.transpose()?;
         let vitals = Vitals::read(&data_dir);
         facts.push(Fact::AgentStarted {
             version: crate::VERSION.to_owned(),
@@ -282,6 +292,7 @@ impl Loop {
             reports,
             face,
             cluster,
+            databases,
             lease: None,
             agreement: Agreement::default(),
             pairs_unsaved: false,

@@ -8,8 +8,8 @@ use std::time::Duration;
 use outlast_consensus::boottime;
 use outlast_core::agent::{Agreement, HeldDatabase};
 use outlast_core::agreed::{
-    ClientId, Command, DATABASE_LEASE, DatabaseCommand, Entry, Held, LeaseCommand, NoticeKind, Reply,
-    database_role,
+    ClientId, Command, DATABASE_LEASE, DatabaseCommand, Entry, Expected, Held, KvCommand, LeaseCommand, NoticeKind,
+    Reply, database_role,
 };
 use outlast_core::database::{DatabaseSight, Lead, SILENT_AFTER, Scene, Seen, Wish};
 use outlast_core::health::Health;
@@ -74,6 +74,37 @@ pub(super) struct Shelf {
     pub(super) leases: watch::Sender<PrimaryLeases>,
     /// Why the leader does nothing although something is wrong, by database.
     pub(super) stuck: watch::Sender<BTreeMap<String, String>>,
+    pub(super) secrets: watch::Sender<Secrets>,
+}
+
+/// The passwords with which members of a database know each other, by database.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Secrets(BTreeMap<String, String>);
+
+impl Secrets {
+    pub fn get(&self, database: &str) -> Option<&String> {
+        self.0.get(database)
+    }
+}
+
+impl std::fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+/// Random bytes of a password.
+const SECRET_BYTES: usize = 24;
+
+fn secret_key(database: &str) -> Vec<u8> {
+    format!("outlast/postgres/{database}/secret").into_bytes()
+}
+
+fn new_secret() -> std::io::Result<String> {
+    let mut bytes = [0; SECRET_BYTES];
+    let mut source = std::fs::File::open("/dev/urandom")?;
+    std::io::Read::read_exact(&mut source, &mut bytes)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 impl Hub {
@@ -191,6 +222,55 @@ impl Hub {
             leased: held.is_some_and(|held| held.lease.is_some()),
             members,
             paused,
+        }
+    }
+
+    /// Has the nodes agree on a password for each database, and keeps what was agreed on at hand.
+    pub(super) async fn share_secrets(self: Arc<Self>) {
+        let mut own = self.shelf.own.clone();
+        loop {
+            let names: Vec<String> = own.borrow_and_update().wishes.keys().cloned().collect();
+            let known = self.replica.read(|agreed| {
+                let items = agreed.space().items();
+                let known = names.iter().filter_map(|name| {
+                    let value = items.get(&secret_key(name))?.value.to_vec();
+                    Some((name.clone(), String::from_utf8(value).ok()?))
+                });
+                Secrets(known.collect())
+            });
+            for name in names.iter().filter(|name| known.get(name).is_none()) {
+                self.propose_secret(name).await;
+            }
+            let all = names.len() == known.0.len();
+            self.shelf.secrets.send_if_modified(|before| {
+                let changed = *before != known;
+                *before = known;
+                changed
+            });
+            let others = |own: &Databases| own.wishes.keys().ne(names.iter());
+            tokio::select! {
+                () = tokio::time::sleep(AGAIN), if !all => {}
+                // Whoever says it ends first: then this ends, too.
+                Ok(()) = async { own.wait_for(others).await.map(drop) } => {}
+                else => std::future::pending::<()>().await,
+            }
+        }
+    }
+
+    async fn propose_secret(&self, name: &str) {
+        let secret = match new_secret() {
+            Ok(secret) => secret,
+            Err(error) => return tracing::error!(%error, "make a password"),
+        };
+        let command = KvCommand::Cas {
+            key: secret_key(name),
+            expected: Expected::Absent,
+            value: secret.into_bytes(),
+            session: None,
+        };
+        // Another node may have been first.
+        if let Err(failure) = self.write_as_node(Command::Kv(command)).await {
+            tracing::debug!(database = name, ?failure, "agree on a password");
         }
     }
 

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::agree::Client;
-use super::databases::{AllHeard, Databases, PrimaryLeases, Shelf};
+use super::databases::{AllHeard, Databases, PrimaryLeases, Secrets, Shelf};
 use super::door;
 use super::found::Founding;
 use super::identity::{self, Identity};
@@ -77,6 +77,8 @@ pub struct OfDatabases {
     pub heard: watch::Receiver<AllHeard>,
     pub leases: watch::Receiver<PrimaryLeases>,
     pub stuck: watch::Receiver<BTreeMap<String, String>>,
+    /// With what members of a database know each other.
+    pub secrets: watch::Receiver<Secrets>,
 }
 
 impl Cluster {
@@ -115,6 +117,7 @@ impl Cluster {
             heard: watch::Sender::default(),
             leases: watch::Sender::default(),
             stuck: watch::Sender::default(),
+            secrets: watch::Sender::default(),
         };
         let of_databases = OfDatabases {
             agreement: replica.agreement.subscribe(),
@@ -122,6 +125,7 @@ impl Cluster {
             heard: shelf.heard.subscribe(),
             leases: shelf.leases.subscribe(),
             stuck: shelf.stuck.subscribe(),
+            secrets: shelf.secrets.subscribe(),
         };
         let hub = Hub {
             replica,
@@ -383,6 +387,7 @@ impl Hub {
         tasks.spawn(self.clone().hold_lease(from_loop.lease_wanted));
         tasks.spawn(self.clone().lead_databases());
         tasks.spawn(self.clone().hold_databases());
+        tasks.spawn(self.clone().share_secrets());
         tasks.spawn(self.clone().answer_all(requests));
         tasks.spawn(self.clone().hear_links(events));
         tasks.spawn(self.clone().draw());

@@ -130,6 +130,9 @@ impl Loop {
         self.topology = Arc::new(self.core.topology().clone());
         self.probes.follow(&self.topology);
         self.processes.follow(&self.topology);
+        if let Some(databases) = &self.databases {
+            databases.follow(self.topology.clone());
+        }
         self.resolve();
         let mut facts = Vec::new();
         self.plane.set_threads(now.instant, super::proxy_threads(&self.topology), &mut facts);

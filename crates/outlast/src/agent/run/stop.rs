@@ -85,6 +85,9 @@ impl Loop {
         // A proxy that used its whole time had something left to cut off.
         forced |= DRAIN_MAX <= begun.elapsed();
         self.stop_processes().await;
+        if let Some(mut databases) = self.databases.take() {
+            databases.end().await;
+        }
         tracing::info!(forced, "stopped");
         End::Stopped { forced }
     }

@@ -1,0 +1,154 @@
+//! Carries out one order, and says what came of it.
+
+use std::time::Duration;
+
+use outlast_core::agreed::Confirm;
+use outlast_core::database::{MemberState, Order};
+use outlast_postgres::{Error, Mode, Moment, Postgres, Quorum, Upstream, Write};
+
+/// From the order to a primary that takes writes.
+const PROMOTE_MAX: Duration = Duration::from_secs(30);
+
+/// Sessions that are in the middle of something may go on for this long when the server is closed.
+const CLOSE_GRACE: Duration = Duration::from_millis(1500);
+
+const CHECKPOINT_MAX: Duration = Duration::from_secs(300);
+
+const VERIFY_MAX: Duration = Duration::from_secs(10);
+
+/// An order with everything that it needs.
+#[derive(Clone, Debug)]
+pub(super) struct Job {
+    pub(super) order: Order,
+    /// The node that the order names, as an upstream.
+    pub(super) upstream: Option<Upstream>,
+    /// When this node's right to be primary ends.
+    pub(super) fuse: Option<Moment>,
+}
+
+/// What an order has changed.
+#[derive(Clone, Debug)]
+pub(super) enum Done {
+    Nothing,
+    /// PostgreSQL was started anew, and follows this node or nobody.
+    Started { upstream: Option<String> },
+    Stopped { election: u64, timeline: u32, lsn: u64 },
+    Follows { node: String },
+    Rule(Confirm),
+    Promoted { rule: Confirm },
+    Closed { begun: u64, lsn: u64 },
+    Opened,
+    Source,
+    Verified { epoch: u64 },
+    /// It is down, and its directory is that of a standby.
+    MadeStandby,
+    Killed,
+}
+
+/// What a member is doing meanwhile, if others should know.
+pub(super) fn doing(order: &Order) -> MemberState {
+    match order {
+        Order::Create | Order::StartPrimary { .. } | Order::StartStandby { .. } => {
+            MemberState::Starting
+        }
+        Order::Rewind { .. } => MemberState::Rewinding,
+        Order::Clone { .. } => MemberState::Cloning,
+        Order::Promote { .. } | Order::StopReceiving { .. } | Order::Follow { .. } => {
+            MemberState::Standby
+        }
+        Order::SetRule { .. }
+        | Order::Close { .. }
+        | Order::Open
+        | Order::MakeSource
+        | Order::Verify { .. } => MemberState::Primary,
+        Order::Kill { .. } => MemberState::Hung,
+    }
+}
+
+fn quorum(rule: &Confirm) -> Option<Quorum> {
+    (!rule.is_async()).then(|| Quorum {
+        count: usize::try_from(rule.acks).unwrap_or(usize::MAX),
+        names: rule.of.iter().cloned().collect(),
+    })
+}
+
+/// Does it. Every part of it has a limit.
+pub(super) async fn carry(postgres: Postgres, job: Job) -> Result<Done, Error> {
+    let Job { order, upstream, fuse } = job;
+    match order {
+        Order::Create => {
+            postgres.create().await?;
+            postgres.install_roles().await?;
+            Ok(Done::Nothing)
+        }
+        Order::StartPrimary { .. } => {
+            // Sessions of one that has crashed may still be there.
+            postgres.kill().await?;
+            postgres.start(Mode::Primary, fuse, &mut |_| {}).await?;
+            Ok(Done::Started { upstream: None })
+        }
+        Order::StartStandby { follow } => {
+            postgres.kill().await?;
+            let mode = Mode::Standby { follow: upstream.filter(|_| follow.is_some()) };
+            postgres.start(mode, None, &mut |_| {}).await?;
+            Ok(Done::Started { upstream: follow })
+        }
+        Order::Promote { rule, .. } => {
+            postgres.set_fuse(fuse).await?;
+            postgres.set_sync(quorum(&rule)).await?;
+            postgres.promote(PROMOTE_MAX).await?;
+            Ok(Done::Promoted { rule })
+        }
+        Order::StopReceiving { election } => {
+            let end = postgres.stop_receiving().await?;
+            Ok(Done::Stopped { election, timeline: end.timeline, lsn: end.lsn.0 })
+        }
+        Order::Follow { node } => {
+            if let Some(upstream) = upstream {
+                postgres.follow(upstream).await?;
+            }
+            Ok(Done::Follows { node })
+        }
+        Order::SetRule { rule } => {
+            postgres.set_sync(quorum(&rule)).await?;
+            Ok(Done::Rule(rule))
+        }
+        Order::Close { begun } => {
+            let end = postgres.close(CLOSE_GRACE).await?;
+            Ok(Done::Closed { begun, lsn: end.0 })
+        }
+        Order::Open => {
+            postgres.open().await?;
+            Ok(Done::Opened)
+        }
+        Order::MakeSource => {
+            postgres.checkpoint(CHECKPOINT_MAX).await?;
+            Ok(Done::Source)
+        }
+        Order::Verify { epoch } => {
+            match postgres.write_probe(Write::Synchronous, VERIFY_MAX).await {
+                Ok(()) => Ok(Done::Verified { epoch }),
+                // Those that it waits for are not there yet.
+                Err(_) => Ok(Done::Nothing),
+            }
+        }
+        Order::Rewind { .. } => {
+            postgres.kill().await?;
+            if let Some(upstream) = upstream {
+                postgres.rewind(&upstream, &mut |_| {}).await?;
+            }
+            Ok(Done::MadeStandby)
+        }
+        Order::Clone { .. } => {
+            postgres.kill().await?;
+            if let Some(upstream) = upstream {
+                postgres.clone_from(&upstream, &mut |_| {}).await?;
+            }
+            Ok(Done::MadeStandby)
+        }
+        Order::Kill { .. } => {
+            postgres.kill().await?;
+            Ok(Done::Killed)
+        }
+    }
+}

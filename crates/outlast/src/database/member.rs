@@ -1,0 +1,526 @@
+//! One member of a database on this node: what is seen and what is agreed go in, orders to PostgreSQL come out.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use outlast_consensus::boottime;
+use outlast_core::agreed::{Database, Position};
+use outlast_core::database::{Member, MemberSight, Order, Part, Server};
+use outlast_core::time::Instant;
+use outlast_core::topology::{Postgres as Spec, Topology};
+use outlast_postgres::storage::{Health as Disk, Probe};
+use outlast_postgres::{Adoption, Error, Moment, Postgres, StopHow};
+use tokio::sync::watch as watching;
+use tokio::task::JoinSet;
+
+use super::carry::{self, Done, Job};
+use super::kept::Kept;
+use super::watch::{Glance, Watch, glance};
+use super::{Office, Stop, place};
+use crate::cluster::PrimaryLease;
+
+/// How often PostgreSQL is looked at while all is well, and while something is about to change.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+const LOOK_SOON: Duration = Duration::from_millis(100);
+
+/// How often a decision is made although nothing was heard.
+const DECIDE_EVERY: Duration = Duration::from_millis(250);
+
+/// How often slots are looked at.
+const SLOTS_EVERY: Duration = Duration::from_secs(10);
+
+/// After what could not be prepared.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// How long PostgreSQL may take to shut down with the agent.
+const STOP_MAX: Duration = Duration::from_secs(30);
+
+/// The same with everything around it.
+pub(super) const END_MAX: Duration = Duration::from_secs(60);
+
+/// How often the disk is tried, and from when on that counts as slow.
+const DISK_EVERY: Duration = Duration::from_secs(2);
+const DISK_SLOW: Duration = Duration::from_secs(1);
+
+/// A write that hangs for this long: the disk does not answer.
+const DISK_STUCK: Duration = Duration::from_secs(5);
+
+/// Runs the member until the agent ends.
+pub(super) async fn run(office: Arc<Office>, database: String, topology: Arc<Topology>) {
+    let Some(spec) = topology.postgres.get(&database).cloned() else { return };
+    let mut told = String::new();
+    let mut running = loop {
+        match Running::open(&office, &database, &topology, &spec).await {
+            Ok(running) => break running,
+            Err(error) => {
+                let error = format!("{error:#}");
+                if told != error {
+                    tracing::warn!(database, error, "prepare PostgreSQL");
+                    told.clone_from(&error);
+                }
+                let sight = MemberSight { trouble: error, ..MemberSight::default() };
+                office.say(&database, |said| said.member = Some(sight));
+                let mut stop = office.stop.clone();
+                let stopped = stop.wait_for(|stop| *stop != Stop::No);
+                if tokio::time::timeout(AGAIN, stopped).await.is_ok() {
+                    return;
+                }
+            }
+        }
+    };
+    running.live().await;
+}
+
+/// What happens to a member besides what others say.
+#[derive(Debug)]
+enum Event {
+    Looked(Box<Glance>),
+    Exited,
+    Carried { order: Order, result: Result<Done, Error> },
+    /// Something beside the orders has ended, well or not.
+    Aside { what: &'static str, result: Result<(), Error> },
+}
+
+/// A member that runs.
+struct Running {
+    office: Arc<Office>,
+    database: String,
+    topology: Arc<Topology>,
+    spec: Spec,
+    postgres: Postgres,
+    kept: Kept,
+    member: Member,
+    watch: Watch,
+    events: JoinSet<Event>,
+    /// The order that is being carried out.
+    carries: Option<(Order, tokio::task::AbortHandle)>,
+    /// Orders that change nothing that others wait for, under way beside it.
+    aside: BTreeMap<&'static str, Instant>,
+    looking: bool,
+    /// The end of PostgreSQL is waited for.
+    awaits_exit: bool,
+    disk: Option<Probe>,
+    slots_at: Option<Instant>,
+    fuse: Option<PrimaryLease>,
+    said_part: Option<Part>,
+}
+
+impl Running {
+    async fn open(
+        office: &Arc<Office>,
+        database: &str,
+        topology: &Arc<Topology>,
+        spec: &Spec,
+    ) -> anyhow::Result<Running> {
+        let secret = office.cluster.secrets.borrow().get(database).cloned();
+        let secret = secret.ok_or_else(|| anyhow::anyhow!("waits until the nodes agree"))?;
+        let kept = Kept::open(&place::own_dir(&office.home, database)?)?;
+        let settings = place::settings(&office.home, topology, database, spec, secret)?;
+        let postgres = Postgres::new(settings).map_err(|error| anyhow::anyhow!("{error}"))?;
+        let adopted = postgres.adopt().await.map_err(|error| anyhow::anyhow!("{error}"))?;
+        if adopted == Adoption::Unkept {
+            // Nobody would end it in time.
+            tracing::warn!(database, "PostgreSQL runs without its keeper: it is ended");
+            postgres.kill().await.map_err(|error| anyhow::anyhow!("{error}"))?;
+        }
+        let mut watch = Watch::default();
+        watch.local.promoted = kept.memory.promoted;
+        Ok(Running {
+            office: office.clone(),
+            database: database.to_owned(),
+            topology: topology.clone(),
+            spec: spec.clone(),
+            postgres,
+            kept,
+            member: Member::new(office.home.node.clone()),
+            watch,
+            events: JoinSet::new(),
+            carries: None,
+            aside: BTreeMap::new(),
+            looking: false,
+            awaits_exit: adopted != Adoption::Nothing && adopted != Adoption::Unkept,
+            disk: None,
+            slots_at: None,
+            fuse: None,
+            said_part: None,
+        })
+    }
+
+    async fn live(&mut self) {
+        let mut agreement = self.office.cluster.agreement.clone();
+        let mut leases = self.office.cluster.leases.clone();
+        let mut heard = self.office.cluster.heard.clone();
+        let mut stop = self.office.stop.clone();
+        if self.awaits_exit {
+            self.await_exit();
+        }
+        self.look();
+        let mut look_at = tokio::time::Instant::now() + LOOK_SOON;
+        loop {
+            self.decide();
+            let now = tokio::time::Instant::now();
+            let soon = self.changes_soon();
+            if !self.looking {
+                look_at = look_at.min(now + if soon { LOOK_SOON } else { LOOK_EVERY });
+            }
+            let wake = (now + DECIDE_EVERY).min(if self.looking { now + DECIDE_EVERY } else { look_at });
+            tokio::select! {
+                Some(event) = self.events.join_next(), if !self.events.is_empty() => {
+                    if let Ok(event) = event {
+                        self.hear(event);
+                    }
+                    if !self.looking {
+                        look_at = tokio::time::Instant::now() + if self.changes_soon() { LOOK_SOON } else { LOOK_EVERY };
+                    }
+                }
+                () = tokio::time::sleep_until(wake) => {
+                    if look_at <= tokio::time::Instant::now() && !self.looking {
+                        self.look();
+                    }
+                }
+                Ok(()) = agreement.changed() => {}
+                Ok(()) = leases.changed() => {}
+                Ok(()) = heard.changed() => {}
+                Ok(how) = wait_stop(&mut stop) => {
+                    if how == Stop::End {
+                        self.end().await;
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Whether something is under way that a look could bring forward.
+    fn changes_soon(&self) -> bool {
+        let Some(agreed) = self.agreed() else { return false };
+        let local = &self.watch.local;
+        !agreed.reign.open
+            || agreed.election.is_some()
+            || agreed.switchover.is_some()
+            || agreed.confirms.len() > 1
+            || matches!(local.server, Server::Unknown | Server::Starting | Server::Hung)
+            || (local.server == Server::Primary && !local.confirmed)
+            || (local.server == Server::Standby && !local.receives)
+    }
+
+    /// What is agreed, once this node has caught up.
+    fn agreed(&self) -> Option<Database> {
+        if !*self.office.cluster.caught_up.borrow() {
+            return None;
+        }
+        let agreement = self.office.cluster.agreement.borrow();
+        agreement.databases.get(&self.database).map(|held| held.database.clone())
+    }
+
+    /// This node's right to be primary, while it lasts.
+    fn lease(&self) -> Option<PrimaryLease> {
+        let lease = self.office.cluster.leases.borrow().get(&self.database).copied()?;
+        (boottime() < lease.until).then_some(lease)
+    }
+
+    /// What the primary's node says of it.
+    fn source(&self, agreed: &Database) -> Option<MemberSight> {
+        let heard = self.office.cluster.heard.borrow();
+        heard.get(&agreed.reign.primary)?.sights.get(&self.database)?.member.clone()
+    }
+
+    fn decide(&mut self) {
+        let now = boottime();
+        self.look_at_disk();
+        let agreed = self.agreed();
+        let reign = agreed.as_ref().map(|agreed| agreed.reign.epoch);
+        let lease = self.lease().filter(|lease| Some(lease.epoch) == reign);
+        self.stop_ruling(agreed.as_ref(), lease.is_some());
+        self.pass_on_fuse(lease);
+        let source = agreed.as_ref().and_then(|agreed| self.source(agreed));
+        self.watch.local.busy = self.carries.as_ref().map(|(order, _)| carry::doing(order));
+        let local = &self.watch.local;
+        let order = self.member.decide(now, agreed.as_ref(), lease.is_some(), local, source.as_ref());
+        if let (Some(order), Some(agreed)) = (order, &agreed) {
+            self.begin(order, agreed, lease);
+        }
+        self.keep_slots(now);
+        let sight = self.member.sight(now, agreed.as_ref(), lease.is_some(), &self.watch.local);
+        self.office.say(&self.database, |said| said.member = Some(sight));
+    }
+
+    /// What only a primary does is given up when this member is none any more.
+    fn stop_ruling(&mut self, agreed: Option<&Database>, leased: bool) {
+        let part = self.member.part(agreed, leased);
+        if self.said_part != Some(part) {
+            tracing::info!(database = self.database, ?part, "part");
+            self.said_part = Some(part);
+        }
+        let rules = matches!(part, Part::Primary | Part::Maker);
+        let ruling = self.carries.as_ref().is_some_and(|(order, _)| {
+            matches!(
+                order,
+                Order::StartPrimary { .. }
+                    | Order::Promote { .. }
+                    | Order::SetRule { .. }
+                    | Order::Close { .. }
+                    | Order::Open
+            )
+        });
+        if ruling && !rules && let Some((_, task)) = self.carries.take() {
+            task.abort();
+            self.watch.local.server = Server::Unknown;
+            self.look();
+        }
+    }
+
+    fn pass_on_fuse(&mut self, lease: Option<PrimaryLease>) {
+        let Some(lease) = lease.filter(|lease| self.fuse != Some(*lease)) else { return };
+        if self.watch.local.server == Server::Primary {
+            self.fuse = Some(lease);
+            let postgres = self.postgres.clone();
+            self.beside("fuse", async move { postgres.set_fuse(Some(moment(lease.until))).await });
+        }
+    }
+
+    /// Begins an order; its epoch is written down first.
+    fn begin(&mut self, order: Order, agreed: &Database, lease: Option<PrimaryLease>) {
+        let epoch = agreed.epoch();
+        if epoch < self.kept.memory.obeyed {
+            return;
+        }
+        let promoted = match &order {
+            Order::StartPrimary { epoch, .. } | Order::Promote { epoch, .. } => Some(*epoch),
+            _ => None,
+        };
+        let standby = matches!(order, Order::StartStandby { .. });
+        let written = self.kept.change(|memory| {
+            memory.obeyed = epoch;
+            if promoted.is_some() {
+                memory.promoted = promoted;
+            }
+            memory.standby = (memory.standby || standby) && promoted.is_none();
+        });
+        if let Err(error) = written {
+            self.trouble(format!("{error:#}"));
+            return;
+        }
+        self.watch.local.promoted = self.kept.memory.promoted;
+        let job = self.job(&order, lease);
+        let postgres = self.postgres.clone();
+        match &order {
+            Order::MakeSource => self.beside_order("checkpoint", order, job),
+            Order::Verify { .. } => self.beside_order("verify", order, job),
+            _ => {
+                tracing::info!(database = self.database, ?order, "order");
+                let carried = order.clone();
+                let task = self.events.spawn(async move {
+                    let result = carry::carry(postgres, job).await;
+                    Event::Carried { order: carried, result }
+                });
+                self.carries = Some((order, task));
+                self.watch.local.busy = self.carries.as_ref().map(|(order, _)| carry::doing(order));
+            }
+        }
+    }
+
+    fn job(&self, order: &Order, lease: Option<PrimaryLease>) -> Job {
+        let node = match order {
+            Order::StartStandby { follow } => follow.as_deref(),
+            Order::Follow { node } | Order::Rewind { from: node } | Order::Clone { from: node } => {
+                Some(node.as_str())
+            }
+            _ => None,
+        };
+        Job {
+            order: order.clone(),
+            upstream: node.and_then(|node| place::upstream(&self.topology, &self.spec, node)),
+            fuse: lease.map(|lease| moment(lease.until)),
+        }
+    }
+
+    fn beside_order(&mut self, what: &'static str, order: Order, job: Job) {
+        if self.aside.contains_key(what) {
+            return;
+        }
+        self.aside.insert(what, boottime());
+        let postgres = self.postgres.clone();
+        self.events.spawn(async move {
+            let result = carry::carry(postgres, job).await;
+            Event::Carried { order, result }
+        });
+    }
+
+    fn beside(
+        &mut self,
+        what: &'static str,
+        work: impl Future<Output = Result<(), Error>> + Send + 'static,
+    ) {
+        self.aside.insert(what, boottime());
+        self.events.spawn(async move { Event::Aside { what, result: work.await } });
+    }
+
+    fn look(&mut self) {
+        if std::mem::replace(&mut self.looking, true) {
+            return;
+        }
+        let (postgres, memory) = (self.postgres.clone(), self.kept.memory.clone());
+        self.events.spawn(async move { Event::Looked(Box::new(glance(&postgres, &memory).await)) });
+    }
+
+    fn await_exit(&mut self) {
+        self.awaits_exit = true;
+        let postgres = self.postgres.clone();
+        self.events.spawn(async move {
+            postgres.exited().await;
+            Event::Exited
+        });
+    }
+
+    fn hear(&mut self, event: Event) {
+        match event {
+            Event::Looked(glance) => {
+                self.looking = false;
+                // What was seen while an order changed it may be of before.
+                if self.carries.is_none() {
+                    let before = self.watch.local.server;
+                    self.watch.take(*glance);
+                    self.note(before);
+                }
+            }
+            Event::Exited => {
+                self.awaits_exit = false;
+                if self.carries.is_none() {
+                    self.watch.ended();
+                    self.watch.local.trouble = "PostgreSQL has ended by itself".to_owned();
+                    self.look();
+                }
+            }
+            Event::Aside { what, result } => {
+                self.aside.remove(what);
+                if let Err(error) = result {
+                    tracing::debug!(database = self.database, what, %error, "beside the orders");
+                }
+            }
+            Event::Carried { order, result } => self.carried(order, result),
+        }
+    }
+
+    fn note(&self, before: Server) {
+        let now = self.watch.local.server;
+        if before != now {
+            tracing::info!(database = self.database, ?before, ?now, "PostgreSQL");
+        }
+    }
+
+    fn carried(&mut self, order: Order, result: Result<Done, Error>) {
+        match order {
+            Order::MakeSource => drop(self.aside.remove("checkpoint")),
+            Order::Verify { .. } => drop(self.aside.remove("verify")),
+            _ => self.carries = None,
+        }
+        match result {
+            Ok(done) => self.take(done),
+            Err(error) => {
+                tracing::warn!(database = self.database, ?order, %error, "carry out an order");
+                self.trouble(error.to_string());
+                // Whatever it is now has to be seen first.
+                self.watch.local.server = Server::Unknown;
+            }
+        }
+        self.look();
+    }
+
+    fn take(&mut self, done: Done) {
+        let local = &mut self.watch.local;
+        match done {
+            Done::Nothing => {}
+            Done::Started { upstream } => {
+                self.watch.ended();
+                self.watch.local.upstream = upstream;
+                self.watch.local.server = Server::Unknown;
+                self.fuse = None;
+                self.await_exit();
+            }
+            Done::Stopped { election, timeline, lsn } => {
+                local.upstream = None;
+                local.receives = false;
+                local.stopped = Some(election);
+                local.reaches = Position { timeline, lsn };
+            }
+            Done::Follows { node } => {
+                local.upstream = Some(node);
+                local.stopped = None;
+            }
+            Done::Rule(rule) => self.watch.set_rule(rule),
+            Done::Promoted { rule } => {
+                local.server = Server::Unknown;
+                (local.upstream, local.stopped) = (None, None);
+                self.watch.set_rule(rule);
+            }
+            Done::Closed { begun, lsn } => {
+                local.closed = Some(begun);
+                local.reaches.lsn = lsn;
+            }
+            Done::Opened => local.closed = None,
+            Done::Source => local.is_source = true,
+            Done::Verified { epoch } => local.verified = Some(epoch),
+            Done::MadeStandby => {
+                self.watch.ended();
+                if let Err(error) = self.kept.change(|memory| memory.standby = true) {
+                    self.trouble(format!("{error:#}"));
+                }
+            }
+            Done::Killed => self.watch.ended(),
+        }
+    }
+
+    fn trouble(&mut self, trouble: String) {
+        self.watch.local.trouble = trouble;
+    }
+
+    fn look_at_disk(&mut self) {
+        let local = &mut self.watch.local;
+        if self.disk.is_none() && matches!(local.server, Server::Primary | Server::Standby) {
+            let dir = &self.postgres.settings().data_dir;
+            self.disk = Some(Probe::start(dir, DISK_EVERY, DISK_SLOW));
+        }
+        let Some(disk) = &self.disk else { return };
+        let storage = disk.storage();
+        local.free_bytes = storage.free.unwrap_or_default();
+        local.storage_stuck =
+            matches!(storage.health, Disk::Stuck { since } if DISK_STUCK <= since);
+    }
+
+    /// Slots for the others, on primary and standby.
+    fn keep_slots(&mut self, now: Instant) {
+        let due = self.slots_at.is_none_or(|at| SLOTS_EVERY <= now.since(at));
+        let up = matches!(self.watch.local.server, Server::Primary | Server::Standby);
+        if !due || !up || self.carries.is_some() || self.aside.contains_key("slots") {
+            return;
+        }
+        self.slots_at = Some(now);
+        let (postgres, primary) = (self.postgres.clone(), self.watch.local.server == Server::Primary);
+        let others: Vec<String> = postgres.settings().peers.keys().cloned().collect();
+        self.beside("slots", async move {
+            if primary {
+                postgres.ensure_roles().await?;
+            }
+            postgres.ensure_slots(&others).await
+        });
+    }
+
+    /// The agent is told to stop: PostgreSQL ends with it.
+    async fn end(&mut self) {
+        self.events.abort_all();
+        let ended = self.postgres.stop(StopHow::Fast { deadline: STOP_MAX }).await;
+        if let Err(error) = ended {
+            tracing::error!(database = self.database, %error, "stop PostgreSQL");
+        }
+    }
+}
+
+async fn wait_stop(stop: &mut watching::Receiver<Stop>) -> Result<Stop, watching::error::RecvError> {
+    stop.wait_for(|stop| *stop != Stop::No).await.map(|stop| *stop)
+}
+
+fn moment(at: Instant) -> Moment {
+    Moment { nanos: u64::try_from(at.since_start().as_nanos()).unwrap_or(u64::MAX) }
+}

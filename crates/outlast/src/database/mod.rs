@@ -1,0 +1,194 @@
+//! The databases of this node: each member's PostgreSQL, led by what is agreed.
+//!
+//! All of it runs on a thread of its own. A disk that hangs holds up this thread and nothing else: leases, votes and traffic
+//! go on elsewhere.
+
+mod carry;
+mod kept;
+mod member;
+mod place;
+mod ports;
+mod watch;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use outlast_consensus::boottime;
+use outlast_core::database::{DatabaseSight, Wish};
+use outlast_core::topology::Topology;
+use tokio::sync::watch as watching;
+use tokio::task::JoinSet;
+
+use crate::cluster::{self, OfDatabases};
+
+pub use place::{KEEP, keep};
+
+/// How often a node says what it sees of databases, although nothing has changed.
+const SAY_EVERY: Duration = Duration::from_millis(500);
+
+/// What a node that runs databases knows of itself.
+#[derive(Clone, Debug)]
+pub struct Home {
+    pub node: String,
+    pub data_dir: PathBuf,
+    /// Relative paths of the file count from here.
+    pub base: PathBuf,
+}
+
+/// The databases of this node. Dropped, it leaves PostgreSQL running.
+#[derive(Debug)]
+pub struct Databases {
+    topology: watching::Sender<Arc<Topology>>,
+    stop: watching::Sender<Stop>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What becomes of PostgreSQL when the agent ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stop {
+    #[default]
+    No,
+    /// The next agent finds it.
+    Leave,
+    End,
+}
+
+/// What every database's task shares.
+#[derive(Debug)]
+struct Office {
+    home: Home,
+    cluster: OfDatabases,
+    says: watching::Sender<cluster::Databases>,
+    stop: watching::Receiver<Stop>,
+}
+
+impl Databases {
+    pub fn start(
+        home: Home,
+        topology: Arc<Topology>,
+        cluster: OfDatabases,
+        says: watching::Sender<cluster::Databases>,
+    ) -> anyhow::Result<Databases> {
+        let (topology, follow) = watching::channel(topology);
+        let (stop, stopping) = watching::channel(Stop::No);
+        let office = Arc::new(Office { home, cluster, says, stop: stopping });
+        let thread = std::thread::Builder::new()
+            .name("databases".to_owned())
+            .spawn(move || run(&office, follow))
+            .context("start the thread for databases")?;
+        Ok(Databases { topology, stop, thread: Some(thread) })
+    }
+
+    /// Another topology is in force.
+    pub fn follow(&self, topology: Arc<Topology>) {
+        self.topology.send_replace(topology);
+    }
+
+    /// Stops PostgreSQL on this node; returns once it has ended, or was killed.
+    pub async fn end(&mut self) {
+        self.stop.send_replace(Stop::End);
+        if let Some(thread) = self.thread.take() {
+            // Each step of it has a limit.
+            tokio::task::spawn_blocking(move || thread.join()).await.ok();
+        }
+    }
+}
+
+impl Drop for Databases {
+    fn drop(&mut self) {
+        self.stop.send_if_modified(|stop| {
+            let goes_on = *stop == Stop::No;
+            if goes_on {
+                *stop = Stop::Leave;
+            }
+            goes_on
+        });
+        if let Some(thread) = self.thread.take() {
+            thread.join().ok();
+        }
+    }
+}
+
+fn run(office: &Arc<Office>, topology: watching::Receiver<Arc<Topology>>) {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "start the runtime for databases");
+            return;
+        }
+    };
+    runtime.block_on(live(office.clone(), topology));
+    // A disk that hangs is not waited for.
+    runtime.shutdown_background();
+}
+
+/// Runs what each database of the topology needs, until told to stop.
+async fn live(office: Arc<Office>, mut topology: watching::Receiver<Arc<Topology>>) {
+    let mut stop = office.stop.clone();
+    loop {
+        let now = topology.borrow_and_update().clone();
+        office.begin(&now);
+        let mut watchers = JoinSet::new();
+        watchers.spawn(office.clone().say_again());
+        let mut members = JoinSet::new();
+        for (name, part) in &now.postgres {
+            for node in part.nodes.iter().filter(|node| **node != office.home.node) {
+                if let Some(other) = now.nodes.get(node) {
+                    let address = SocketAddr::new(other.address, part.port.get());
+                    watchers.spawn(ports::watch(office.clone(), name.clone(), node.clone(), address));
+                }
+            }
+            if part.nodes.contains(&office.home.node) {
+                members.spawn(member::run(office.clone(), name.clone(), now.clone()));
+            }
+        }
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop != Stop::No) => {
+                // A member ends its PostgreSQL itself, or leaves it running.
+                let ended = async { while members.join_next().await.is_some() {} };
+                tokio::time::timeout(member::END_MAX, ended).await.ok();
+                return;
+            }
+            _ = topology.wait_for(|next| next.postgres != now.postgres || next.nodes != now.nodes) => {}
+        }
+    }
+}
+
+impl Office {
+    /// Says what is wanted of each database, and nothing yet of what is seen.
+    fn begin(&self, topology: &Topology) {
+        let wishes = topology.postgres.iter().map(|(name, part)| (name.clone(), Wish::of(part)));
+        let wishes: BTreeMap<String, Wish> = wishes.collect();
+        self.says.send_modify(|says| {
+            says.sights.retain(|name, _| wishes.contains_key(name));
+            for name in wishes.keys() {
+                says.sights.entry(name.clone()).or_default();
+            }
+            says.wishes = wishes;
+            says.at = boottime();
+        });
+    }
+
+    /// Changes what this node says of a database; the others hear of it at once if it matters.
+    fn say(&self, database: &str, change: impl FnOnce(&mut DatabaseSight)) {
+        self.says.send_if_modified(|says| {
+            says.at = boottime();
+            let Some(sight) = says.sights.get_mut(database) else { return false };
+            let before = sight.clone();
+            change(sight);
+            sight.differs(&before)
+        });
+    }
+
+    async fn say_again(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(SAY_EVERY).await;
+            self.says.send_modify(|_| {});
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Where one member's PostgreSQL lives on this node, and what it must know.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use outlast_core::topology::{Postgres as Part, Topology};
+use outlast_postgres::{Address, Settings, Tls, Upstream};
+
+use super::Home;
+
+/// Where the system's packages put PostgreSQL's programs, with the version in place of `{}`.
+const BIN_DIRS: [&str; 3] = ["/usr/lib/postgresql/{}/bin", "/usr/pgsql-{}/bin", "/usr/local/pgsql/bin"];
+
+/// The hidden verb of this binary that keeps PostgreSQL.
+pub const KEEP: &str = "postgres-keeper";
+
+/// Runs the keeper for a run directory.
+pub fn keep(run_dir: &Path) -> anyhow::Result<()> {
+    outlast_postgres::keeper::run(run_dir).map_err(|error| anyhow::anyhow!("{error}"))
+}
+
+/// The directory of a database among the agent's own files.
+pub(super) fn own_dir(home: &Home, database: &str) -> anyhow::Result<PathBuf> {
+    let dir = home.data_dir.join("postgres").join(database);
+    std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    Ok(dir)
+}
+
+/// The other account must be able to pass through, but not to look around.
+fn let_pass(home: &Home) -> anyhow::Result<()> {
+    let set = |path: &Path, mode| {
+        let done = std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode));
+        done.with_context(|| format!("set the rights of {}", path.display()))
+    };
+    set(&home.data_dir, 0o711)?;
+    for private in ["journal", "consensus", "processes", crate::cluster::LAB_CERTS] {
+        let path = home.data_dir.join(private);
+        if path.is_dir() {
+            set(&path, 0o700)?;
+        }
+    }
+    Ok(())
+}
+
+/// Sockets and the like: on no data disk, and within reach of the account that runs PostgreSQL.
+fn run_dir(home: &Home, database: &str) -> anyhow::Result<PathBuf> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(home.data_dir.join("postgres").join(database).join("run"));
+    }
+    let of = outlast_proxy::balance::hash(home.data_dir.as_os_str().as_encoded_bytes());
+    let dir = Path::new("/run/outlast").join(format!("{of:016x}"));
+    std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    Ok(dir.join(database))
+}
+
+fn bin_dir(part: &Part) -> anyhow::Result<PathBuf> {
+    if let Some(dir) = &part.bin_dir {
+        return Ok(PathBuf::from(dir));
+    }
+    let version = part.version.to_string();
+    let mut dirs = BIN_DIRS.iter().map(|dir| PathBuf::from(dir.replace("{}", &version)));
+    dirs.find(|dir| dir.join("postgres").is_file()).with_context(|| {
+        format!("find PostgreSQL {version}: install it, or say in `bin_dir` where its programs are")
+    })
+}
+
+/// Where a member is reached by the others.
+pub(super) fn upstream(topology: &Topology, part: &Part, node: &str) -> Option<Upstream> {
+    let address = topology.nodes.get(node)?.address.to_string();
+    Some(Upstream {
+        node: node.to_owned(),
+        address: Address { host: address, port: part.port.get() },
+    })
+}
+
+/// Everything that the driver has to know.
+pub(super) fn settings(
+    home: &Home,
+    topology: &Topology,
+    database: &str,
+    part: &Part,
+    secret: String,
+) -> anyhow::Result<Settings> {
+    let root = rustix::process::geteuid().is_root();
+    if root {
+        let_pass(home)?;
+    }
+    let others = part.nodes.iter().filter(|node| **node != home.node);
+    let peers: BTreeMap<String, Address> = others
+        .filter_map(|node| Some((node.clone(), upstream(topology, part, node)?.address)))
+        .collect();
+    let program = std::env::current_exe().context("find this program")?;
+    let at = |path: &String| home.base.join(path);
+    Ok(Settings {
+        database: database.to_owned(),
+        node: home.node.clone(),
+        data_dir: home.base.join(&part.data_dir),
+        run_dir: run_dir(home, database)?,
+        bin_dir: bin_dir(part)?,
+        os_user: root.then(|| part.user.clone()),
+        listen: topology.nodes.get(&home.node).map(|node| node.address),
+        port: part.port.get(),
+        peers,
+        parameters: part.parameters.clone(),
+        tls: topology.cluster.tls.as_ref().map(|tls| Tls {
+            ca: at(&tls.ca),
+            cert: at(&tls.cert),
+            key: at(&tls.key),
+        }),
+        replication_secret: secret,
+        keeper: vec![program.into_os_string(), OsString::from(KEEP)],
+    })
+}

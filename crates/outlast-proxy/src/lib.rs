@@ -1,4 +1,4 @@
-//! The data plane: HTTP and TCP, from listening sockets that somebody else opened to the backends of a table.
+//! The data plane: HTTP, TCP and PostgreSQL, from listening sockets that somebody else opened to the backends of a table.
 //!
 //! [`Proxy::start`] starts the worker threads, [`Proxy::apply`] puts a [`table::Table`] in force, [`Proxy::drain`] lets it end.
 //! It decides nothing but what every request asks: which backend, once more or not, and when traffic itself shows that a
@@ -19,6 +19,7 @@ mod http2;
 mod io;
 mod lease;
 mod live;
+pub mod postgres;
 pub mod proxy_protocol;
 mod seats;
 mod server;

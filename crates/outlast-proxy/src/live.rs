@@ -17,7 +17,7 @@ use crate::eject::{Change, Ejection, Outcome};
 use crate::fence::{Fence, Pass};
 use crate::lease::Lease;
 use crate::settle::Ledger;
-use crate::stats::{BackendStats, Counters, ServiceStats, Stats};
+use crate::stats::{BackendStats, Counters, PostgresStats, ServiceStats, Stats};
 use crate::table::{Backend, BackendState, Balance, Service, Table};
 
 /// What the data plane tells its agent at once.
@@ -88,6 +88,10 @@ pub(crate) struct ServiceState {
     pub(crate) connections: AtomicU32,
     pub(crate) in_flight: AtomicU32,
     pub(crate) queued: AtomicU32,
+    /// Clients of PostgreSQL that had to wait for a backend, sessions that changed theirs, and those that could not.
+    pub(crate) held: AtomicU64,
+    pub(crate) resumed: AtomicU64,
+    pub(crate) bound: AtomicU64,
     /// Told whenever a request has ended while others wait.
     pub(crate) freed: Notify,
     /// Draining has taken all the time that the service has for it: what is still open ends.
@@ -256,6 +260,9 @@ impl World {
             connections: AtomicU32::new(0),
             in_flight: AtomicU32::new(0),
             queued: AtomicU32::new(0),
+            held: AtomicU64::new(0),
+            resumed: AtomicU64::new(0),
+            bound: AtomicU64::new(0),
             freed: Notify::new(),
             over: AtomicBool::new(false),
         }
@@ -339,6 +346,12 @@ impl Live {
                     counts: backend.state.counters.snapshot(),
                 })
                 .collect(),
+            postgres: PostgresStats {
+                waiting: u64::from(service.state.queued.load(Relaxed)),
+                held: service.state.held.load(Relaxed),
+                resumed: service.state.resumed.load(Relaxed),
+                bound: service.state.bound.load(Relaxed),
+            },
         });
         Stats {
             services: services.collect(),

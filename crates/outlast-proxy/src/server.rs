@@ -27,7 +27,7 @@ use crate::settle::Applying;
 use crate::stats::Stats;
 use crate::table::{BackendState, Protocol, Table};
 use crate::worker::{self, Worker};
-use crate::{http2, tcp};
+use crate::{http2, postgres, tcp};
 
 /// Notices that may wait for the agent.
 const NOTICES_MAX: usize = 1024;
@@ -357,6 +357,7 @@ async fn greet(stream: TcpStream, client: SocketAddr, name: String, _accepted: C
     };
     match spec.protocol {
         Protocol::Tcp => tcp::serve(io, Rest::default(), door).await,
+        Protocol::Postgres => postgres::serve(io, door).await,
         Protocol::Http if h2 => http2::serve(io, Rest::default(), door).await,
         Protocol::Http => http1::serve(io, Rest::default(), door).await,
     }

@@ -170,6 +170,31 @@ pub struct ServiceStats {
     pub connections: u64,
     pub in_flight: u64,
     pub backends: Vec<BackendStats>,
+    #[serde(default)]
+    pub postgres: PostgresStats,
+}
+
+/// What only a service of PostgreSQL counts. Its sessions are `tunnels` of their backends, cut ones are errors of the kind
+/// `CutOff`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PostgresStats {
+    /// Clients that wait for a backend now.
+    pub waiting: u64,
+    /// Clients that had to wait.
+    pub held: u64,
+    /// Sessions that went on at a backend after they had lost one.
+    pub resumed: u64,
+    /// Sessions that could not, because of what they were bound to.
+    pub bound: u64,
+}
+
+impl PostgresStats {
+    /// Adds another process's counters; what is true only now is left as it is.
+    pub fn add(&mut self, other: &PostgresStats) {
+        self.held += other.held;
+        self.resumed += other.resumed;
+        self.bound += other.bound;
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,6 +3,7 @@
 //! The agent makes a table from the topology and its view and sends it over the control socket as JSON. A proxy that has lost
 //! its agent goes on with the last table.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -47,6 +48,51 @@ pub struct Service {
     /// Served only while this node vouches for what it knows.
     #[serde(default)]
     pub vouched: bool,
+    /// What a service of `Protocol::Postgres` has beside.
+    #[serde(default)]
+    pub postgres: Option<PostgresPort>,
+}
+
+/// One of the two ports of a database, whose backends are its members.
+///
+/// On the write port the primary is `Up` and every other member `Passive`. On the read port the standbys within their lag limit
+/// are `Up`, one that has fallen behind is `Draining`, and a member that must not be read from is `Passive` or `Down`.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PostgresPort {
+    pub kind: PostgresKind,
+    /// How long a client waits for a backend that can take it.
+    pub hold: Duration,
+    /// A switchover is under way: sessions end the transaction that they are in, and begin nothing until a table comes that
+    /// is not paused. This table is in force once no transaction is open at any backend of the service.
+    #[serde(default)]
+    pub paused: bool,
+    /// On the read port, the name of the backend that is the primary, if it may stand in: it has to be `Up`, is used only
+    /// while no standby can be, and then for sessions that are read-only by default.
+    #[serde(default)]
+    pub fallback: Option<String>,
+    /// `SCRAM-SHA-256$...` of the roles whose sessions may be resumed, as in `pg_authid`; without it, sessions are resumed only
+    /// where the server asks for no password.
+    #[serde(default)]
+    pub verifiers: BTreeMap<String, String>,
+}
+
+impl std::fmt::Debug for PostgresPort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let PostgresPort { kind, hold, paused, fallback, verifiers } = self;
+        f.debug_struct("PostgresPort")
+            .field("kind", kind)
+            .field("hold", hold)
+            .field("paused", paused)
+            .field("fallback", fallback)
+            .field("verifiers", &verifiers.len())
+            .finish()
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PostgresKind {
+    Write,
+    Read,
 }
 
 /// PEM texts; the data plane itself reads no files.
@@ -69,6 +115,8 @@ impl std::fmt::Debug for Certificate {
 pub enum Protocol {
     Http,
     Tcp,
+    /// Frontend/backend protocol 3; certificates and `tls_name` are not used, TLS goes through to the backend.
+    Postgres,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -235,6 +283,13 @@ impl Service {
             accept_proxy: false,
             send_proxy: None,
             vouched: false,
+            postgres: (protocol == Protocol::Postgres).then(|| PostgresPort {
+                kind: PostgresKind::Write,
+                hold: Duration::from_secs(30),
+                paused: false,
+                fallback: None,
+                verifiers: BTreeMap::new(),
+            }),
         }
     }
 

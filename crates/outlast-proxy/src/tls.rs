@@ -34,6 +34,9 @@ fn provider() -> Arc<rustls::crypto::CryptoProvider> {
 
 /// The TLS side of a service towards its clients; `None` if it speaks plain.
 pub(crate) fn server_config(service: &Service) -> Result<Option<Arc<ServerConfig>>, String> {
+    if service.protocol == Protocol::Postgres {
+        return Ok(None);
+    }
     let mut names = BTreeMap::new();
     let mut default = None;
     for certificate in &service.certificates {

@@ -82,6 +82,7 @@ pub fn table(
                 topology::ProxyVersion::V2 => ProxyVersion::V2,
             }),
             vouched: leased && matches!(spec.pool, Pool::Pair(_)),
+            postgres: None,
         })
     });
     Table { generation, services: services.collect() }

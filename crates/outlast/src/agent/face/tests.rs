@@ -15,7 +15,7 @@ use outlast_core::view::{
 use outlast_host::journal::Line;
 use outlast_host::probe::Code;
 use outlast_host::vitals::Usage;
-use outlast_proxy::stats::{BackendStats, ServiceStats, Snapshot, Stats};
+use outlast_proxy::stats::{BackendStats, PostgresStats, ServiceStats, Snapshot, Stats};
 use serde_json::Value;
 
 use super::health::{Detail, Question, Verdict, health};
@@ -158,6 +158,7 @@ fn stats() -> Stats {
             one("http://10.0.0.1:3000", counted([0, 1_234_567, 0, 0, 8])),
             one("http://10.0.0.2:3000", Snapshot::default()),
         ],
+        postgres: PostgresStats::default(),
     };
     let billing = ServiceStats {
         name: "billing".to_owned(),

@@ -41,6 +41,7 @@ pub(super) fn add_stats(to: &mut Stats, from: &Stats) {
         sum.own.add(&service.own);
         sum.retries += service.retries;
         sum.retries_denied += service.retries_denied;
+        sum.postgres.add(&service.postgres);
         for backend in &service.backends {
             let at =
                 sum.backends.iter().position(|b| b.name == backend.name).unwrap_or_else(|| {
@@ -64,6 +65,7 @@ fn take_gauges(to: &mut Stats, from: &Stats) {
         sum.connections = service.connections;
         sum.in_flight = service.in_flight;
         sum.unvouched = service.unvouched;
+        sum.postgres.waiting = service.postgres.waiting;
         for backend in &service.backends {
             if let Some(sum) = sum.backends.iter_mut().find(|b| b.name == backend.name) {
                 sum.in_flight = backend.in_flight;

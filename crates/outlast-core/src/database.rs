@@ -6,6 +6,7 @@
 //! [`agreed::Database`](crate::agreed::Database). All of it is plain functions of what was seen, so that a simulator can lead
 //! it through any sequence of faults.
 
+mod changes;
 mod lead;
 mod member;
 #[cfg(test)]
@@ -15,6 +16,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use core::time::Duration;
 
+pub use changes::changes;
 pub use lead::{Lead, Scene, Seen};
 pub use member::{Disk, Duty, Local, Member, Order, Part, Server, State, order_of};
 

@@ -174,6 +174,13 @@ pub enum Fact {
         reason: String,
     },
     PairsSaved,
+    /// Who is primary, or how writes are acknowledged; agreed on by all nodes.
+    Database {
+        database: String,
+        epoch: u64,
+        change: DatabaseChange,
+        text: String,
+    },
     OrderRefused {
         service: String,
         epoch: Epoch,
@@ -240,6 +247,36 @@ pub enum Fact {
     },
 }
 
+/// What has changed about a database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DatabaseChange {
+    Created,
+    Elects,
+    Appointed,
+    Opened,
+    Rule,
+    SwitchoverBegun,
+    SwitchoverStep,
+    SwitchoverDone,
+    SwitchoverFailed,
+}
+
+impl DatabaseChange {
+    fn name(self) -> &'static str {
+        match self {
+            DatabaseChange::Created => "database_created",
+            DatabaseChange::Elects => "primary_lost",
+            DatabaseChange::Appointed => "primary_appointed",
+            DatabaseChange::Opened => "primary_serves",
+            DatabaseChange::Rule => "acknowledgement_changed",
+            DatabaseChange::SwitchoverBegun => "switchover_begun",
+            DatabaseChange::SwitchoverStep => "switchover_step",
+            DatabaseChange::SwitchoverDone => "switchover_done",
+            DatabaseChange::SwitchoverFailed => "switchover_failed",
+        }
+    }
+}
+
 /// A field's value as a program reads it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
@@ -284,6 +321,7 @@ impl Fact {
             Fact::ProxyKilled { .. } => "proxy_killed",
             Fact::PairsNotSaved { .. } => "pairs_not_saved",
             Fact::PairsSaved => "pairs_saved",
+            Fact::Database { change, .. } => change.name(),
             Fact::OrderRefused { .. } => "order_refused",
             Fact::PartUnreachable { .. } => "part_unreachable",
             Fact::LinkUp { .. } => "link_up",
@@ -310,6 +348,7 @@ impl Fact {
             | Fact::AgentStopping { .. }
             | Fact::PairsNotSaved { .. }
             | Fact::PairsSaved => "agent".to_owned(),
+            Fact::Database { database, .. } => alloc::format!("postgres.{database}"),
             Fact::TopologyApplied { .. }
             | Fact::TopologyRefused { .. }
             | Fact::TopologyProposed { .. }
@@ -422,6 +461,9 @@ impl Fact {
                 alloc::vec![("epoch", Number(epoch.0)), ("reason", text(reason))]
             }
             Fact::BothDown { .. } | Fact::BothDownEnded { .. } | Fact::PairsSaved => Vec::new(),
+            Fact::Database { epoch, text: what, .. } => {
+                alloc::vec![("epoch", Number(*epoch)), ("text", text(what))]
+            }
             Fact::OrderRefused { epoch, obeyed, .. } => {
                 alloc::vec![("epoch", Number(epoch.0)), ("obeyed", Number(obeyed.0))]
             }
@@ -501,6 +543,10 @@ impl Fact {
             | Fact::PartUnreachable { .. }
             | Fact::TopologyOpposed { .. }
             | Fact::TopologyGivenUp { .. }
+            | Fact::Database {
+                change: DatabaseChange::Elects | DatabaseChange::SwitchoverFailed,
+                ..
+            }
             | Fact::FileDiffers { .. } => Severity::Warn,
             Fact::AgentStarted { .. }
             | Fact::AgentStopping { .. }
@@ -524,6 +570,7 @@ impl Fact {
             | Fact::LeaderElected { .. }
             | Fact::TopologyProposed { .. }
             | Fact::TopologyInForce { .. }
+            | Fact::Database { .. }
             | Fact::PairsSaved => Severity::Info,
         }
     }
@@ -615,6 +662,7 @@ impl fmt::Display for Fact {
             Fact::PairsNotSaved { reason } => {
                 write!(f, "no pair changes sides until it can be written down: {reason}")
             }
+            Fact::Database { text, .. } => f.write_str(text),
             Fact::PairsSaved => f.write_str("who serves each pair can be written down again"),
             Fact::OrderRefused { epoch, obeyed, .. } => {
                 write!(

@@ -268,7 +268,10 @@ impl Check {
                 known.fails_back = true;
                 self.failback_reason(now, service, reason)?;
             }
-            Fact::TopologyApplied { .. } | Fact::PairsNotSaved { .. } | Fact::PairsSaved => {}
+            Fact::TopologyApplied { .. }
+            | Fact::PairsNotSaved { .. }
+            | Fact::PairsSaved
+            | Fact::Database { .. } => {}
             Fact::AgentStarted { .. }
             | Fact::AgentStopping { .. }
             | Fact::TopologyRefused { .. }

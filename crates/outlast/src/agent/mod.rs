@@ -7,6 +7,7 @@ pub mod face;
 pub mod shared;
 pub mod table;
 
+mod ports;
 mod probes;
 mod processes;
 mod proxy;

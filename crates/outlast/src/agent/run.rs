@@ -34,7 +34,7 @@ use super::shared::{self, Picture, Recent, Shared, StatsAt, Vitals, wall};
 use super::standby::Fence;
 use super::start::{self, Options};
 use super::table::{self, Certificates};
-use super::{admin, face, state};
+use super::{admin, face, ports, state};
 use crate::cluster::{self, Cluster};
 use crate::database::{Databases, Home};
 use crate::dataplane::link::FromLink;
@@ -161,10 +161,15 @@ struct Loop {
     /// `None` where there is only one node.
     cluster: Option<Cluster>,
     databases: Option<Databases>,
+    /// What is agreed on databases has changed, and the data plane does not have it yet.
+    databases_changed: bool,
     /// Until when this node may route to pairs, if it holds its lease; told to the data plane once that is up to date.
     lease: Option<outlast_core::time::Instant>,
-    /// What was agreed on last.
+    /// What was agreed on last, and whether anything was heard of it.
     agreement: Agreement,
+    agreed: bool,
+    /// What this node says of databases.
+    says_databases: watch::Receiver<cluster::Databases>,
     /// What was agreed on could not be written to disk: this node could go back to an older side when it is restarted.
     pairs_unsaved: bool,
     /// Data planes that drain, and since when: they know the lease that was told before.
@@ -233,7 +238,7 @@ impl Loop {
         };
         let admin = admin::Admin::open(&data_dir, shared.clone(), sender.clone())?;
         let face = face::Face::open(topology.cluster.face, shared)?;
-        let (say_databases, databases) = watch::channel(cluster::Databases::default());
+        let (say_databases, says_databases) = watch::channel(cluster::Databases::default());
         let (accord, running, errands) = accord::lines(running, options.file.clone());
         let cluster = if cluster::wanted(&topology) {
             let mut topology = topology.as_ref().clone();
@@ -245,14 +250,13 @@ impl Loop {
                 data_dir: data_dir.clone(),
                 running,
                 errands,
-                databases,
+                databases: says_databases.clone(),
             })?)
         } else {
             None
         };
         let databases = cluster.as_ref().map(|cluster| {
-            let home =
-                Home { node: node.clone(), data_dir: data_dir.clone(), base: base.clone() };
+            let home = Home { node: node.clone(), data_dir: data_dir.clone(), base: base.clone() };
             Databases::start(home, topology.clone(), cluster.of_databases(), say_databases)
         });
         let databases = databases.transpose()?;
@@ -293,8 +297,11 @@ impl Loop {
             face,
             cluster,
             databases,
+            databases_changed: false,
             lease: None,
             agreement: Agreement::default(),
+            agreed: false,
+            says_databases,
             pairs_unsaved: false,
             leaving: std::collections::BTreeMap::new(),
             vouches: false,
@@ -503,9 +510,13 @@ impl Loop {
         let view = self.core.view(now);
         let (names, certificates) = (&self.names.known, &self.certificates);
         let leased = self.core.is_joint();
-        let table = table::table(0, &self.topology, &view, names, certificates, leased);
+        let mut table = table::table(0, &self.topology, &view, names, certificates, leased);
+        let known = self.known_databases();
+        table.services.extend(ports::services(&self.topology, &known));
         // A change of sides waits for nobody.
-        self.plane.apply(now, table, !self.core.switching().is_empty());
+        let urgent = !self.core.switching().is_empty() || self.databases_changed;
+        self.plane.apply(now, table, urgent);
+        self.databases_changed = false;
         let picture = Picture {
             view,
             topology: self.topology.clone(),
@@ -513,6 +524,7 @@ impl Loop {
             probes: self.counts.clone(),
             vitals: self.vitals,
             cluster: self.cluster.as_ref().map(|cluster| cluster.view().borrow().clone()),
+            databases: self.databases_view(),
             at: wall(),
         };
         self.picture.send_replace(Arc::new(picture));

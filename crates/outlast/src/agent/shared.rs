@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::cluster::ClusterView;
+use outlast_core::agreed::Database;
+use outlast_core::database::MemberSight;
 use outlast_core::event::Target;
 use outlast_core::time::Timestamp;
 use outlast_core::topology::Topology;
@@ -46,8 +48,21 @@ pub struct Picture {
     pub vitals: Vitals,
     /// `None` where there is only one node.
     pub cluster: Option<Arc<ClusterView>>,
+    /// `None` where nobody could agree on them.
+    pub databases: Option<DatabasesView>,
     /// When it was made.
     pub at: Timestamp,
+}
+
+/// Databases as this node knows them.
+#[derive(Clone, Debug, Default)]
+pub struct DatabasesView {
+    pub names: Vec<String>,
+    pub agreed: BTreeMap<String, Database>,
+    /// By database and node: how long ago it was heard, and what it said.
+    pub members: BTreeMap<String, BTreeMap<String, (Duration, Option<MemberSight>)>>,
+    /// Why the leader, if it is this node, does nothing although something is wrong.
+    pub stuck: BTreeMap<String, String>,
 }
 
 /// The data plane as the agent sees it.

@@ -102,17 +102,25 @@ pub(super) fn listen(address: SocketAddr) -> std::io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// Where clients are awaited, and by which part of the file.
+fn listeners(topology: &Topology) -> impl Iterator<Item = (String, SocketAddr)> {
+    let services = topology.services.iter();
+    let services =
+        services.filter_map(|(name, service)| Some((format!("service.{name}"), service.listen?)));
+    services.chain(super::ports::listeners(topology))
+}
+
 /// Why a topology's listeners cannot be opened beside those that are held: the kernel gives no two sockets the same port of
 /// overlapping addresses, and the old one may not be closed before the new one takes its clients.
 pub(super) fn overlap(
     topology: &Topology,
     held: &BTreeMap<SocketAddr, Arc<OwnedFd>>,
 ) -> Option<String> {
-    topology.services.iter().find_map(|(name, service)| {
-        let new = service.listen.filter(|address| !held.contains_key(address))?;
+    listeners(topology).find_map(|(name, new)| {
+        let new = Some(new).filter(|address| !held.contains_key(address))?;
         let old = held.keys().find(|&&old| takes(new, old) || takes(old, new))?;
         Some(format!(
-            "service.{name} cannot listen on {new} while {old} is open, which is in the same place; reload with another port first and with this one after that, or `outlast stop` and run it again"
+            "{name} cannot listen on {new} while {old} is open, which is in the same place; reload with another port first and with this one after that, or `outlast stop` and run it again"
         ))
     })
 }
@@ -131,10 +139,12 @@ pub(super) fn open_missing(
     held: &BTreeMap<SocketAddr, Arc<OwnedFd>>,
 ) -> anyhow::Result<BTreeMap<SocketAddr, Arc<OwnedFd>>> {
     let mut opened = BTreeMap::new();
-    for (name, service) in &topology.services {
-        let Some(address) = service.listen.filter(|a| !held.contains_key(a)) else { continue };
+    for (name, address) in listeners(topology) {
+        if held.contains_key(&address) {
+            continue;
+        }
         let socket = listen(address).with_context(|| {
-            format!("listen on {address} for service.{name}; end what uses it, or change `listen` of [service.{name}]")
+            format!("listen on {address} for {name}; end what uses it, or change its `listen`")
         })?;
         opened.insert(address, Arc::new(socket));
     }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use outlast_consensus::boottime;
 use outlast_core::agent::{Agreement, HeldDatabase};
 use outlast_core::agreed::{
-    ClientId, Command, DATABASE_LEASE, DatabaseCommand, Entry, Expected, Held, KvCommand, LeaseCommand, NoticeKind,
-    Reply, database_role,
+    ClientId, Command, DATABASE_LEASE, DatabaseCommand, Entry, Expected, Held, KvCommand,
+    LeaseCommand, NoticeKind, Reply, database_role,
 };
 use outlast_core::database::{DatabaseSight, Lead, SILENT_AFTER, Scene, Seen, Wish};
 use outlast_core::health::Health;
@@ -198,7 +198,8 @@ impl Hub {
         let all: Vec<_> = all.filter(|(node, ..)| agreement.nodes.contains(*node)).collect();
         let port = |member: &str| {
             let fresh = all.iter().filter(|(_, at, _)| now.since(*at) <= SILENT_AFTER);
-            let votes = fresh.filter_map(|(_, _, sights)| sights.get(name)?.ports.get(member).copied());
+            let votes =
+                fresh.filter_map(|(_, _, sights)| sights.get(name)?.ports.get(member).copied());
             majority(votes, agreement.nodes.len())
         };
         let members = wish.members.iter().map(|member| {

@@ -4,6 +4,7 @@
 //! connection are answered in their order; a connection is one client, so that each of its commands takes effect once
 //! however often the leader changes meanwhile.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use outlast_core::agreed::{Change, Command, Item, Node, PAGE_KEYS_MAX, Reply, Watched};
+use outlast_core::agreed::{
+    Change, Command, Database, Fact, Item, Node, Notice, PAGE_KEYS_MAX, Reply, Watched,
+};
 use outlast_core::codec::{Code, Malformed, Reader, decode_list, encode_list};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -69,6 +72,12 @@ pub enum Question {
         text: bool,
         about: u64,
     },
+    /// What is agreed on databases, what people told the cluster, and what has happened.
+    Databases {
+        fresh: bool,
+        /// From this index of the log on.
+        history: u64,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,6 +104,12 @@ pub enum Said {
         state: TopologyState,
         /// The node that was asked.
         node: String,
+    },
+    Databases {
+        all: BTreeMap<String, Database>,
+        notices: BTreeMap<u64, Notice>,
+        history: VecDeque<Fact>,
+        names: BTreeMap<u64, String>,
     },
     /// Some changes are no longer kept: read anew and watch from here.
     Compacted {
@@ -189,10 +204,27 @@ async fn serve(hub: &Hub, stream: UnixStream) -> io::Result<()> {
                 }
                 Err(failure) => failed(failure),
             },
+            Question::Databases { fresh, history } => match ready(hub, fresh).await {
+                Ok(()) => databases(hub, history),
+                Err(failure) => failed(failure),
+            },
         };
         send(&mut writer, &said).await?;
     }
     Ok(())
+}
+
+fn databases(hub: &Hub, history: u64) -> Said {
+    hub.replica.read(|agreed| {
+        let lines = agreed.history().since(history).cloned().collect::<VecDeque<Fact>>();
+        let nodes = agreed.registry().nodes().iter();
+        Said::Databases {
+            all: agreed.databases().all().clone(),
+            notices: agreed.notices().up().clone(),
+            history: lines,
+            names: nodes.map(|(&id, node)| (id, node.name.clone())).collect(),
+        }
+    })
 }
 
 async fn write(hub: &Hub, client: &mut Option<Client>, command: Command) -> Said {
@@ -372,6 +404,11 @@ impl Code for Question {
                 text.encode(to);
                 about.encode(to);
             }
+            Question::Databases { fresh, history } => {
+                to.push(8);
+                fresh.encode(to);
+                history.encode(to);
+            }
         }
     }
 
@@ -393,6 +430,7 @@ impl Code for Question {
                 text: Code::decode(from)?,
                 about: Code::decode(from)?,
             },
+            8 => Question::Databases { fresh: Code::decode(from)?, history: Code::decode(from)? },
             _ => return Err(Malformed("a question that is not known here")),
         })
     }
@@ -451,6 +489,13 @@ impl Code for Said {
                 state.encode(to);
                 node.encode(to);
             }
+            Said::Databases { all, notices, history, names } => {
+                to.push(11);
+                all.encode(to);
+                notices.encode(to);
+                history.encode(to);
+                names.encode(to);
+            }
         }
     }
 
@@ -481,6 +526,12 @@ impl Code for Said {
                 Said::Nodes { nodes }
             }
             10 => Said::Topology { state: Code::decode(from)?, node: Code::decode(from)? },
+            11 => Said::Databases {
+                all: Code::decode(from)?,
+                notices: Code::decode(from)?,
+                history: Code::decode(from)?,
+                names: Code::decode(from)?,
+            },
             _ => return Err(Malformed("an answer that is not known here")),
         })
     }

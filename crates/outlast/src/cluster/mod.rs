@@ -21,8 +21,8 @@ mod thread;
 pub mod topology;
 mod view;
 
-pub use lease::LeaseWish;
 pub use databases::{AllHeard, Databases, HeardDatabases, PrimaryLease, PrimaryLeases};
+pub use lease::LeaseWish;
 pub use share::{Answering, Asked, News, StandbyOrder};
 pub use thread::{Cluster, OfDatabases, Settings};
 pub use view::{ClusterView, PeerView, Phase};

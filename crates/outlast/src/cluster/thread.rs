@@ -149,7 +149,16 @@ impl Cluster {
                 hub.run(listener, security, home, &addresses, from_loop, stopping);
             })
             .context("start the cluster's thread")?;
-        Ok(Cluster { view, news, wishes, say, want_lease, of_databases, stop, thread: Some(thread) })
+        Ok(Cluster {
+            view,
+            news,
+            wishes,
+            say,
+            want_lease,
+            of_databases,
+            stop,
+            thread: Some(thread),
+        })
     }
 
     /// The cluster as this node sees it.

@@ -31,15 +31,30 @@ pub(super) struct Job {
 pub(super) enum Done {
     Nothing,
     /// PostgreSQL was started anew, and follows this node or nobody.
-    Started { upstream: Option<String> },
-    Stopped { election: u64, timeline: u32, lsn: u64 },
-    Follows { node: String },
+    Started {
+        upstream: Option<String>,
+    },
+    Stopped {
+        election: u64,
+        timeline: u32,
+        lsn: u64,
+    },
+    Follows {
+        node: String,
+    },
     Rule(Confirm),
-    Promoted { rule: Confirm },
-    Closed { begun: u64, lsn: u64 },
+    Promoted {
+        rule: Confirm,
+    },
+    Closed {
+        begun: u64,
+        lsn: u64,
+    },
     Opened,
     Source,
-    Verified { epoch: u64 },
+    Verified {
+        epoch: u64,
+    },
     /// It is down, and its directory is that of a standby.
     MadeStandby,
     Killed,

@@ -77,9 +77,15 @@ pub(super) async fn run(office: Arc<Office>, database: String, topology: Arc<Top
 enum Event {
     Looked(Box<Glance>),
     Exited,
-    Carried { order: Order, result: Result<Done, Error> },
+    Carried {
+        order: Order,
+        result: Result<Done, Error>,
+    },
     /// Something beside the orders has ended, well or not.
-    Aside { what: &'static str, result: Result<(), Error> },
+    Aside {
+        what: &'static str,
+        result: Result<(), Error>,
+    },
 }
 
 /// A member that runs.
@@ -164,7 +170,8 @@ impl Running {
             if !self.looking {
                 look_at = look_at.min(now + if soon { LOOK_SOON } else { LOOK_EVERY });
             }
-            let wake = (now + DECIDE_EVERY).min(if self.looking { now + DECIDE_EVERY } else { look_at });
+            let wake =
+                (now + DECIDE_EVERY).min(if self.looking { now + DECIDE_EVERY } else { look_at });
             tokio::select! {
                 Some(event) = self.events.join_next(), if !self.events.is_empty() => {
                     if let Ok(event) = event {
@@ -237,7 +244,8 @@ impl Running {
         let source = agreed.as_ref().and_then(|agreed| self.source(agreed));
         self.watch.local.busy = self.carries.as_ref().map(|(order, _)| carry::doing(order));
         let local = &self.watch.local;
-        let order = self.member.decide(now, agreed.as_ref(), lease.is_some(), local, source.as_ref());
+        let order =
+            self.member.decide(now, agreed.as_ref(), lease.is_some(), local, source.as_ref());
         if let (Some(order), Some(agreed)) = (order, &agreed) {
             self.begin(order, agreed, lease);
         }
@@ -264,7 +272,10 @@ impl Running {
                     | Order::Open
             )
         });
-        if ruling && !rules && let Some((_, task)) = self.carries.take() {
+        if ruling
+            && !rules
+            && let Some((_, task)) = self.carries.take()
+        {
             task.abort();
             self.watch.local.server = Server::Unknown;
             self.look();
@@ -497,7 +508,8 @@ impl Running {
             return;
         }
         self.slots_at = Some(now);
-        let (postgres, primary) = (self.postgres.clone(), self.watch.local.server == Server::Primary);
+        let (postgres, primary) =
+            (self.postgres.clone(), self.watch.local.server == Server::Primary);
         let others: Vec<String> = postgres.settings().peers.keys().cloned().collect();
         self.beside("slots", async move {
             if primary {
@@ -517,7 +529,9 @@ impl Running {
     }
 }
 
-async fn wait_stop(stop: &mut watching::Receiver<Stop>) -> Result<Stop, watching::error::RecvError> {
+async fn wait_stop(
+    stop: &mut watching::Receiver<Stop>,
+) -> Result<Stop, watching::error::RecvError> {
     stop.wait_for(|stop| *stop != Stop::No).await.map(|stop| *stop)
 }
 

@@ -140,7 +140,12 @@ async fn live(office: Arc<Office>, mut topology: watching::Receiver<Arc<Topology
             for node in part.nodes.iter().filter(|node| **node != office.home.node) {
                 if let Some(other) = now.nodes.get(node) {
                     let address = SocketAddr::new(other.address, part.port.get());
-                    watchers.spawn(ports::watch(office.clone(), name.clone(), node.clone(), address));
+                    watchers.spawn(ports::watch(
+                        office.clone(),
+                        name.clone(),
+                        node.clone(),
+                        address,
+                    ));
                 }
             }
             if part.nodes.contains(&office.home.node) {

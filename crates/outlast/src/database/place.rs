@@ -12,7 +12,8 @@ use outlast_postgres::{Address, Settings, Tls, Upstream};
 use super::Home;
 
 /// Where the system's packages put PostgreSQL's programs, with the version in place of `{}`.
-const BIN_DIRS: [&str; 3] = ["/usr/lib/postgresql/{}/bin", "/usr/pgsql-{}/bin", "/usr/local/pgsql/bin"];
+const BIN_DIRS: [&str; 3] =
+    ["/usr/lib/postgresql/{}/bin", "/usr/pgsql-{}/bin", "/usr/local/pgsql/bin"];
 
 /// The hidden verb of this binary that keeps PostgreSQL.
 pub const KEEP: &str = "postgres-keeper";

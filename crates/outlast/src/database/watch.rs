@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use outlast_core::agreed::{Confirm, Position};
 use outlast_core::database::{Disk, Local, Server};
-use outlast_postgres::{Control, Fault, LookError, Postgres, ProcessState, Role, Seen, State, Write};
+use outlast_postgres::{
+    Control, Fault, LookError, Postgres, ProcessState, Role, Seen, State, Write,
+};
 
 use super::kept::Memory;
 
@@ -53,7 +55,9 @@ pub(super) async fn glance(postgres: &Postgres, memory: &Memory) -> Glance {
             glance.process = postgres.process_state();
             glance.seen = Some(seen);
         }
-        ProcessState::Zombie | ProcessState::Gone => look_at_disk(postgres, memory, &mut glance).await,
+        ProcessState::Zombie | ProcessState::Gone => {
+            look_at_disk(postgres, memory, &mut glance).await
+        }
     }
     glance
 }
@@ -120,7 +124,8 @@ impl Watch {
         let local = &mut self.local;
         local.server = Server::Down;
         local.disk = Disk::Unknown;
-        (local.writes, local.confirmed, local.receives, local.is_source) = (false, false, false, false);
+        (local.writes, local.confirmed, local.receives, local.is_source) =
+            (false, false, false, false);
         (local.rule, local.upstream, local.stopped, local.closed) = (None, None, None, None);
         local.streams_to = BTreeSet::new();
     }
@@ -213,9 +218,8 @@ impl Watch {
             return;
         }
         // Every sender follows it: who is not named is not waited for.
-        let follows = |name: &str, state: &str| {
-            rule.of.contains(name) == ["sync", "quorum"].contains(&state)
-        };
+        let follows =
+            |name: &str, state: &str| rule.of.contains(name) == ["sync", "quorum"].contains(&state);
         let all_follow = seen
             .standbys
             .iter()

@@ -105,13 +105,18 @@ impl Scene {
 
     /// Whether the data plane has anything to serve.
     pub fn listens(&self) -> bool {
-        self.picture.topology.services.values().any(|s| s.listen.is_some())
+        {
+            let topology = &self.picture.topology;
+            let ports = topology.postgres.values().any(|p| p.listen_write.or(p.listen_read).is_some());
+            ports || topology.services.values().any(|s| s.listen.is_some())
+        }
     }
 
     /// Parts of the file that this version does not watch: never to be taken for healthy.
     pub fn unwatched(&self) -> Vec<(&'static str, &String)> {
         let topology = &self.picture.topology;
-        let postgres = topology.postgres.keys().map(|name| ("postgres", name));
+        let databases = topology.postgres.keys().filter(|_| self.picture.databases.is_none());
+        let postgres = databases.map(|name| ("postgres", name));
         let redis = topology.redis.keys().map(|name| ("redis", name));
         let stores = topology.stores.keys().map(|name| ("store", name));
         let addresses = topology.addresses.keys().map(|name| ("address", name));

@@ -15,6 +15,7 @@ use outlast_core::view::{
 use outlast_proxy::stats::{ErrorKind, Snapshot};
 use serde::{Deserialize, Serialize};
 
+use super::database_status::DatabaseStatus;
 use super::health::UNWATCHED;
 use super::scene::Scene;
 use super::topology_status::TopologyStatus;
@@ -91,6 +92,8 @@ pub struct Status {
     pub services: BTreeMap<String, ServiceStatus>,
     pub processes: BTreeMap<String, ProcessStatus>,
     pub externals: BTreeMap<String, ExternalStatus>,
+    /// Databases, by `NAME` of `[postgres.NAME]`.
+    pub postgres: BTreeMap<String, DatabaseStatus>,
     /// Parts of the file that nobody watches, and why not.
     pub unwatched: BTreeMap<String, String>,
 }
@@ -384,6 +387,7 @@ impl Status {
                 .iter()
                 .map(|(n, e)| (n.clone(), external(scene, e)))
                 .collect(),
+            postgres: picture.databases.as_ref().map(DatabaseStatus::all).unwrap_or_default(),
             unwatched: unwatched.chain(unprobed).collect(),
         }
     }

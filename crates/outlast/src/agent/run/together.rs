@@ -1,15 +1,21 @@
 //! This agent among the others: what it tells them, what it hears, and what it has agreed on.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use outlast_consensus::boottime;
 use outlast_core::agent::{Agreement, Input};
 use outlast_core::agreed::SideCommand;
-use outlast_core::observers::Report;
+use outlast_core::database::{self as databases, MemberSight};
+use outlast_core::observers::{Report, STALE_AFTER};
 use outlast_core::pair::Epoch;
+use outlast_core::time::Instant;
 use outlast_core::topology::{Pool, Topology};
 use tokio::sync::oneshot;
 
 use super::{Loop, Said};
+use crate::agent::ports::Known;
+use crate::agent::shared::DatabasesView;
 use crate::agent::{standby, state};
 use crate::cluster::{Answering, Asked, Cluster, LeaseWish, News, StandbyOrder};
 
@@ -29,7 +35,9 @@ pub(super) async fn next_news(cluster: &mut Option<Cluster>) -> Option<News> {
 
 /// Whether who serves is agreed on for any service.
 fn has_pairs(topology: &Topology) -> bool {
-    topology.services.values().any(|service| matches!(service.pool, Pool::Pair(_)))
+    let ports =
+        topology.postgres.values().any(|part| part.listen_write.or(part.listen_read).is_some());
+    ports || topology.services.values().any(|service| matches!(service.pool, Pool::Pair(_)))
 }
 
 /// The node on which a service's backup runs, if exactly one node has its address.
@@ -42,13 +50,76 @@ fn node_of_backup<'a>(topology: &'a Topology, service: &str) -> Option<&'a str> 
 }
 
 impl Loop {
+    /// What the ports of databases go by.
+    pub(super) fn known_databases(&self) -> Known {
+        let Some(cluster) = &self.cluster else { return Known::default() };
+        let (of, now) = (cluster.of_databases(), boottime());
+        let mut members: BTreeMap<String, BTreeMap<String, MemberSight>> = BTreeMap::new();
+        let own = self.says_databases.borrow();
+        let heard = of.heard.borrow();
+        let fresh = heard.iter().filter(|(_, heard)| now.since(heard.at) <= STALE_AFTER);
+        let all =
+            fresh.map(|(node, heard)| (node, &heard.sights)).chain([(&self.node, &own.sights)]);
+        for (node, sights) in all {
+            for (name, sight) in sights {
+                if let Some(member) = &sight.member {
+                    members.entry(name.clone()).or_default().insert(node.clone(), member.clone());
+                }
+            }
+        }
+        Known { agreed: self.agreed, databases: self.agreement.databases.clone(), members }
+    }
+
+    /// Databases, for people.
+    pub(super) fn databases_view(&self) -> Option<DatabasesView> {
+        let of = self.cluster.as_ref()?.of_databases();
+        let (now, heard, own) = (boottime(), of.heard.borrow(), self.says_databases.borrow());
+        let mut members: BTreeMap<String, BTreeMap<String, _>> = BTreeMap::new();
+        for (name, part) in &self.topology.postgres {
+            for node in &part.nodes {
+                let (at, sights) = match heard.get(node) {
+                    _ if *node == self.node => (own.at, Some(&own.sights)),
+                    Some(heard) => (heard.at, Some(&heard.sights)),
+                    None => (Instant::default(), None),
+                };
+                let sight = sights.and_then(|sights| sights.get(name)?.member.clone());
+                let known = (now.since(at), sight);
+                members.entry(name.clone()).or_default().insert(node.clone(), known);
+            }
+        }
+        let agreed = self.agreement.databases.iter();
+        Some(DatabasesView {
+            names: self.topology.postgres.keys().cloned().collect(),
+            agreed: agreed.map(|(name, held)| (name.clone(), held.database.clone())).collect(),
+            members,
+            stuck: of.stuck.borrow().clone(),
+        })
+    }
+
+    /// Writes down what has changed about databases.
+    fn note_databases(&mut self, next: &Agreement) {
+        let mut facts = Vec::new();
+        for (name, held) in &next.databases {
+            let before = self.agreement.databases.get(name).map(|held| &held.database);
+            facts.extend(databases::changes(name, before, &held.database));
+        }
+        self.record_all(facts);
+    }
+
     pub(super) fn hear_cluster(&mut self, news: Option<News>) {
         match news {
             Some(News::Fact(fact)) => self.record(fact),
             Some(News::Heard { node, report }) => self.step(Input::Heard { node, report }),
             Some(News::Agreed(agreement)) => {
+                let changed = self.agreement.databases != agreement.databases;
+                self.note_databases(&agreement);
                 self.agreement.clone_from(&agreement);
+                self.agreed = true;
                 self.step(Input::Agreed(agreement));
+                if changed {
+                    self.databases_changed = true;
+                    self.publish();
+                }
             }
             Some(News::Answered { command, result }) => {
                 self.step(Input::Answered { command, result });

@@ -1,0 +1,135 @@
+//! The two ports of each database: one leads to the primary, the other to the standbys.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use outlast_core::agent::HeldDatabase;
+use outlast_core::agreed::Database;
+use outlast_core::database::{MemberSight, MemberState};
+use outlast_core::topology::{Postgres, Topology};
+use outlast_proxy::table::{Backend, BackendState, PostgresKind, PostgresPort, Protocol, Service};
+
+/// A connection to a member is made, or tried again, within this time.
+const CONNECT_MAX: Duration = Duration::from_secs(2);
+
+/// Sessions may be idle for as long as they like.
+const IDLE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// What is known of the databases.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Known {
+    /// What is agreed was heard.
+    pub(super) agreed: bool,
+    pub(super) databases: BTreeMap<String, HeldDatabase>,
+    /// What each node says of its member, if that is fresh: by database, then by node.
+    pub(super) members: BTreeMap<String, BTreeMap<String, MemberSight>>,
+}
+
+/// The name under which a port is counted.
+fn port_name(database: &str, kind: PostgresKind) -> String {
+    let kind = match kind {
+        PostgresKind::Write => "write",
+        PostgresKind::Read => "read",
+    };
+    format!("postgres.{database}.{kind}")
+}
+
+fn listens(part: &Postgres) -> impl Iterator<Item = (PostgresKind, SocketAddr)> {
+    let write = part.listen_write.map(|address| (PostgresKind::Write, address));
+    write.into_iter().chain(part.listen_read.map(|address| (PostgresKind::Read, address)))
+}
+
+/// Where clients are awaited, by the name of the part.
+pub(super) fn listeners(topology: &Topology) -> impl Iterator<Item = (String, SocketAddr)> {
+    topology.postgres.iter().flat_map(|(name, part)| {
+        listens(part).map(move |(kind, address)| (port_name(name, kind), address))
+    })
+}
+
+/// The services of all databases.
+pub(super) fn services(topology: &Topology, known: &Known) -> Vec<Service> {
+    let ports = topology.postgres.iter().flat_map(|(name, part)| {
+        listens(part)
+            .map(move |(kind, address)| service(topology, known, name, part, kind, address))
+    });
+    ports.collect()
+}
+
+fn service(
+    topology: &Topology,
+    known: &Known,
+    name: &str,
+    part: &Postgres,
+    kind: PostgresKind,
+    listen: SocketAddr,
+) -> Service {
+    let agreed = known.databases.get(name).map(|held| &held.database);
+    let primary = agreed.and_then(serving);
+    let backends = part.nodes.iter().filter_map(|node| {
+        let address = SocketAddr::new(topology.nodes.get(node)?.address, part.port.get());
+        let state = match (kind, known.agreed) {
+            (_, false) => BackendState::Unknown,
+            (PostgresKind::Write, _) if primary == Some(node) => BackendState::Up,
+            (PostgresKind::Write, _) => BackendState::Passive,
+            (PostgresKind::Read, _) => readable(known, name, part, agreed, node),
+        };
+        Some(Backend { name: node.clone(), address, tls_name: None, state })
+    });
+    let mut service = Service::plain(&port_name(name, kind), listen, Protocol::Postgres, &[]);
+    service.backends = backends.collect();
+    service.vouched = true;
+    service.eject.failures = 0;
+    service.eject.rate_5xx = None;
+    service.timeouts.connect = CONNECT_MAX;
+    service.timeouts.tunnel = IDLE_MAX;
+    service.postgres = Some(PostgresPort {
+        kind,
+        hold: part.hold,
+        paused: kind == PostgresKind::Write && agreed.is_some_and(Database::is_closed),
+        fallback: primary.filter(|_| kind == PostgresKind::Read && part.read_from_primary).cloned(),
+        verifiers: BTreeMap::new(),
+    });
+    service
+}
+
+/// The primary, while it may be led to.
+fn serving(agreed: &Database) -> Option<&String> {
+    (agreed.reign.open && agreed.election.is_none()).then_some(&agreed.reign.primary)
+}
+
+/// What the read port may do with a member.
+fn readable(
+    known: &Known,
+    name: &str,
+    part: &Postgres,
+    agreed: Option<&Database>,
+    node: &str,
+) -> BackendState {
+    let primary = agreed.and_then(serving).map(String::as_str);
+    if primary == Some(node) {
+        return if part.read_from_primary { BackendState::Up } else { BackendState::Passive };
+    }
+    let members = known.members.get(name);
+    let sight = |node: &str| members.and_then(|members| members.get(node));
+    let Some(member) = sight(node) else { return BackendState::Down };
+    let lags = primary.and_then(sight).is_some_and(|primary| {
+        let lag = primary.reaches.lsn.saturating_sub(member.reaches.lsn);
+        part.lag_limit < lag || member.reaches.timeline < primary.reaches.timeline
+    });
+    match member.state {
+        MemberState::Standby if lags => BackendState::Draining,
+        // Without a primary to follow there is nothing newer.
+        MemberState::Standby if member.follows.is_some() || primary.is_none() => BackendState::Up,
+        MemberState::Standby => BackendState::Draining,
+        MemberState::Unknown
+        | MemberState::Empty
+        | MemberState::Broken
+        | MemberState::Down
+        | MemberState::Starting
+        | MemberState::Primary
+        | MemberState::Hung
+        | MemberState::Rewinding
+        | MemberState::Cloning => BackendState::Down,
+    }
+}

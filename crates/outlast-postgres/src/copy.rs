@@ -121,8 +121,7 @@ impl Postgres {
             if dir.exists() {
                 fs::remove_dir_all(&dir).doing(format!("remove {}", dir.display()))?;
             }
-            fs::create_dir_all(&dir).doing(format!("make {}", dir.display()))?;
-            this.account.own(&dir)
+            this.make_data_dir(&dir)
         })
         .await?;
         self.set_key(true)?;

@@ -57,7 +57,7 @@ impl Postgres {
         let this = self.clone();
         self.on_disk(move || {
             this.prepare_run_dir()?;
-            this.prepare_data_dir()?;
+            this.make_data_dir(&this.settings.data_dir)?;
             this.mark_unfit("the creation of the cluster was interrupted")
         })
         .await?;
@@ -129,8 +129,8 @@ impl Postgres {
         self.account.own(&self.settings.socket_dir())
     }
 
-    fn prepare_data_dir(&self) -> Result<(), Error> {
-        let dir = &self.settings.data_dir;
+    /// Makes a directory that PostgreSQL takes for its data.
+    pub(crate) fn make_data_dir(&self, dir: &Path) -> Result<(), Error> {
         fs::create_dir_all(dir).doing(format!("make {}", dir.display()))?;
         fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
             .doing(format!("close {} to others", dir.display()))?;

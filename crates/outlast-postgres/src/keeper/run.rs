@@ -154,20 +154,18 @@ impl Keeper {
             }
         };
         match ask {
-            Ask::Wait if self.child.is_some() => guest.waits = true,
-            Ask::Leave if self.child.is_none() => {
-                guest.answer(&Answer::Standing(self.standing()));
-                return true;
+            Ask::Wait if self.child.is_some() => {
+                guest.waits = true;
+                return false;
             }
-            ask => {
-                let answer = match self.obey(ask) {
-                    Ok(()) => Answer::Standing(self.standing()),
-                    Err(error) => Answer::Refused(error.to_string()),
-                };
-                guest.answer(&answer);
-            }
+            Ask::Start(_) | Ask::Fuse(_) | Ask::Kill | Ask::How | Ask::Wait | Ask::Leave => {}
         }
-        false
+        let leaves = matches!(ask, Ask::Leave) && self.child.is_none();
+        guest.answer(&match self.obey(ask) {
+            Ok(()) => Answer::Standing(self.standing()),
+            Err(error) => Answer::Refused(error.to_string()),
+        });
+        leaves
     }
 
     fn obey(&mut self, ask: Ask) -> Result<(), Error> {
@@ -177,6 +175,7 @@ impl Keeper {
             Ask::Fuse(fuse) => self.set_fuse(fuse),
             Ask::Kill => self.kill(),
             Ask::How | Ask::Wait => Ok(()),
+            Ask::Leave if self.child.is_none() => Ok(()),
             Ask::Leave => Err(Error::new("the postmaster still runs")),
         }
     }

@@ -3,6 +3,9 @@
 //! PostgreSQL 15 must be there (`OUTLAST_PG_BIN` says where, if not in Debian's place). `OUTLAST_PG_VERSIONS=16,18` adds
 //! those that lie in `target/test-tools/postgres`.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::print_stdout, reason = "how long things took is read by people")]
+
 mod alone;
 mod pair;
 mod rig;

@@ -27,8 +27,11 @@ pub(crate) fn versions() -> Vec<PathBuf> {
     let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/test-tools/postgres");
     let more = std::env::var("OUTLAST_PG_VERSIONS").unwrap_or_default();
     let more = more.split([',', ' ']).filter(|version| !version.is_empty() && *version != "15");
-    let more = more.map(|version| tools.join(version).join("bin"));
-    std::iter::once(first).chain(more.filter(|bin| bin.join("postgres").exists())).collect()
+    let more = more.map(|version| {
+        let named = std::env::var_os(format!("OUTLAST_PG{version}_BIN"));
+        named.map_or_else(|| tools.join(version).join("bin"), PathBuf::from)
+    });
+    std::iter::once(first).chain(more.filter_map(|bin| bin.canonicalize().ok())).collect()
 }
 
 /// Runs a test with each version.

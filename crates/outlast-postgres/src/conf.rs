@@ -64,7 +64,7 @@ impl Quorum {
 /// What our configuration says beyond what never changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Shape {
-    v: u32,
+    pub(crate) v: u32,
     pub(crate) upstream: Option<Upstream>,
     pub(crate) sync: Option<Quorum>,
     /// Nobody but the agent and the standbys is let in, and nothing is written.

@@ -39,7 +39,7 @@ pub use history::{Decision, End, History, Position, Switch, decide};
 pub use look::{Fault, LOOK_LIMIT, LookError, Receiver, Role, Seen, Slot, Standby, WalStatus};
 pub use lsn::{Lsn, NoLsn};
 pub use parameters::{Demands, Refused, refused};
-pub use postgres::{Adoption, Ended, Postgres, ProcessState, Starting, StopHow};
+pub use postgres::{Adoption, Ended, Postgres, ProcessState, STUCK_AFTER, Starting, StopHow};
 pub use replicate::Stopped;
 pub use role::Write;
 pub use settings::{Address, Settings, Tls, Upstream};

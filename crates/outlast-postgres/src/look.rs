@@ -1,6 +1,7 @@
 //! One look at the server, through a new connection: a kept one would go on answering where nobody else is let in.
 
 use std::fmt;
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use crate::lsn::Lsn;
@@ -9,6 +10,14 @@ use crate::sql::{Connection, Row, SqlError};
 
 /// How long a look may take.
 pub const LOOK_LIMIT: Duration = Duration::from_secs(3);
+
+/// How it is where nobody listens, or does so no longer.
+const NOBODY: [ErrorKind; 4] = [
+    ErrorKind::ConnectionRefused,
+    ErrorKind::NotFound,
+    ErrorKind::ConnectionReset,
+    ErrorKind::UnexpectedEof,
+];
 
 /// Why there was nothing to be seen. Decisions branch on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,15 +50,12 @@ impl std::error::Error for LookError {}
 
 impl From<SqlError> for LookError {
     fn from(error: SqlError) -> LookError {
-        use std::io::ErrorKind::{ConnectionRefused, ConnectionReset, NotFound, UnexpectedEof};
         let fault = match (&error, error.sqlstate()) {
             (_, Some("57P03")) => Fault::Starting,
             (_, Some("53300")) => Fault::TooMany,
             (SqlError::TimedOut(_), _) => Fault::TimedOut,
-            (SqlError::Io(error), _) => match error.kind() {
-                ConnectionRefused | NotFound | ConnectionReset | UnexpectedEof => Fault::Refused,
-                _ => Fault::Other,
-            },
+            (SqlError::Io(error), _) if NOBODY.contains(&error.kind()) => Fault::Refused,
+            (SqlError::Io(_), _) => Fault::Other,
             (SqlError::Server(_) | SqlError::Malformed(_), _) => Fault::Other,
         };
         LookError { fault, text: error.to_string() }

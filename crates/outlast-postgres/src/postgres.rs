@@ -18,6 +18,8 @@ use crate::proc::Process;
 use crate::settings::Settings;
 
 pub use adopt::Adoption;
+pub use begin::STUCK_AFTER;
+pub(crate) use begin::remove_signals;
 pub use end::{Ended, StopHow};
 
 /// How long a file operation in the data directory may take before the disk counts as stuck.
@@ -125,6 +127,13 @@ impl Postgres {
             Error::new(format!("the disk has not answered for {} s", DISK_LIMIT.as_secs()))
         })?;
         done.doing("wait for the disk")?
+    }
+
+    /// Writes our configuration anew, whatever it was. The server is not told.
+    pub(crate) async fn reshape(&self, shape: Shape) -> Result<(), Error> {
+        let this = self.clone();
+        let write = move || crate::conf::write(&this.settings, &this.account, &shape, None);
+        self.on_disk(write).await.doing("write the configuration")
     }
 
     /// Changes our configuration on disk. The server is not told.

@@ -1,11 +1,26 @@
 //! Whom a standby follows, and whom a primary waits for.
 
-use crate::conf::Quorum;
-use crate::error::Error;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tokio::time::{Instant, sleep};
+
+use crate::conf::{Quorum, conninfo};
+use crate::error::{Doing, Error};
+use crate::files;
 use crate::history::History;
+use crate::look::LOOK_LIMIT;
 use crate::lsn::Lsn;
 use crate::postgres::Postgres;
+use crate::proc::{self, Process};
 use crate::settings::Upstream;
+
+/// How long the server may take to have read its configuration.
+const RELOAD_LIMIT: Duration = Duration::from_secs(10);
+/// How long a receiver may take to end.
+const RECEIVER_LIMIT: Duration = Duration::from_secs(10);
+/// How often either is looked at.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// Where a standby's log ends, once it receives nothing more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,23 +33,110 @@ pub struct Stopped {
 impl Postgres {
     /// Follows another node from now on, without a restart.
     pub async fn follow(&self, upstream: Upstream) -> Result<(), Error> {
-        let _unfinished = upstream;
-        Err(Error::new("follow"))
+        let what = format!("follow {}", upstream.node);
+        self.follow_inner(upstream).await.doing(what)
+    }
+
+    async fn follow_inner(&self, upstream: Upstream) -> Result<(), Error> {
+        if self.value("SELECT pg_is_in_recovery()", LOOK_LIMIT).await.doing("look")? != "t" {
+            return Err(Error::new("this is a primary"));
+        }
+        let wanted = conninfo(
+            &self.settings,
+            &upstream.address,
+            &[("application_name", &self.settings.node)],
+        );
+        self.set_key(true)?;
+        self.shape(move |shape| shape.upstream = Some(upstream)).await?;
+        self.reload_until("primary_conninfo", &wanted).await
     }
 
     /// Follows nobody any more. After it has returned, this node can acknowledge nothing to anybody until `follow`.
+    ///
+    /// The key to all upstreams is taken away first. A receiver that is there afterwards may have used it before, and
+    /// is ended; one that begins later finds no key. So once none is there, none can be let in again, whatever the
+    /// server has or has not yet read of its configuration (traps 13, 30).
     pub async fn stop_receiving(&self) -> Result<Stopped, Error> {
-        Err(Error::new("stop receiving"))
+        self.set_key(false).doing("stop receiving")?;
+        self.shape(|shape| shape.upstream = None).await.doing("stop receiving")?;
+        self.reload_until("primary_conninfo", "").await.doing("stop receiving")?;
+        self.end_receiver().await.doing("stop receiving")?;
+        let seen = self.look().await.doing("see where the log ends")?;
+        Ok(Stopped { timeline: seen.timeline, lsn: seen.reach() })
     }
 
-    /// Sets which standbys commits wait for; returns once new sessions wait for them.
+    /// Ends the receiver as the server itself does. SIGKILL would crash the whole standby.
+    async fn end_receiver(&self) -> Result<(), Error> {
+        let end = Instant::now() + RECEIVER_LIMIT;
+        loop {
+            let Some(receiver) = self.receiver() else { return Ok(()) };
+            receiver.signal(Signal::TERM);
+            if Instant::now() >= end {
+                return Err(Error::new("the receiver does not end"));
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    /// The process that receives the log, as the kernel shows it: the server's own view may be late.
+    fn receiver(&self) -> Option<Process> {
+        let postmaster = self.held().postmaster?.pid;
+        let prefix = format!("postgres: {}: walreceiver", self.settings.database);
+        let children = proc::children(postmaster).into_iter();
+        children.filter(|(_, title)| title.starts_with(&prefix)).map(|(process, _)| process).next()
+    }
+
+    /// Gives PostgreSQL the key to its upstreams, or takes it away. The file lies in the run directory.
+    pub(crate) fn set_key(&self, given: bool) -> Result<(), Error> {
+        self.prepare_run_dir()?;
+        let escaped = self.settings.replication_secret.replace('\\', r"\\").replace(':', r"\:");
+        let line = format!("*:*:*:*:{escaped}\n");
+        files::replace(&self.settings.passfile(), if given { &line } else { "" }, &self.account)
+    }
+
+    /// Sets which standbys commits wait for; returns once new sessions wait for them. They are synchronous only once
+    /// they have caught up: [`crate::Seen::sync_caught_up`].
     pub async fn set_sync(&self, sync: Option<Quorum>) -> Result<(), Error> {
-        let _unfinished = sync;
-        Err(Error::new("set the synchronous standbys"))
+        let value = sync.as_ref().map(Quorum::value).transpose()?.unwrap_or_default();
+        self.shape(move |shape| shape.sync = sync).await.doing("set the synchronous standbys")?;
+        let reload = self.reload_until("synchronous_standby_names", &value).await;
+        reload.doing("set the synchronous standbys")
+    }
+
+    /// Which standbys our configuration on disk has commits wait for.
+    pub async fn configured_sync(&self) -> Result<Option<Quorum>, Error> {
+        let dir = self.settings.data_dir.clone();
+        let shape = self.on_disk(move || crate::conf::Shape::read(&dir)).await?;
+        Ok(shape.sync)
+    }
+
+    /// Has the server read its configuration, and waits until new sessions have this value.
+    pub(crate) async fn reload_until(&self, name: &str, value: &str) -> Result<(), Error> {
+        let postmaster =
+            self.held().postmaster.ok_or_else(|| Error::new("PostgreSQL does not run"))?;
+        let end = Instant::now() + RELOAD_LIMIT;
+        postmaster.signal(Signal::HUP);
+        let sql = format!("SELECT current_setting('{name}')");
+        loop {
+            let now = self.value(&sql, LOOK_LIMIT).await.doing("reload the configuration")?;
+            if now == value {
+                return Ok(());
+            }
+            if Instant::now() >= end {
+                return Err(Error::new(format!("reload the configuration: {name} stays `{now}`")));
+            }
+            sleep(LOOK).await;
+        }
     }
 
     /// The way to this server's timeline, for those who are to follow it.
     pub async fn history(&self) -> Result<History, Error> {
-        Err(Error::new("read the history"))
+        let seen = self.look().await.doing("read the history")?;
+        let Some(name) = History::file_name(seen.timeline) else {
+            return History::parse(seen.timeline, "");
+        };
+        let sql = format!("SELECT convert_from(pg_read_binary_file('pg_wal/{name}'), 'UTF8')");
+        let text = self.value(&sql, LOOK_LIMIT).await.doing("read the history")?;
+        History::parse(seen.timeline, &text)
     }
 }

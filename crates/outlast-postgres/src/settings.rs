@@ -81,10 +81,6 @@ impl Settings {
         self.run_dir.join("output.log")
     }
 
-    pub(crate) fn keeper_socket(&self) -> PathBuf {
-        crate::keeper::socket(&self.run_dir)
-    }
-
     /// The key to every upstream. Without it no receiver can be accepted anywhere.
     pub(crate) fn passfile(&self) -> PathBuf {
         self.run_dir.join("replication.pass")

@@ -13,6 +13,8 @@ use crate::wire::{self, Complaint, Decoder, Malformed, Message};
 
 /// The server's own end for a statement of ours, beyond the end that we set here.
 const STATEMENT_TIMEOUT_MARGIN: Duration = Duration::from_secs(1);
+/// Bytes that are read at once.
+const READ: usize = 8 << 10;
 /// Rows of one answer.
 const ROWS_MAX: usize = 100_000;
 /// The database that every cluster has from its beginning.
@@ -167,7 +169,8 @@ impl Connection {
             if let Some(message) = self.decoder.message()? {
                 return Ok(message);
             }
-            let mut bytes = [0; 8192];
+            // On the heap: the futures that hold it are handed around.
+            let mut bytes = vec![0; READ];
             match self.stream.read(&mut bytes).await? {
                 0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
                 count => self.decoder.feed(&bytes[..count]),

@@ -16,6 +16,8 @@ use crate::error::{Doing, Error};
 
 /// Bytes of a program's output that are kept: the last ones.
 const OUTPUT_MAX: usize = 256 << 10;
+/// Bytes that are read at once.
+const READ: usize = 4 << 10;
 /// Characters of it that an error carries.
 const QUOTE_MAX: usize = 400;
 
@@ -80,8 +82,9 @@ impl<'a> Tool<'a> {
         }
         drop(stdin);
         let (mut said, mut complained) = (Vec::new(), Vec::new());
+        // On the heap: the future that holds them is handed around.
+        let (mut one, mut two) = (vec![0; READ], vec![0; READ]);
         loop {
-            let (mut one, mut two) = ([0; 4096], [0; 4096]);
             let next = async {
                 tokio::select! {
                     count = read(&mut stdout, &mut one), if stdout.is_some() => (true, count),

@@ -172,7 +172,7 @@ mod tests {
     fn lengths_that_cannot_be_are_refused() {
         for length in [[0, 0, 0, 3], [0xff, 0xff, 0xff, 0xff]] {
             let mut decoder = Decoder::default();
-            decoder.feed(&[b'D']);
+            decoder.feed(b"D");
             decoder.feed(&length);
             assert!(decoder.message().is_err());
         }

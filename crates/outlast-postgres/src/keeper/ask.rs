@@ -11,6 +11,14 @@ use tokio::time::timeout;
 
 use super::{Answer, Ask, Exit, LINE_MAX, Standing};
 
+/// How a keeper that is not there answers.
+const GONE: [io::ErrorKind; 4] = [
+    io::ErrorKind::NotFound,
+    io::ErrorKind::ConnectionRefused,
+    io::ErrorKind::ConnectionReset,
+    io::ErrorKind::BrokenPipe,
+];
+
 /// Why there is no answer of a keeper's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AskError {
@@ -55,12 +63,9 @@ pub(crate) async fn exited(run_dir: &Path) -> Exited {
 }
 
 async fn ask_unlimited(run_dir: &Path, ask: &Ask) -> Result<Standing, AskError> {
-    let said = |error: io::Error| match error.kind() {
-        io::ErrorKind::NotFound
-        | io::ErrorKind::ConnectionRefused
-        | io::ErrorKind::ConnectionReset
-        | io::ErrorKind::BrokenPipe => AskError::Gone,
-        _ => AskError::Other(format!("ask the keeper: {error}")),
+    let said = |error: io::Error| match GONE.contains(&error.kind()) {
+        true => AskError::Gone,
+        false => AskError::Other(format!("ask the keeper: {error}")),
     };
     let mut line = serde_json::to_vec(ask).map_err(|e| AskError::Other(e.to_string()))?;
     line.push(b'\n');

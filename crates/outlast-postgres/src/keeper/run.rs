@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -11,7 +11,9 @@ use std::process::{Command, Stdio};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, flock};
 use rustix::mm::{MlockAllFlags, mlockall};
-use rustix::process::{Pid, WaitOptions, getpid, set_child_subreaper, setsid, wait};
+use rustix::process::{
+    Pid, PidfdFlags, WaitOptions, getpid, pidfd_open, set_child_subreaper, setsid, wait,
+};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
 };
@@ -23,8 +25,8 @@ use crate::proc::Tree;
 
 /// Connections at once: the agent asks one thing at a time, and waits with another.
 const GUESTS_MAX: usize = 8;
-/// Longest sleep: zombies are collected, and the end of the postmaster is seen, at least this often.
-const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+/// Longest sleep: what the postmaster has left behind is collected at least this often.
+const TICK: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// Runs the keeper for this run directory until its postmaster is gone and has been told of, or nobody came to hear it.
 pub fn run(run_dir: &Path) -> Result<(), Error> {
@@ -37,8 +39,9 @@ pub fn run(run_dir: &Path) -> Result<(), Error> {
     let timer =
         timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)
             .doing("make the fuse's timer")?;
-    // Without the right to it, the keeper is only as safe from being swapped out as others are.
-    let locked = mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE).is_ok();
+    // Without the right to it, the keeper is only as safe from being swapped out as others are. Not what is mapped
+    // later: beyond the limit, that would fail.
+    let locked = mlockall(MlockAllFlags::CURRENT).is_ok();
     let mut keeper = Keeper { timer, locked, child: None, exit: None, fuse: None, burnt: false };
     keeper.live(&listener)?;
     fs::remove_file(socket(run_dir)).ok();
@@ -65,6 +68,8 @@ fn listen(run_dir: &Path) -> Result<UnixListener, Error> {
 
 struct Child {
     pid: Pid,
+    /// Readable once it has exited.
+    pidfd: OwnedFd,
     start: Start,
 }
 
@@ -91,7 +96,7 @@ impl Keeper {
         let mut guests: Vec<Guest> = Vec::new();
         let mut idle_since = Moment::now();
         loop {
-            sleep(listener, &self.timer, &guests)?;
+            self.sleep(listener, &guests)?;
             self.burn();
             self.collect();
             while guests.len() < GUESTS_MAX
@@ -115,6 +120,21 @@ impl Keeper {
         }
     }
 
+    /// Waits until something happens, for a tick at most.
+    fn sleep(&self, listener: &UnixListener, guests: &[Guest]) -> Result<(), Error> {
+        let mut fds =
+            vec![PollFd::new(listener, PollFlags::IN), PollFd::new(&self.timer, PollFlags::IN)];
+        fds.extend(self.child.iter().map(|child| PollFd::new(&child.pidfd, PollFlags::IN)));
+        fds.extend(guests.iter().map(|guest| PollFd::new(&guest.stream, PollFlags::IN)));
+        match poll(&mut fds, Some(&TICK)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error).doing("wait for something to happen"),
+        }
+        // What the timer counts is of no interest: the clock itself is asked.
+        rustix::io::read(&self.timer, &mut [0; 8]).ok();
+        Ok(())
+    }
+
     /// Answers what a guest asks; whether the keeper was told to leave.
     fn serve(&mut self, guest: &mut Guest) -> bool {
         if guest.waits {
@@ -134,20 +154,18 @@ impl Keeper {
             }
         };
         match ask {
-            Ask::Wait if self.child.is_some() => guest.waits = true,
-            Ask::Leave if self.child.is_none() => {
-                guest.answer(&Answer::Standing(self.standing()));
-                return true;
+            Ask::Wait if self.child.is_some() => {
+                guest.waits = true;
+                return false;
             }
-            ask => {
-                let answer = match self.obey(ask) {
-                    Ok(()) => Answer::Standing(self.standing()),
-                    Err(error) => Answer::Refused(error.to_string()),
-                };
-                guest.answer(&answer);
-            }
+            Ask::Start(_) | Ask::Fuse(_) | Ask::Kill | Ask::How | Ask::Wait | Ask::Leave => {}
         }
-        false
+        let leaves = matches!(ask, Ask::Leave) && self.child.is_none();
+        guest.answer(&match self.obey(ask) {
+            Ok(()) => Answer::Standing(self.standing()),
+            Err(error) => Answer::Refused(error.to_string()),
+        });
+        leaves
     }
 
     fn obey(&mut self, ask: Ask) -> Result<(), Error> {
@@ -157,6 +175,7 @@ impl Keeper {
             Ask::Fuse(fuse) => self.set_fuse(fuse),
             Ask::Kill => self.kill(),
             Ask::How | Ask::Wait => Ok(()),
+            Ask::Leave if self.child.is_none() => Ok(()),
             Ask::Leave => Err(Error::new("the postmaster still runs")),
         }
     }
@@ -173,7 +192,8 @@ impl Keeper {
         let child = command.spawn().doing(format!("run {}", start.program.display()))?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let pid = pid.ok_or_else(|| Error::new("the postmaster has no number"))?;
-        self.child = Some(Child { pid, start });
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).doing("hold the postmaster")?;
+        self.child = Some(Child { pid, pidfd, start });
         // After the start, so that the postmaster does not inherit it: the kernel is to end this process last.
         fs::write("/proc/self/oom_score_adj", "-1000").ok();
         Ok(())
@@ -243,21 +263,6 @@ impl Keeper {
             locked: self.locked,
         }
     }
-}
-
-/// Waits until something happens, for a tick at most.
-fn sleep(listener: &UnixListener, timer: &OwnedFd, guests: &[Guest]) -> Result<(), Error> {
-    let mut fds = vec![PollFd::new(listener, PollFlags::IN), PollFd::new(timer, PollFlags::IN)];
-    fds.extend(
-        guests.iter().map(|guest| PollFd::from_borrowed_fd(guest.stream.as_fd(), PollFlags::IN)),
-    );
-    match poll(&mut fds, Some(&TICK)) {
-        Ok(_) | Err(rustix::io::Errno::INTR) => {}
-        Err(error) => return Err(error).doing("wait for something to happen"),
-    }
-    // What the timer counts is of no interest: the clock is asked itself.
-    rustix::io::read(timer, &mut [0; 8]).ok();
-    Ok(())
 }
 
 impl Guest {

@@ -1,0 +1,196 @@
+//! One node.
+
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use outlast_postgres::{
+    Adoption, Demands, Disk, Ended, Fault, Mode, Moment, ProcessState, Role, State, StopHow, Write,
+};
+
+use crate::rig::{LIMIT, Rig, each, timed, until};
+
+const SHORT: Duration = Duration::from_secs(1);
+
+fn signal(name: &str, pid: u32) {
+    let status = Command::new("kill").args([name, &pid.to_string()]).status().unwrap();
+    assert!(status.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_cluster_is_made_started_seen_and_stopped() {
+    each(async |bin| {
+        let rig = Rig::new(&bin, 1);
+        let node = &rig.nodes[0];
+        assert_eq!(node.pg.inspect().await.unwrap(), Disk::Missing);
+        timed("create", node.pg.create()).await.unwrap();
+        let Disk::Cluster(control) = node.pg.inspect().await.unwrap() else { panic!("no cluster") };
+        assert!(control.data_checksums && control.state == State::ShutDown);
+        timed("start", node.start_primary()).await;
+        let seen = timed("look", node.pg.look()).await.unwrap();
+        assert!(matches!(seen.role, Role::Primary { flushed, written } if flushed <= written));
+        assert_eq!((seen.timeline, seen.system, seen.clients), (1, control.system, 0));
+        assert_eq!((seen.sync.as_str(), seen.read_only, seen.oldest_wait), ("", false, None));
+        timed("write probe", node.pg.write_probe(Write::Local, LIMIT)).await.unwrap();
+        node.pg.ensure_roles().await.unwrap();
+        assert_eq!(node.sql("SHOW restart_after_crash").unwrap(), "off");
+        assert_eq!(node.pg.history().await.unwrap().switches, []);
+        let ended = timed("stop", node.pg.stop(StopHow::Fast { deadline: LIMIT })).await.unwrap();
+        assert_eq!(ended, Ended::Clean);
+        assert_eq!(node.pg.stopped_at().await.unwrap().state, State::ShutDown);
+        assert_eq!(node.pg.look().await.unwrap_err().fault, Fault::Refused);
+        // Trap 44: the directory is gone, and the node knows that there was one.
+        fs::remove_dir_all(&node.pg.settings().data_dir).unwrap();
+        assert!(matches!(node.pg.inspect().await.unwrap(), Disk::Foreign(_)));
+        node.pg.forget().unwrap();
+        assert_eq!(node.pg.inspect().await.unwrap(), Disk::Missing);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trap_4_after_a_kill_no_session_commits_any_more() {
+    each(async |bin| {
+        let rig = Rig::new(&bin, 1);
+        let node = &rig.nodes[0];
+        node.pg.create().await.unwrap();
+        node.start_primary().await;
+        let _load = node.load();
+        until("rows come", async || node.sql("SELECT count(*) > 20 FROM t").unwrap() == "t").await;
+        timed("kill under load", node.pg.kill()).await.unwrap();
+        assert_eq!(node.processes(), Vec::<u32>::new());
+        assert_eq!(node.pg.process_state(), ProcessState::Gone);
+
+        // The postmaster alone: the keeper ends what it leaves behind.
+        node.start_primary().await;
+        let _load = node.load();
+        until("sessions", async || node.pg.look().await.unwrap().clients >= 3).await;
+        signal("-KILL", node.pg.pid().unwrap());
+        let Ended::Exited(exit) = node.pg.exited().await else { panic!("no exit") };
+        assert_eq!((exit.signal, exit.burnt), (Some(9), false));
+        assert_eq!(node.processes(), Vec::<u32>::new());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trap_5_a_frozen_postmaster_is_seen_as_such_and_can_be_killed() {
+    each(async |bin| {
+        let rig = Rig::new(&bin, 1);
+        let node = &rig.nodes[0];
+        node.pg.create().await.unwrap();
+        node.start_primary().await;
+        let _load = node.load();
+        until("sessions", async || node.pg.look().await.unwrap().clients >= 3).await;
+        signal("-STOP", node.pg.pid().unwrap());
+        until("it is stopped", async || node.pg.process_state() == ProcessState::Stopped).await;
+        let fault = node.pg.look_within(SHORT).await.unwrap_err().fault;
+        assert_eq!(fault, Fault::TimedOut);
+        let how = StopHow::Fast { deadline: Duration::from_millis(50) };
+        assert_eq!(timed("stop frozen", node.pg.stop(how)).await.unwrap(), Ended::Killed);
+        assert_eq!(node.processes(), Vec::<u32>::new());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trap_8_the_fuse_burns_down_unless_it_is_moved() {
+    each(async |bin| {
+        let rig = Rig::new(&bin, 1);
+        let node = &rig.nodes[0];
+        node.pg.create().await.unwrap();
+        let first = Moment::after(Duration::from_secs(60));
+        node.pg.start(Mode::Primary, Some(first), &mut |_| {}).await.unwrap();
+        let soon = Moment::after(Duration::from_millis(700));
+        node.pg.set_fuse(Some(soon)).await.unwrap();
+        // A moved fuse does not burn when the old moment comes.
+        let later = Moment::after(Duration::from_secs(60));
+        node.pg.set_fuse(Some(later)).await.unwrap();
+        until("the moment is over", async || soon.left() == Duration::ZERO).await;
+        assert!(node.pg.look().await.is_ok());
+
+        // The agent is gone: nobody moves it. Another life finds it where it stands.
+        let other = node.another_life();
+        assert_eq!(other.adopt().await.unwrap(), Adoption::Kept { fuse: Some(later) });
+        let now = Moment::after(Duration::from_millis(300));
+        other.set_fuse(Some(now)).await.unwrap();
+        let Ended::Exited(exit) = other.exited().await else { panic!("no exit") };
+        let late = Moment::now().nanos - now.nanos;
+        println!("TIMED fuse, after its moment: {} ms", late / 1_000_000);
+        assert!(exit.burnt && late < 2_000_000_000, "{exit:?} {late}");
+        assert_eq!(node.processes(), Vec::<u32>::new());
+        assert!(other.set_fuse(None).await.is_err());
+        node.start_primary().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trap_43_another_life_adopts_what_runs_and_nothing_else() {
+    each(async |bin| {
+        let rig = Rig::new(&bin, 1);
+        let node = &rig.nodes[0];
+        node.pg.create().await.unwrap();
+        node.start_primary().await;
+        let other = node.another_life();
+        assert_eq!(other.pid(), None);
+        assert_eq!(other.adopt().await.unwrap(), Adoption::Kept { fuse: None });
+        assert_eq!(other.pid(), node.pg.pid());
+        // A second one is not started.
+        assert!(other.start(Mode::Primary, None, &mut |_| {}).await.is_err());
+        other.kill().await.unwrap();
+        // Killed, it leaves its file behind; this process's number in it is not a postmaster's.
+        let file = node.pg.settings().data_dir.join("postmaster.pid");
+        let text = fs::read_to_string(&file).unwrap();
+        let (_, rest) = text.split_once('\n').unwrap();
+        fs::write(&file, format!("{}\n{rest}", std::process::id())).unwrap();
+        assert_eq!(node.pg.adopt().await.unwrap(), Adoption::Nothing);
+        assert!(file.exists());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trap_7_only_the_mode_makes_a_primary_and_trap_42_a_standby_has_what_it_needs() {
+    each(async |bin| {
+        let rig = Rig::with(&bin, 1, &[("max_connections", "150")]);
+        let node = &rig.nodes[0];
+        node.pg.create().await.unwrap();
+        node.start_primary().await;
+        node.pg.stop(StopHow::Fast { deadline: LIMIT }).await.unwrap();
+
+        // Even a directory of a primary's, whose owner forgot the signal, starts as a standby.
+        let mut settings = node.pg.settings().clone();
+        settings.parameters.insert("max_connections".to_owned(), "30".to_owned());
+        let lower = outlast_postgres::Postgres::new(settings).unwrap();
+        lower.start(Mode::Standby { follow: None }, None, &mut |_| {}).await.unwrap();
+        let seen = lower.look().await.unwrap();
+        assert!(seen.in_recovery() && node.pg.settings().data_dir.join("standby.signal").exists());
+        assert_eq!(node.sql("SHOW max_connections").unwrap(), "150");
+        assert_eq!(lower.control().await.unwrap().demands.max_connections, 150);
+        assert_ne!(Demands::DEFAULT.max_connections, 150);
+        lower.kill().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_server_lets_nobody_in_until_it_is_opened() {
+    each(async |bin| {
+        let rig = Rig::new(&bin, 1);
+        let node = &rig.nodes[0];
+        node.pg.create().await.unwrap();
+        node.start_primary().await;
+        let _load = node.load();
+        until("sessions", async || node.pg.look().await.unwrap().clients >= 3).await;
+        let lsn = timed("close", node.pg.close(Duration::from_millis(50))).await.unwrap();
+        let seen = node.pg.look().await.unwrap();
+        assert!(seen.read_only && seen.clients == 0 && seen.reach() >= lsn);
+        assert!(node.sql("SELECT 1").unwrap_err().contains("pg_hba.conf rejects"));
+        node.pg.close(SHORT).await.unwrap();
+        timed("open", node.pg.open()).await.unwrap();
+        node.pg.open().await.unwrap();
+        node.sql("INSERT INTO t DEFAULT VALUES").unwrap();
+    })
+    .await;
+}

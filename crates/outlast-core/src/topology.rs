@@ -566,6 +566,8 @@ pub struct Postgres {
     pub user: String,
     /// How long a client waits for a primary before it is told that there is none.
     pub hold: Duration,
+    /// Who may connect from where, as lines of `pg_hba.conf`.
+    pub hba: Vec<String>,
     /// The primary serves the read port while no standby can.
     pub read_from_primary: bool,
     pub parameters: BTreeMap<String, String>,

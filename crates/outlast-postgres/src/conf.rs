@@ -220,6 +220,8 @@ fn hba_part(settings: &Settings, shape: &Shape) -> String {
         format!("local all {CONTROL_ROLE} peer map=outlast\nhost all {CONTROL_ROLE} all reject\n");
     for address in settings.peers.values() {
         let from = match address.host.parse::<std::net::IpAddr>() {
+            // Whatever address of this machine a node has, its connections come from the first of them.
+            Ok(std::net::IpAddr::V4(ip)) if ip.is_loopback() => "127.0.0.0/8".to_owned(),
             Ok(std::net::IpAddr::V4(ip)) => format!("{ip}/32"),
             Ok(std::net::IpAddr::V6(ip)) => format!("{ip}/128"),
             Err(_name) => format!("\"{}\"", address.host.replace(['"', '\n', '\r'], "")),
@@ -234,6 +236,10 @@ fn hba_part(settings: &Settings, shape: &Shape) -> String {
     );
     if shape.closed {
         part += "local all,replication all reject\nhost all,replication all all reject\n";
+    }
+    for line in &settings.hba {
+        part += &line.replace(['\n', '\r'], " ");
+        part.push('\n');
     }
     part
 }

@@ -36,6 +36,8 @@ pub struct Settings {
     /// What the user wants set. What [`crate::refused`] names is not taken.
     pub parameters: BTreeMap<String, String>,
     pub tls: Option<Tls>,
+    /// Who may connect from where: lines of `pg_hba.conf`, behind those that the nodes need.
+    pub hba: Vec<String>,
     /// The password with which nodes replicate from one another.
     pub replication_secret: String,
     /// The command that runs [`crate::keeper::run`]; the run directory is added as its last argument.

@@ -103,6 +103,8 @@ impl Connection {
             ("client_encoding", "UTF8"),
             // A function of the same name in `public` must not be ours (trap 45).
             ("search_path", "pg_catalog"),
+            // What we write for ourselves waits for nobody.
+            ("synchronous_commit", "local"),
             ("statement_timeout", &statement),
             ("lock_timeout", "0"),
             ("DateStyle", "ISO"),

@@ -28,6 +28,8 @@ const RECEIVES_WITHIN: Duration = Duration::from_secs(10);
 /// An order that had no effect is given again after this long.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
+const DATA_GONE: &str = "its data is gone or cannot be used";
+
 /// What is in the data directory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Disk {
@@ -450,7 +452,11 @@ impl Member {
         let primary = || agreed.reign.primary.clone();
         let (epoch, rule) = (agreed.reign.epoch, agreed.rule());
         let is_source = source.is_some_and(|sight| sight.is_source);
-        match order_of(part, state) {
+        let duty = order_of(part, state);
+        if duty != Duty::GiveUp {
+            self.gives_up.take_if(|(_, why)| why == DATA_GONE);
+        }
+        match duty {
             Duty::Rest => None,
             Duty::Create => Some(Order::Create),
             Duty::StartPrimary => {
@@ -481,7 +487,7 @@ impl Member {
                 Some(Order::Kill { why: why_kill(part, state).to_string() })
             }
             Duty::GiveUp => {
-                self.give_up(now, "its data is gone or cannot be used");
+                self.give_up(now, DATA_GONE);
                 None
             }
         }

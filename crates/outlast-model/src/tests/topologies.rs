@@ -42,6 +42,7 @@ fn postgres(nodes: &[&str], durability: Durability) -> Postgres {
         port: core::num::NonZeroU16::new(5432).unwrap(),
         user: "postgres".to_owned(),
         hold: core::time::Duration::from_secs(30),
+        hba: Vec::new(),
         read_from_primary: false,
         parameters: BTreeMap::new(),
         reliability: None,

@@ -30,6 +30,8 @@ pub(super) struct Job {
 #[derive(Clone, Debug)]
 pub(super) enum Done {
     Nothing,
+    /// There is a directory where none was.
+    Made,
     /// PostgreSQL was started anew, and follows this node or nobody.
     Started {
         upstream: Option<String>,
@@ -94,7 +96,7 @@ pub(super) async fn carry(postgres: Postgres, job: Job) -> Result<Done, Error> {
         Order::Create => {
             postgres.create().await?;
             postgres.install_roles().await?;
-            Ok(Done::Nothing)
+            Ok(Done::Made)
         }
         Order::StartPrimary { .. } => {
             // Sessions of one that has crashed may still be there.

@@ -75,7 +75,8 @@ pub(super) async fn run(office: Arc<Office>, database: String, topology: Arc<Top
 /// What happens to a member besides what others say.
 #[derive(Debug)]
 enum Event {
-    Looked(Box<Glance>),
+    /// `orders`: how many had been carried out when it began.
+    Looked { glance: Box<Glance>, orders: u64 },
     Exited,
     Carried {
         order: Order,
@@ -104,6 +105,8 @@ struct Running {
     /// Orders that change nothing that others wait for, under way beside it.
     aside: BTreeMap<&'static str, Instant>,
     looking: bool,
+    /// Orders that were carried out, or begun: what was seen before says nothing any more.
+    orders: u64,
     /// The end of PostgreSQL is waited for.
     awaits_exit: bool,
     disk: Option<Probe>,
@@ -145,6 +148,7 @@ impl Running {
             carries: None,
             aside: BTreeMap::new(),
             looking: false,
+            orders: 0,
             awaits_exit: adopted != Adoption::Nothing && adopted != Adoption::Unkept,
             disk: None,
             slots_at: None,
@@ -327,6 +331,7 @@ impl Running {
                     Event::Carried { order: carried, result }
                 });
                 self.carries = Some((order, task));
+                self.orders += 1;
                 self.watch.local.busy = self.carries.as_ref().map(|(order, _)| carry::doing(order));
             }
         }
@@ -373,7 +378,11 @@ impl Running {
             return;
         }
         let (postgres, memory) = (self.postgres.clone(), self.kept.memory.clone());
-        self.events.spawn(async move { Event::Looked(Box::new(glance(&postgres, &memory).await)) });
+        let orders = self.orders;
+        self.events.spawn(async move {
+            let glance = Box::new(glance(&postgres, &memory).await);
+            Event::Looked { glance, orders }
+        });
     }
 
     fn await_exit(&mut self) {
@@ -387,8 +396,12 @@ impl Running {
 
     fn hear(&mut self, event: Event) {
         match event {
-            Event::Looked(glance) => {
+            Event::Looked { glance, orders } => {
                 self.looking = false;
+                if orders != self.orders {
+                    self.look();
+                    return;
+                }
                 // What was seen while an order changed it may be of before.
                 if self.carries.is_none() {
                     let before = self.watch.local.server;
@@ -425,7 +438,10 @@ impl Running {
         match order {
             Order::MakeSource => drop(self.aside.remove("checkpoint")),
             Order::Verify { .. } => drop(self.aside.remove("verify")),
-            _ => self.carries = None,
+            _ => {
+                self.carries = None;
+                self.orders += 1;
+            }
         }
         match result {
             Ok(done) => self.take(done),
@@ -479,7 +495,7 @@ impl Running {
                     self.trouble(format!("{error:#}"));
                 }
             }
-            Done::Killed => self.watch.ended(),
+            Done::Made | Done::Killed => self.watch.ended(),
         }
     }
 
@@ -491,7 +507,8 @@ impl Running {
         let local = &mut self.watch.local;
         if self.disk.is_none() && matches!(local.server, Server::Primary | Server::Standby) {
             let dir = &self.postgres.settings().data_dir;
-            self.disk = Some(Probe::start(dir, DISK_EVERY, DISK_SLOW));
+            // Without it, what is known of the disk is what PostgreSQL says of it.
+            self.disk = Probe::start(dir, DISK_EVERY, DISK_SLOW).ok();
         }
         let Some(disk) = &self.disk else { return };
         let storage = disk.storage();
@@ -508,11 +525,12 @@ impl Running {
             return;
         }
         self.slots_at = Some(now);
-        let (postgres, primary) =
-            (self.postgres.clone(), self.watch.local.server == Server::Primary);
+        let primary = self.watch.local.server == Server::Primary;
+        let (postgres, roles) = (self.postgres.clone(), primary && !self.watch.has_roles);
+        self.watch.has_roles |= primary;
         let others: Vec<String> = postgres.settings().peers.keys().cloned().collect();
         self.beside("slots", async move {
-            if primary {
+            if roles {
                 postgres.ensure_roles().await?;
             }
             postgres.ensure_slots(&others).await

@@ -106,6 +106,7 @@ pub(super) fn settings(
         port: part.port.get(),
         peers,
         parameters: part.parameters.clone(),
+        hba: part.hba.clone(),
         tls: topology.cluster.tls.as_ref().map(|tls| Tls {
             ca: at(&tls.ca),
             cert: at(&tls.cert),

@@ -104,6 +104,8 @@ pub(super) struct Watch {
     rule: Option<(Confirm, std::time::Instant)>,
     /// What has to be on enough others before the rule counts.
     mark: Option<u64>,
+    /// Our roles were made since it became primary.
+    pub(super) has_roles: bool,
 }
 
 impl Watch {
@@ -121,6 +123,7 @@ impl Watch {
         self.wrote = None;
         self.rule = None;
         self.mark = None;
+        self.has_roles = false;
         let local = &mut self.local;
         local.server = Server::Down;
         local.disk = Disk::Unknown;

@@ -11,6 +11,9 @@ use super::section::Section;
 use super::together::Notes;
 use super::words;
 
+/// Everybody may connect who has a password.
+const HBA: &str = "host all all all scram-sha-256";
+
 /// `data_dir` is the cluster's.
 pub(super) fn postgres(
     section: &Section<'_>,
@@ -43,6 +46,10 @@ pub(super) fn postgres(
     let port = section.count("port").and_then(NonZeroU16::new);
     let user = section.text("user");
     let hold = section.duration("hold");
+    let hba = section.optional("hba", |item| {
+        let items = item.list()?;
+        items.into_iter().map(|item| Some(item.text()?.to_owned())).collect::<Option<Vec<_>>>()
+    });
     let read_from_primary = section.switch("read_from_primary");
     let reliability = section.reliability();
     let (listen_write, listen_read) = listen?.unwrap_or_default();
@@ -59,6 +66,7 @@ pub(super) fn postgres(
         port: port?,
         user: user?,
         hold: hold?,
+        hba: hba?.unwrap_or_else(|| vec![HBA.to_owned()]),
         read_from_primary: read_from_primary?,
         parameters: parameters?.unwrap_or_default(),
         reliability: reliability?,

@@ -321,6 +321,12 @@ static POSTGRES: Shape = Shape {
         Key::new("hold", DURATION_OR_ZERO, "How long clients of a port wait for a primary before they are refused.")
             .or("30s"),
         Key::new(
+            "hba",
+            Kind::List(&Kind::Text("host all all 10.0.0.0/8 scram-sha-256")),
+            "Who may connect from where, as lines of pg_hba.conf. If absent: everybody who has a password.",
+        )
+        .elsewhere(&["pg_hba"]),
+        Key::new(
             "read_from_primary",
             Kind::Switch,
             "Whether the primary serves the read port while no standby can.",

@@ -37,13 +37,14 @@ pub(super) struct Glance {
     disk: Option<Disk>,
     at: Option<Position>,
     system: Option<u64>,
+    trouble: Option<String>,
 }
 
 /// Looks once. It takes a few seconds at most.
 pub(super) async fn glance(postgres: &Postgres, memory: &Memory) -> Glance {
     let process = postgres.process_state();
     let mut glance =
-        Glance { process, seen: None, wrote: false, disk: None, at: None, system: None };
+        Glance { process, seen: None, wrote: false, disk: None, at: None, system: None, trouble: None };
     match process {
         ProcessState::Running | ProcessState::Stopped => {
             let seen = postgres.look_within(LOOK_MAX).await;
@@ -65,7 +66,8 @@ pub(super) async fn glance(postgres: &Postgres, memory: &Memory) -> Glance {
 async fn look_at_disk(postgres: &Postgres, memory: &Memory, glance: &mut Glance) {
     glance.disk = match postgres.inspect().await {
         Ok(outlast_postgres::Disk::Missing | outlast_postgres::Disk::Empty) => Some(Disk::Empty),
-        Ok(outlast_postgres::Disk::Foreign(_) | outlast_postgres::Disk::Broken(_)) => {
+        Ok(outlast_postgres::Disk::Foreign(why) | outlast_postgres::Disk::Broken(why)) => {
+            glance.trouble = Some(why);
             Some(Disk::Broken)
         }
         Ok(outlast_postgres::Disk::Cluster(control)) => {
@@ -142,6 +144,9 @@ impl Watch {
                 }
                 self.local.server = Server::Down;
                 self.local.disk = glance.disk.unwrap_or_default();
+                if let Some(trouble) = glance.trouble {
+                    self.local.trouble = trouble;
+                }
                 self.local.system = glance.system.or(self.local.system);
                 if let Some(at) = glance.at {
                     self.local.reaches = at;

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::account::Account;
 use crate::error::{Doing, Error};
 use crate::files;
-use crate::parameters::{Demands, lasting};
+use crate::parameters::{Demands, is_kept_from_users, lasting};
 use crate::settings::{Address, CONTROL_ROLE, REPLICATION_ROLE, Settings, Upstream};
 use crate::slots::slot_name;
 use crate::sql::identifier;
@@ -111,12 +111,27 @@ pub(crate) fn write(
         account,
     )?;
     files::replace(&dir.join(FILE), &text(settings, shape, control)?, account)?;
+    // ALTER SYSTEM writes a file that is read after all others.
+    let system = dir.join("postgresql.auto.conf");
+    if let Some(text) = without_ours(&files::read_or_empty(&system)?) {
+        files::replace(&system, &text, account)?;
+    }
     let main = dir.join("postgresql.conf");
     let user = files::read_or_empty(&main)?;
     match included_last(&user) {
         Some(text) => files::replace(&main, &text, account),
         None => Ok(()),
     }
+}
+
+/// What ALTER SYSTEM has set, less what is ours to set; `None` if nothing of it is.
+fn without_ours(text: &str) -> Option<String> {
+    let is_ours = |line: &&str| {
+        let name = line.split(|c: char| c == '=' || c.is_whitespace()).next().unwrap_or_default();
+        is_kept_from_users(name)
+    };
+    let (ours, users): (Vec<&str>, Vec<&str>) = text.lines().partition(is_ours);
+    (!ours.is_empty()).then(|| users.iter().map(|line| format!("{line}\n")).collect())
 }
 
 /// The user's file with our line at its end; `None` if it is so already.

@@ -75,6 +75,15 @@ fn what_the_user_wrote_stays_below_our_part() {
     assert_eq!(included_last(&behind).unwrap(), format!("fsync = off\n{INCLUDE}\n"));
 }
 
+/// `ALTER SYSTEM SET synchronous_standby_names = ''` would undo what the agent has been told.
+#[test]
+fn what_alter_system_sets_does_not_outlive_our_own() {
+    let system =
+        "# Do not edit\nwork_mem = '4MB'\nSynchronous_Standby_Names = ''\nprimary_conninfo='x'\n";
+    assert_eq!(without_ours(system).as_deref(), Some("# Do not edit\nwork_mem = '4MB'\n"));
+    assert_eq!(without_ours("# Do not edit\nwork_mem = '4MB'\n"), None);
+}
+
 #[test]
 fn the_file_says_what_it_was_made_of() {
     let address = Address { host: "10.0.0.2".to_owned(), port: 6000 };

@@ -110,6 +110,25 @@ impl Postgres {
         Ok(shape.sync)
     }
 
+    /// Writes the configuration anew, as the settings now say, and has the server read it. Returns what takes effect
+    /// only with a restart.
+    pub async fn reload(&self) -> Result<Vec<String>, Error> {
+        let loaded = "SELECT pg_conf_load_time()";
+        let before = self.value(loaded, LOOK_LIMIT).await.doing("reload the configuration")?;
+        self.shape(|_| {}).await.doing("reload the configuration")?;
+        let postmaster =
+            self.held().postmaster.ok_or_else(|| Error::new("PostgreSQL does not run"))?;
+        postmaster.signal(Signal::HUP);
+        let end = Instant::now() + RELOAD_LIMIT;
+        while self.value(loaded, LOOK_LIMIT).await.doing("reload the configuration")? == before {
+            if Instant::now() >= end {
+                return Err(Error::new("reload the configuration: the server does not read it"));
+            }
+            sleep(LOOK).await;
+        }
+        Ok(self.look().await.doing("reload the configuration")?.pending_restart)
+    }
+
     /// Has the server read its configuration, and waits until new sessions have this value.
     pub(crate) async fn reload_until(&self, name: &str, value: &str) -> Result<(), Error> {
         let postmaster =

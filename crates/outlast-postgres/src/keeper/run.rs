@@ -158,7 +158,7 @@ impl Keeper {
                 guest.waits = true;
                 return false;
             }
-            Ask::Start(_) | Ask::Fuse(_) | Ask::Kill | Ask::How | Ask::Wait | Ask::Leave => {}
+            Ask::Start(_) | Ask::Fuse(_) | Ask::How | Ask::Wait | Ask::Leave => {}
         }
         let leaves = matches!(ask, Ask::Leave) && self.child.is_none();
         guest.answer(&match self.obey(ask) {
@@ -173,7 +173,6 @@ impl Keeper {
             Ask::Start(start) => self.start(*start),
             Ask::Fuse(_) if self.burnt => Err(Error::new("the fuse has burnt down")),
             Ask::Fuse(fuse) => self.set_fuse(fuse),
-            Ask::Kill => self.kill(),
             Ask::How | Ask::Wait => Ok(()),
             Ask::Leave if self.child.is_none() => Ok(()),
             Ask::Leave => Err(Error::new("the postmaster still runs")),

@@ -312,7 +312,7 @@ impl Postgres {
     }
 }
 
-/// The only place where a directory stops being a standby's.
+/// Makes a directory one that starts as a primary: for [`Mode::Primary`], and for a recovery in which nobody connects.
 pub(crate) fn remove_signals(dir: &Path) -> Result<(), Error> {
     files::remove(&dir.join("standby.signal"))?;
     files::remove(&dir.join("recovery.signal"))

@@ -15,6 +15,8 @@ use crate::proc::{Process, Tree};
 
 /// How long a tree may take to die of SIGKILL: processes that wait for a stuck disk do not.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
+/// How long a dead postmaster may stay uncollected.
+const COLLECTION_LIMIT: Duration = Duration::from_secs(5);
 /// How often a dying postmaster is looked at.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -90,10 +92,13 @@ impl Postgres {
         let postmaster = held.postmaster.filter(|postmaster| postmaster.stat().is_some());
         let root = keeper.or(postmaster).map(|process| process.pid);
         let tree = Tree { root, with_root: keeper.is_none(), data_dir: &cwd };
-        match tree.kill(KILL_LIMIT) {
-            true => Ok(()),
-            false => Err(Error::new("a process does not die of SIGKILL")),
+        if !tree.kill(KILL_LIMIT) {
+            return Err(Error::new("a process does not die of SIGKILL"));
         }
+        if let Some(postmaster) = postmaster {
+            await_collection(postmaster);
+        }
+        Ok(())
     }
 
     /// Lets the keeper go; one that does not go by itself is killed.
@@ -116,6 +121,15 @@ impl Postgres {
     pub async fn stopped_at(&self) -> Result<Control, Error> {
         self.refuse_running("read where the log ends")?;
         self.control().await
+    }
+}
+
+/// Waits until whoever is its parent has collected a dead postmaster: while its number is taken, no other one starts in
+/// its directory. Blocks.
+fn await_collection(postmaster: Process) {
+    let end = std::time::Instant::now() + COLLECTION_LIMIT;
+    while postmaster.stat().is_some() && std::time::Instant::now() < end {
+        std::thread::park_timeout(LOOK);
     }
 }
 

@@ -85,7 +85,7 @@ impl Postgres {
         let tool = Tool::new(self.settings.program("pg_rewind"), &self.account, COPY_SILENCE);
         let from = conninfo(
             &self.settings,
-            &source.address,
+            source,
             &[("dbname", "postgres"), ("application_name", "outlast_rewind")],
         );
         let mut tool = tool
@@ -130,8 +130,7 @@ impl Postgres {
         .await?;
         self.set_key(true)?;
         let tool = Tool::new(self.settings.program("pg_basebackup"), &self.account, COPY_SILENCE);
-        let from =
-            conninfo(&self.settings, &source.address, &[("application_name", "outlast_clone")]);
+        let from = conninfo(&self.settings, source, &[("application_name", "outlast_clone")]);
         tool.args([
             "--wal-method=stream",
             "--checkpoint=fast",

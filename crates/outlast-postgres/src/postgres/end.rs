@@ -78,9 +78,12 @@ impl Postgres {
     pub async fn kill(&self) -> Result<(), Error> {
         let held = self.held();
         let this = self.clone();
-        // A thread that waits for no disk: only /proc is read.
-        let kill = tokio::task::spawn_blocking(move || this.kill_now(&held));
-        kill.await.doing("kill PostgreSQL")?.doing("kill PostgreSQL")?;
+        let (tell, told) = tokio::sync::oneshot::channel();
+        // A thread of its own: those for files may all wait for a stuck disk. This one reads nothing but /proc.
+        let work = move || drop(tell.send(this.kill_now(&held)));
+        let spawned = std::thread::Builder::new().name("kill".to_owned()).spawn(work);
+        spawned.doing("kill PostgreSQL")?;
+        told.await.doing("kill PostgreSQL")?.doing("kill PostgreSQL")?;
         self.dismiss().await;
         self.hold(Held { keeper: None, postmaster: None, ..self.held() });
         Ok(())

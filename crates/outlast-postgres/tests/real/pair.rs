@@ -4,7 +4,8 @@ use std::fs;
 use std::time::Duration;
 
 use outlast_postgres::{
-    Decision, Disk, End, Fault, Mode, Position, Quorum, Role, StopHow, Write, decide, slot_name,
+    Decision, Disk, End, Fault, Mode, Position, Quorum, Role, StopHow, Upstream, Write, decide,
+    slot_name,
 };
 
 use crate::rig::{LIMIT, Rig, each, timed, until};
@@ -178,6 +179,27 @@ async fn traps_13_30_without_the_key_an_old_configuration_lets_nobody_in() {
         })
         .await;
         assert_eq!(one.pg.look().await.unwrap().standbys, []);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_certificates_nodes_replicate_by_tls_and_by_no_other_name() {
+    each(async |bin| {
+        let rig = Rig::with_tls(&bin, 2).run().await;
+        let [one, two] = &rig.nodes[..] else { panic!("two nodes") };
+        let sql = "SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_replication USING (pid)";
+        assert_eq!(one.sql(sql).unwrap(), "t");
+        // At the right address, and not the one that is meant.
+        let another = Upstream { node: "n-3".to_owned(), ..one.upstream() };
+        two.pg.follow(another).await.unwrap();
+        until("it is refused", async || {
+            let output = fs::read_to_string(two.pg.settings().output()).unwrap();
+            output.contains("does not match host name \"n-3.node.test\"")
+        })
+        .await;
+        two.pg.follow(one.upstream()).await.unwrap();
+        one.until_streams("n-2").await;
     })
     .await;
 }

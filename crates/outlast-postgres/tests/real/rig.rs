@@ -5,14 +5,15 @@ use std::ffi::OsString;
 use std::fs;
 use std::future::Future;
 use std::net::TcpListener;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use outlast_postgres::{Address, Mode, Postgres, Settings, Upstream};
+use outlast_postgres::{Address, Mode, Postgres, Settings, Tls, Upstream};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
 /// Set in the environment of a test binary that is to be a keeper.
 pub(crate) const AS_KEEPER: &str = "OUTLAST_TEST_KEEPER";
@@ -64,6 +65,43 @@ impl Rig {
     }
 
     pub(crate) fn with(bin: &Path, count: usize, parameters: &[(&str, &str)]) -> Rig {
+        Rig::built(bin, count, parameters, |_, _| None)
+    }
+
+    /// Nodes that speak TLS with certificates for their names.
+    pub(crate) fn with_tls(bin: &Path, count: usize) -> Rig {
+        let key = KeyPair::generate().unwrap();
+        let mut ca = CertificateParams::new(Vec::new()).unwrap();
+        // By default issuer and subject have one name, which looks as if it had signed itself.
+        ca.distinguished_name.push(DnType::CommonName, "CA of a test");
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let pem = ca.self_signed(&key).unwrap().pem();
+        let issuer = Issuer::new(ca, key);
+        Rig::built(bin, count, &[], |node, home| {
+            let key = KeyPair::generate().unwrap();
+            let params = CertificateParams::new(vec![format!("{node}.node.test")]).unwrap();
+            let cert = params.signed_by(&key, &issuer).unwrap().pem();
+            let write = |name: &str, text: &str| {
+                let path = home.join(name);
+                fs::write(&path, text).unwrap();
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+                path
+            };
+            Some(Tls {
+                ca: write("ca", &pem),
+                cert: write("cert", &cert),
+                key: write("key", &key.serialize_pem()),
+                node_suffix: Some(".node.test".to_owned()),
+            })
+        })
+    }
+
+    fn built(
+        bin: &Path,
+        count: usize,
+        parameters: &[(&str, &str)],
+        tls: impl Fn(&str, &Path) -> Option<Tls>,
+    ) -> Rig {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("outlast-pg-{}-{n}", std::process::id()));
@@ -101,7 +139,7 @@ impl Rig {
                 port: address.port,
                 peers,
                 parameters: all.clone(),
-                tls: None,
+                tls: tls(name, &home),
                 replication_secret: SECRET.to_owned(),
                 keeper: keeper(),
             };
@@ -112,7 +150,12 @@ impl Rig {
 
     /// The first node as a primary, the others cloned from it and streaming.
     pub(crate) async fn running(bin: &Path, count: usize) -> Rig {
-        let rig = Rig::new(bin, count);
+        Rig::new(bin, count).run().await
+    }
+
+    /// Has the first node run as a primary, and the others follow it.
+    pub(crate) async fn run(self) -> Rig {
+        let (count, rig) = (self.nodes.len(), self);
         rig.nodes[0].create().await;
         rig.nodes[0].start_primary().await;
         let names: Vec<String> = (2..=count).map(|n| format!("n-{n}")).collect();

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -12,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use crate::account::Account;
 use crate::error::{Doing, Error};
 use crate::files;
-use crate::parameters::{Demands, lasting};
-use crate::settings::{Address, CONTROL_ROLE, REPLICATION_ROLE, Settings, Upstream};
+use crate::parameters::{Demands, is_kept_from_users, lasting};
+use crate::settings::{CONTROL_ROLE, REPLICATION_ROLE, Settings, Upstream};
 use crate::slots::slot_name;
 use crate::sql::identifier;
 
@@ -111,12 +112,27 @@ pub(crate) fn write(
         account,
     )?;
     files::replace(&dir.join(FILE), &text(settings, shape, control)?, account)?;
+    // ALTER SYSTEM writes a file that is read after all others.
+    let system = dir.join("postgresql.auto.conf");
+    if let Some(text) = without_ours(&files::read_or_empty(&system)?) {
+        files::replace(&system, &text, account)?;
+    }
     let main = dir.join("postgresql.conf");
     let user = files::read_or_empty(&main)?;
     match included_last(&user) {
         Some(text) => files::replace(&main, &text, account),
         None => Ok(()),
     }
+}
+
+/// What ALTER SYSTEM has set, less what is ours to set; `None` if nothing of it is.
+fn without_ours(text: &str) -> Option<String> {
+    let is_ours = |line: &&str| {
+        let name = line.split(|c: char| c == '=' || c.is_whitespace()).next().unwrap_or_default();
+        is_kept_from_users(name)
+    };
+    let (ours, users): (Vec<&str>, Vec<&str>) = text.lines().partition(is_ours);
+    (!ours.is_empty()).then(|| users.iter().map(|line| format!("{line}\n")).collect())
 }
 
 /// The user's file with our line at its end; `None` if it is so already.
@@ -160,9 +176,11 @@ fn of_node(settings: &Settings) -> BTreeMap<String, String> {
     set("ident_file", settings.data_dir.join("pg_ident.conf").display().to_string());
     set("ssl", if settings.tls.is_some() { "on" } else { "off" }.to_owned());
     if let Some(tls) = &settings.tls {
-        set("ssl_ca_file", tls.ca.display().to_string());
-        set("ssl_cert_file", tls.cert.display().to_string());
-        set("ssl_key_file", tls.key.display().to_string());
+        for ((_, copy), name) in
+            tls.copies().iter().zip(["ssl_ca_file", "ssl_cert_file", "ssl_key_file"])
+        {
+            set(name, settings.run_dir.join(copy).display().to_string());
+        }
     }
     all
 }
@@ -170,9 +188,10 @@ fn of_node(settings: &Settings) -> BTreeMap<String, String> {
 /// What follows from the moment.
 fn of_shape(settings: &Settings, shape: &Shape) -> Result<BTreeMap<String, String>, Error> {
     let sync = shape.sync.as_ref().map(Quorum::value).transpose()?;
-    let conninfo = shape.upstream.as_ref().map(|upstream| {
-        conninfo(settings, &upstream.address, &[("application_name", &settings.node)])
-    });
+    let conninfo = shape
+        .upstream
+        .as_ref()
+        .map(|upstream| conninfo(settings, upstream, &[("application_name", &settings.node)]));
     let slot = shape.upstream.as_ref().map(|_| slot_name(&settings.node));
     let closed = if shape.closed { "on" } else { "off" };
     Ok([
@@ -186,22 +205,29 @@ fn of_shape(settings: &Settings, shape: &Shape) -> Result<BTreeMap<String, Strin
 }
 
 /// How a node's programs reach another node. The password is in the key file.
-pub(crate) fn conninfo(settings: &Settings, address: &Address, more: &[(&str, &str)]) -> String {
+pub(crate) fn conninfo(settings: &Settings, upstream: &Upstream, more: &[(&str, &str)]) -> String {
+    let address = &upstream.address;
     let port = address.port.to_string();
     let passfile = settings.passfile().display().to_string();
-    let mut pairs = vec![
-        ("host", address.host.as_str()),
-        ("port", &port),
+    let suffix = settings.tls.as_ref().and_then(|tls| tls.node_suffix.as_deref());
+    let named = suffix.map(|suffix| format!("{}{suffix}", upstream.node));
+    let mut pairs: Vec<(&str, &str)> = match (&named, address.host.parse::<IpAddr>()) {
+        // The name is held against the certificate, the address is where it goes.
+        (Some(name), Ok(_)) => vec![("host", name.as_str()), ("hostaddr", address.host.as_str())],
+        _ => vec![("host", address.host.as_str())],
+    };
+    pairs.extend([
+        ("port", port.as_str()),
         ("user", REPLICATION_ROLE),
-        ("passfile", &passfile),
+        ("passfile", passfile.as_str()),
         ("connect_timeout", "3"),
         ("keepalives", "1"),
         ("keepalives_idle", "5"),
         ("keepalives_interval", "2"),
         ("keepalives_count", "3"),
         ("tcp_user_timeout", "8000"),
-    ];
-    let ca = settings.tls.as_ref().map(|tls| tls.ca.display().to_string());
+    ]);
+    let ca = settings.tls.as_ref().map(|_| settings.run_dir.join("ca.pem").display().to_string());
     match &ca {
         Some(ca) => pairs.extend([("sslmode", "verify-full"), ("sslrootcert", ca)]),
         None => pairs.push(("sslmode", "disable")),
@@ -219,11 +245,11 @@ fn hba_part(settings: &Settings, shape: &Shape) -> String {
     let mut part =
         format!("local all {CONTROL_ROLE} peer map=outlast\nhost all {CONTROL_ROLE} all reject\n");
     for address in settings.peers.values() {
-        let from = match address.host.parse::<std::net::IpAddr>() {
+        let from = match address.host.parse::<IpAddr>() {
             // Whatever address of this machine a node has, its connections come from the first of them.
-            Ok(std::net::IpAddr::V4(ip)) if ip.is_loopback() => "127.0.0.0/8".to_owned(),
-            Ok(std::net::IpAddr::V4(ip)) => format!("{ip}/32"),
-            Ok(std::net::IpAddr::V6(ip)) => format!("{ip}/128"),
+            Ok(IpAddr::V4(ip)) if ip.is_loopback() => "127.0.0.0/8".to_owned(),
+            Ok(IpAddr::V4(ip)) => format!("{ip}/32"),
+            Ok(IpAddr::V6(ip)) => format!("{ip}/128"),
             Err(_name) => format!("\"{}\"", address.host.replace(['"', '\n', '\r'], "")),
         };
         let line = format!("{host} postgres,replication {REPLICATION_ROLE} {from} scram-sha-256\n");

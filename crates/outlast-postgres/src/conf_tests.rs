@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use super::*;
-use crate::settings::Tls;
+use crate::settings::{Address, Tls};
 
 fn settings() -> Settings {
     let peer = |host: &str| Address { host: host.to_owned(), port: 5432 };
@@ -53,7 +53,7 @@ fn only_peers_may_replicate_and_a_closed_server_lets_nobody_else_in() {
     let closed = hba_part(&settings(), &Shape { closed: true, ..Shape::default() });
     let rest = "local all,replication all reject\nhost all,replication all all reject\n";
     assert_eq!(closed, format!("{open}{rest}"));
-    let tls = Tls { ca: "a".into(), cert: "b".into(), key: "c".into() };
+    let tls = Tls { ca: "a".into(), cert: "b".into(), key: "c".into(), node_suffix: None };
     let part = hba_part(&Settings { tls: Some(tls), ..settings() }, &Shape::default());
     assert!(part.contains("hostssl postgres,replication outlast_replication 10.0.0.2/32"));
     assert!(!part.contains("\nhost postgres"));
@@ -73,6 +73,15 @@ fn what_the_user_wrote_stays_below_our_part() {
     // Whatever stands behind it would win.
     let behind = format!("{INCLUDE}\nfsync = off\n");
     assert_eq!(included_last(&behind).unwrap(), format!("fsync = off\n{INCLUDE}\n"));
+}
+
+/// `ALTER SYSTEM SET synchronous_standby_names = ''` would undo what the agent has been told.
+#[test]
+fn what_alter_system_sets_does_not_outlive_our_own() {
+    let system =
+        "# Do not edit\nwork_mem = '4MB'\nSynchronous_Standby_Names = ''\nprimary_conninfo='x'\n";
+    assert_eq!(without_ours(system).as_deref(), Some("# Do not edit\nwork_mem = '4MB'\n"));
+    assert_eq!(without_ours("# Do not edit\nwork_mem = '4MB'\n"), None);
 }
 
 #[test]

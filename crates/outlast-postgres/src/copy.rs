@@ -67,9 +67,13 @@ impl Postgres {
 
     /// Crash recovery without a server: nobody connects, nothing is sent or archived.
     async fn recover(&self) -> Result<(), Error> {
-        let dir = self.settings.data_dir.clone();
+        let (dir, account) = (self.settings.data_dir.clone(), self.account.clone());
+        let at = dir.clone();
         self.on_disk(move || remove_signals(&dir)).await?;
-        self.single_user(&[]).await
+        let recovered = self.single_user(&[]).await;
+        // Whoever starts it by hand is not to get a primary.
+        self.on_disk(move || files::replace(&at.join("standby.signal"), "", &account)).await?;
+        recovered
     }
 
     async fn pg_rewind(
@@ -81,7 +85,7 @@ impl Postgres {
         let tool = Tool::new(self.settings.program("pg_rewind"), &self.account, COPY_SILENCE);
         let from = conninfo(
             &self.settings,
-            &source.address,
+            source,
             &[("dbname", "postgres"), ("application_name", "outlast_rewind")],
         );
         let mut tool = tool
@@ -126,8 +130,7 @@ impl Postgres {
         .await?;
         self.set_key(true)?;
         let tool = Tool::new(self.settings.program("pg_basebackup"), &self.account, COPY_SILENCE);
-        let from =
-            conninfo(&self.settings, &source.address, &[("application_name", "outlast_clone")]);
+        let from = conninfo(&self.settings, source, &[("application_name", "outlast_clone")]);
         tool.args([
             "--wal-method=stream",
             "--checkpoint=fast",

@@ -125,8 +125,8 @@ impl Postgres {
         if !dir.exists() {
             return Ok(None);
         }
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-        let aside = self.settings.beside(&format!("{ASIDE}{wall:015}"));
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+        let aside = self.settings.beside(&format!("{ASIDE}{wall:018}"));
         fs::rename(dir, &aside).doing(format!("rename {}", dir.display()))?;
         files::sync_parent(dir)?;
         // What was broken is no longer what would be started.

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io::ErrorKind;
 use std::time::Duration;
 
+use crate::history::{End, Position};
 use crate::lsn::Lsn;
 use crate::postgres::Postgres;
 use crate::sql::{Connection, Row, SqlError};
@@ -155,6 +156,12 @@ impl Seen {
                 received.unwrap_or_default().max(replayed.unwrap_or_default())
             }
         }
+    }
+
+    /// How far the log reaches, for [`crate::decide`]: final of a standby only once it has stopped receiving.
+    pub fn position(&self) -> Position {
+        let (system, timeline, lsn) = (self.system, self.timeline, self.reach());
+        Position { system, timeline, lsn, end: End::Here }
     }
 
     pub fn in_recovery(&self) -> bool {

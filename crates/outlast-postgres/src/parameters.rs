@@ -85,6 +85,13 @@ pub fn refused(parameters: &BTreeMap<String, String>) -> Vec<Refused> {
     parameters.iter().filter_map(refusal).collect()
 }
 
+/// Whether a parameter is never the user's to set, by whatever way.
+pub(crate) fn is_kept_from_users(name: &str) -> bool {
+    let is = |(other, _): &(&str, &str)| name.eq_ignore_ascii_case(other);
+    let target = name.to_ascii_lowercase().starts_with("recovery_target");
+    target || OURS.iter().any(is) || FIXED.iter().any(is)
+}
+
 fn why_refused(name: &str, value: &str) -> Option<String> {
     let lower = name.to_ascii_lowercase();
     let word = |part: &str| {

@@ -41,11 +41,8 @@ impl Postgres {
         if self.value("SELECT pg_is_in_recovery()", LOOK_LIMIT).await.doing("look")? != "t" {
             return Err(Error::new("this is a primary"));
         }
-        let wanted = conninfo(
-            &self.settings,
-            &upstream.address,
-            &[("application_name", &self.settings.node)],
-        );
+        let wanted =
+            conninfo(&self.settings, &upstream, &[("application_name", &self.settings.node)]);
         self.set_key(true)?;
         self.shape(move |shape| shape.upstream = Some(upstream)).await?;
         self.reload_until("primary_conninfo", &wanted).await
@@ -108,6 +105,27 @@ impl Postgres {
         let dir = self.settings.data_dir.clone();
         let shape = self.on_disk(move || crate::conf::Shape::read(&dir)).await?;
         Ok(shape.sync)
+    }
+
+    /// Writes the configuration anew, as the settings now say, and has the server read it. Returns what takes effect
+    /// only with a restart.
+    pub async fn reload(&self) -> Result<Vec<String>, Error> {
+        let loaded = "SELECT pg_conf_load_time()";
+        let before = self.value(loaded, LOOK_LIMIT).await.doing("reload the configuration")?;
+        let this = self.clone();
+        self.on_disk(move || this.prepare_run_dir()).await.doing("reload the configuration")?;
+        self.shape(|_| {}).await.doing("reload the configuration")?;
+        let postmaster =
+            self.held().postmaster.ok_or_else(|| Error::new("PostgreSQL does not run"))?;
+        postmaster.signal(Signal::HUP);
+        let end = Instant::now() + RELOAD_LIMIT;
+        while self.value(loaded, LOOK_LIMIT).await.doing("reload the configuration")? == before {
+            if Instant::now() >= end {
+                return Err(Error::new("reload the configuration: the server does not read it"));
+            }
+            sleep(LOOK).await;
+        }
+        Ok(self.look().await.doing("reload the configuration")?.pending_restart)
     }
 
     /// Has the server read its configuration, and waits until new sessions have this value.

@@ -52,12 +52,21 @@ pub struct Address {
     pub port: u16,
 }
 
-/// Files of PEM.
+/// Files of PEM. PostgreSQL's account need not be able to read them: it gets copies, at each start and reload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tls {
     pub ca: PathBuf,
     pub cert: PathBuf,
     pub key: PathBuf,
+    /// What stands behind a node's name in its certificate (`.node.example`), if it is not issued for the host.
+    pub node_suffix: Option<String>,
+}
+
+impl Tls {
+    /// Each file, and the name of its copy in the run directory.
+    pub(crate) fn copies(&self) -> [(&Path, &'static str); 3] {
+        [(&self.ca, "ca.pem"), (&self.cert, "cert.pem"), (&self.key, "key.pem")]
+    }
 }
 
 /// Whom a standby follows.

@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use crate::error::{Doing, Error};
-use crate::look::{Slot, WalStatus};
+use crate::look::{Role, Slot, WalStatus};
+use crate::lsn::Lsn;
 use crate::postgres::Postgres;
 use crate::sql::{Connection, literal};
 
@@ -13,6 +14,9 @@ use crate::sql::{Connection, literal};
 const PREFIX: &str = "outlast_";
 /// To make or drop a slot writes a small file.
 const SLOT_LIMIT: Duration = Duration::from_secs(10);
+
+/// Bytes of log that an unused slot of a standby keeps for its node: by so much may that lag when this one is promoted.
+const STANDBY_KEEPS: u64 = 256 << 20;
 
 /// The slot of a node. Different names of nodes give different names of slots.
 pub fn slot_name(node: &str) -> String {
@@ -33,9 +37,12 @@ struct Plan {
     /// Dropped: those of nodes that are gone, and those that have lost their log.
     drop: Vec<String>,
     make: Vec<String>,
+    /// Those of a standby, which nobody uses and which would keep its log for ever.
+    advance: Vec<(String, Lsn)>,
 }
 
-fn plan(wanted: &BTreeSet<String>, found: &[Slot]) -> Plan {
+/// `replayed`, of a standby, is how far it has come.
+fn plan(wanted: &BTreeSet<String>, found: &[Slot], replayed: Option<Lsn>) -> Plan {
     let lost = |slot: &&Slot| slot.wal_status == Some(WalStatus::Lost);
     let ours = found.iter().filter(|slot| slot.name.starts_with(PREFIX) && !slot.active);
     let (mut plan, mut kept) = (Plan::default(), BTreeSet::new());
@@ -46,6 +53,15 @@ fn plan(wanted: &BTreeSet<String>, found: &[Slot]) -> Plan {
     }
     kept.extend(found.iter().map(|slot| &slot.name).filter(|name| !plan.drop.contains(name)));
     plan.make = wanted.iter().filter(|name| !kept.contains(name)).cloned().collect();
+    let keep = replayed.map(|replayed| Lsn(replayed.0.saturating_sub(STANDBY_KEEPS)));
+    for slot in found.iter().filter(|slot| wanted.contains(&slot.name) && !slot.active) {
+        if let (Some(keep), Some(at)) = (keep, slot.restart_lsn)
+            && at < keep
+            && !plan.drop.contains(&slot.name)
+        {
+            plan.advance.push((slot.name.clone(), keep));
+        }
+    }
     plan
 }
 
@@ -55,7 +71,11 @@ impl Postgres {
     pub async fn ensure_slots(&self, nodes: &[String]) -> Result<(), Error> {
         let seen = self.look().await.doing("ensure the slots")?;
         let wanted = nodes.iter().map(|node| slot_name(node)).collect();
-        let plan = plan(&wanted, &seen.slots);
+        let replayed = match seen.role {
+            Role::Primary { .. } => None,
+            Role::Standby { replayed, .. } => replayed,
+        };
+        let plan = plan(&wanted, &seen.slots, replayed);
         if plan == Plan::default() {
             return Ok(());
         }
@@ -70,6 +90,10 @@ impl Postgres {
             let sql =
                 format!("SELECT pg_create_physical_replication_slot({}, true)", literal(&name));
             connection.query(&sql, SLOT_LIMIT).await.doing(format!("make slot {name}"))?;
+        }
+        for (name, to) in plan.advance {
+            let sql = format!("SELECT pg_replication_slot_advance({}, '{to}')", literal(&name));
+            connection.query(&sql, SLOT_LIMIT).await.doing(format!("advance slot {name}"))?;
         }
         connection.close().await;
         Ok(())
@@ -107,7 +131,17 @@ mod tests {
         let expected = Plan {
             drop: names(&["outlast_b", "outlast_gone"]),
             make: names(&["outlast_b", "outlast_c"]),
+            advance: Vec::new(),
         };
-        assert_eq!(plan(&wanted, &found), expected);
+        assert_eq!(plan(&wanted, &found, None), expected);
+        // On a standby nobody moves them.
+        let found = [
+            Slot { restart_lsn: Some(Lsn(1)), ..slot("outlast_a", false, WalStatus::Reserved) },
+            Slot { restart_lsn: Some(Lsn(9)), ..slot("outlast_b", false, WalStatus::Reserved) },
+            Slot { restart_lsn: Some(Lsn(1)), ..slot("outlast_c", true, WalStatus::Reserved) },
+        ];
+        let advance = vec![("outlast_a".to_owned(), Lsn(5))];
+        let expected = Plan { advance, ..Plan::default() };
+        assert_eq!(plan(&wanted, &found, Some(Lsn(STANDBY_KEEPS + 5))), expected);
     }
 }

@@ -47,8 +47,6 @@ pub(crate) enum Ask {
     Start(Box<Start>),
     /// Kill all of it at this moment; `None` takes the fuse out.
     Fuse(Option<Moment>),
-    /// Kill all of it now.
-    Kill,
     How,
     /// Answered once the postmaster is gone.
     Wait,

@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, flock};
@@ -25,6 +26,9 @@ use crate::proc::Tree;
 
 /// Connections at once: the agent asks one thing at a time, and waits with another.
 const GUESTS_MAX: usize = 8;
+/// How long a predecessor that was told to leave may take, and how often that is looked at.
+const PREDECESSOR_LIMIT: Duration = Duration::from_secs(3);
+const LOOK: Duration = Duration::from_millis(5);
 /// Longest sleep: what the postmaster has left behind is collected at least this often.
 const TICK: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
@@ -52,8 +56,14 @@ pub fn run(run_dir: &Path) -> Result<(), Error> {
 fn lock(run_dir: &Path) -> Result<File, Error> {
     let path = run_dir.join("keeper.lock");
     let file = File::create(&path).doing(format!("open {}", path.display()))?;
-    flock(&file, FlockOperation::NonBlockingLockExclusive).doing("be the only keeper")?;
-    Ok(file)
+    let end = Instant::now() + PREDECESSOR_LIMIT;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < end => {}
+            locked => return locked.map(|()| file).doing("be the only keeper"),
+        }
+        std::thread::park_timeout(LOOK);
+    }
 }
 
 fn listen(run_dir: &Path) -> Result<UnixListener, Error> {
@@ -158,7 +168,7 @@ impl Keeper {
                 guest.waits = true;
                 return false;
             }
-            Ask::Start(_) | Ask::Fuse(_) | Ask::Kill | Ask::How | Ask::Wait | Ask::Leave => {}
+            Ask::Start(_) | Ask::Fuse(_) | Ask::How | Ask::Wait | Ask::Leave => {}
         }
         let leaves = matches!(ask, Ask::Leave) && self.child.is_none();
         guest.answer(&match self.obey(ask) {
@@ -173,7 +183,6 @@ impl Keeper {
             Ask::Start(start) => self.start(*start),
             Ask::Fuse(_) if self.burnt => Err(Error::new("the fuse has burnt down")),
             Ask::Fuse(fuse) => self.set_fuse(fuse),
-            Ask::Kill => self.kill(),
             Ask::How | Ask::Wait => Ok(()),
             Ask::Leave if self.child.is_none() => Ok(()),
             Ask::Leave => Err(Error::new("the postmaster still runs")),

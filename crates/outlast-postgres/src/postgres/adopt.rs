@@ -28,22 +28,22 @@ impl Postgres {
     /// Finds what runs. Changes nothing, and never removes `postmaster.pid` (trap 43).
     pub async fn adopt(&self) -> Result<Adoption, Error> {
         let kept = ask(&self.settings.run_dir, &Ask::How, KEEPER_LIMIT).await;
-        let cwd =
-            fs::canonicalize(&self.settings.data_dir).unwrap_or(self.settings.data_dir.clone());
         match kept {
             Ok(Standing { keeper, postmaster: Some(pid), data_dir, fuse, .. }) => {
-                let cwd = data_dir.unwrap_or(cwd);
                 self.hold(Held {
                     keeper: Process::find(keeper),
                     postmaster: Process::find(pid),
-                    cwd: Some(cwd),
+                    cwd: data_dir,
                 });
                 Ok(Adoption::Kept { fuse })
             }
             Ok(Standing { postmaster: None, .. }) | Err(AskError::Gone) => {
-                let (dir, work) = (self.settings.data_dir.clone(), cwd.clone());
-                let postmaster = self.on_disk(move || postmaster_of(&dir, &work)).await;
-                let postmaster = postmaster.doing("read postmaster.pid")?;
+                let dir = self.settings.data_dir.clone();
+                let found = self.on_disk(move || {
+                    let cwd = fs::canonicalize(&dir).unwrap_or_else(|_error| dir.clone());
+                    Ok((postmaster_of(&dir, &cwd)?, cwd))
+                });
+                let (postmaster, cwd) = found.await.doing("read postmaster.pid")?;
                 self.hold(Held { keeper: None, postmaster, cwd: Some(cwd) });
                 Ok(if postmaster.is_some() { Adoption::Unkept } else { Adoption::Nothing })
             }

@@ -1,6 +1,7 @@
 //! How an instance begins: a new cluster, and a start.
 
 use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::Stdio;
@@ -20,6 +21,7 @@ use crate::lsn::Lsn;
 use crate::postgres::{Held, Postgres, ProcessState, Starting};
 use crate::proc::{self, Process};
 use crate::role::role_statements;
+use crate::settings::Tls;
 use crate::sql::Connection;
 use crate::tool::Tool;
 
@@ -34,10 +36,10 @@ pub const STUCK_AFTER: Duration = Duration::from_secs(60);
 /// How often a starting server is asked.
 const LOOK: Duration = Duration::from_millis(20);
 const LOOK_LIMIT: Duration = Duration::from_secs(3);
-/// Bytes of the output that are kept when the next instance starts.
+/// Bytes of the output before it is moved away.
 const OUTPUT_MAX: u64 = 16 << 20;
 /// Bytes of the output's end that an error carries.
-const TAIL: usize = 600;
+const TAIL: u64 = 600;
 
 impl Postgres {
     /// Makes a new cluster in an empty place, with our roles.
@@ -126,7 +128,12 @@ impl Postgres {
                 .create(&dir)
                 .doing(format!("make {}", dir.display()))?;
         }
-        self.account.own(&self.settings.socket_dir())
+        self.account.own(&self.settings.socket_dir())?;
+        for (from, name) in self.settings.tls.iter().flat_map(Tls::copies) {
+            let text = fs::read_to_string(from).doing(format!("read {}", from.display()))?;
+            files::replace(&self.settings.run_dir.join(name), &text, &self.account)?;
+        }
+        Ok(())
     }
 
     /// Makes a directory that PostgreSQL takes for its data.
@@ -294,25 +301,34 @@ impl Postgres {
         file.doing(format!("open {}", path.display()))
     }
 
-    fn rotate_output(&self) -> Result<(), Error> {
+    /// Moves the output into `output.log.1` once it is large; call it now and then. What is written between the copy
+    /// and the cut is lost.
+    pub fn rotate_output(&self) -> Result<(), Error> {
         let path = self.settings.output();
-        let full = fs::metadata(&path).is_ok_and(|file| file.len() >= OUTPUT_MAX);
-        if full {
-            let old = crate::settings::beside(&path, "1");
-            fs::rename(&path, &old).doing(format!("rename {}", path.display()))?;
+        if fs::metadata(&path).map_or(0, |file| file.len()) < OUTPUT_MAX {
+            return Ok(());
         }
-        Ok(())
+        let old = crate::settings::beside(&path, "1");
+        fs::copy(&path, &old).doing(format!("copy {}", path.display()))?;
+        // The server appends, so that it goes on at the new end.
+        let file = OpenOptions::new().write(true).open(&path).doing("open the output")?;
+        file.set_len(0).doing(format!("cut {}", path.display()))
     }
 
     /// The end of what the server wrote.
     pub(crate) fn output_tail(&self) -> String {
-        let text = fs::read(self.settings.output()).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text[text.len().saturating_sub(TAIL)..]).into_owned();
+        let mut text = Vec::new();
+        if let Ok(mut file) = File::open(self.settings.output()) {
+            let length = file.metadata().map_or(0, |file| file.len());
+            let from = SeekFrom::Start(length.saturating_sub(TAIL));
+            file.seek(from).and_then(|_| file.take(TAIL).read_to_end(&mut text)).ok();
+        }
+        let text = String::from_utf8_lossy(&text);
         text.lines().map(str::trim).collect::<Vec<_>>().join(" | ")
     }
 }
 
-/// The only place where a directory stops being a standby's.
+/// Makes a directory one that starts as a primary: for [`Mode::Primary`], and for a recovery in which nobody connects.
 pub(crate) fn remove_signals(dir: &Path) -> Result<(), Error> {
     files::remove(&dir.join("standby.signal"))?;
     files::remove(&dir.join("recovery.signal"))

@@ -15,6 +15,8 @@ use crate::proc::{Process, Tree};
 
 /// How long a tree may take to die of SIGKILL: processes that wait for a stuck disk do not.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
+/// How long a dead postmaster may stay uncollected.
+const COLLECTION_LIMIT: Duration = Duration::from_secs(5);
 /// How often a dying postmaster is looked at.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -76,9 +78,12 @@ impl Postgres {
     pub async fn kill(&self) -> Result<(), Error> {
         let held = self.held();
         let this = self.clone();
-        // A thread that waits for no disk: only /proc is read.
-        let kill = tokio::task::spawn_blocking(move || this.kill_now(&held));
-        kill.await.doing("kill PostgreSQL")?.doing("kill PostgreSQL")?;
+        let (tell, told) = tokio::sync::oneshot::channel();
+        // A thread of its own: those for files may all wait for a stuck disk. This one reads nothing but /proc.
+        let work = move || drop(tell.send(this.kill_now(&held)));
+        let spawned = std::thread::Builder::new().name("kill".to_owned()).spawn(work);
+        spawned.doing("kill PostgreSQL")?;
+        told.await.doing("kill PostgreSQL")?.doing("kill PostgreSQL")?;
         self.dismiss().await;
         self.hold(Held { keeper: None, postmaster: None, ..self.held() });
         Ok(())
@@ -90,10 +95,13 @@ impl Postgres {
         let postmaster = held.postmaster.filter(|postmaster| postmaster.stat().is_some());
         let root = keeper.or(postmaster).map(|process| process.pid);
         let tree = Tree { root, with_root: keeper.is_none(), data_dir: &cwd };
-        match tree.kill(KILL_LIMIT) {
-            true => Ok(()),
-            false => Err(Error::new("a process does not die of SIGKILL")),
+        if !tree.kill(KILL_LIMIT) {
+            return Err(Error::new("a process does not die of SIGKILL"));
         }
+        if let Some(postmaster) = postmaster {
+            await_collection(postmaster);
+        }
+        Ok(())
     }
 
     /// Lets the keeper go; one that does not go by itself is killed.
@@ -116,6 +124,15 @@ impl Postgres {
     pub async fn stopped_at(&self) -> Result<Control, Error> {
         self.refuse_running("read where the log ends")?;
         self.control().await
+    }
+}
+
+/// Waits until whoever is its parent has collected a dead postmaster: while its number is taken, no other one starts in
+/// its directory. Blocks.
+fn await_collection(postmaster: Process) {
+    let end = std::time::Instant::now() + COLLECTION_LIMIT;
+    while postmaster.stat().is_some() && std::time::Instant::now() < end {
+        std::thread::park_timeout(LOOK);
     }
 }
 

@@ -53,7 +53,7 @@ async fn trap_4_after_a_kill_no_session_commits_any_more() {
     each(async |bin| {
         let rig = Rig::new(&bin, 1);
         let node = &rig.nodes[0];
-        node.pg.create().await.unwrap();
+        node.create().await;
         node.start_primary().await;
         let _load = node.load();
         until("rows come", async || node.sql("SELECT count(*) > 20 FROM t").unwrap() == "t").await;
@@ -78,7 +78,7 @@ async fn trap_5_a_frozen_postmaster_is_seen_as_such_and_can_be_killed() {
     each(async |bin| {
         let rig = Rig::new(&bin, 1);
         let node = &rig.nodes[0];
-        node.pg.create().await.unwrap();
+        node.create().await;
         node.start_primary().await;
         let _load = node.load();
         until("sessions", async || node.pg.look().await.unwrap().clients >= 3).await;
@@ -98,7 +98,7 @@ async fn trap_8_the_fuse_burns_down_unless_it_is_moved() {
     each(async |bin| {
         let rig = Rig::new(&bin, 1);
         let node = &rig.nodes[0];
-        node.pg.create().await.unwrap();
+        node.create().await;
         let first = Moment::after(Duration::from_secs(60));
         node.pg.start(Mode::Primary, Some(first), &mut |_| {}).await.unwrap();
         let soon = Moment::after(Duration::from_millis(700));
@@ -130,7 +130,7 @@ async fn trap_43_another_life_adopts_what_runs_and_nothing_else() {
     each(async |bin| {
         let rig = Rig::new(&bin, 1);
         let node = &rig.nodes[0];
-        node.pg.create().await.unwrap();
+        node.create().await;
         node.start_primary().await;
         let other = node.another_life();
         assert_eq!(other.pid(), None);
@@ -151,11 +151,54 @@ async fn trap_43_another_life_adopts_what_runs_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn trap_8_a_server_whose_keeper_is_gone_is_found_and_ended() {
+    each(async |bin| {
+        let rig = Rig::new(&bin, 1);
+        let node = &rig.nodes[0];
+        node.create().await;
+        node.start_primary().await;
+        let keeper = crate::rig::Node::parent_of(node.pg.pid().unwrap());
+        signal("-KILL", keeper);
+        assert_eq!(node.pg.exited().await, Ended::KeeperGone);
+        assert_eq!(node.pg.process_state(), ProcessState::Running);
+        let other = node.another_life();
+        assert_eq!(other.adopt().await.unwrap(), Adoption::Unkept);
+        assert!(other.start(Mode::Primary, None, &mut |_| {}).await.is_err());
+        other.kill().await.unwrap();
+        assert_eq!(node.processes(), Vec::<u32>::new());
+        node.start_primary().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_user_changes_is_reloaded_and_what_alter_system_sets_does_not_win() {
+    each(async |bin| {
+        let rig = Rig::new(&bin, 1);
+        let node = &rig.nodes[0];
+        node.create().await;
+        node.start_primary().await;
+        node.sql("ALTER SYSTEM SET synchronous_standby_names = '*'").unwrap();
+        let mut settings = node.pg.settings().clone();
+        for (name, value) in [("work_mem", "5MB"), ("max_connections", "120"), ("fsync", "off")] {
+            settings.parameters.insert(name.to_owned(), value.to_owned());
+        }
+        let changed = outlast_postgres::Postgres::new(settings).unwrap();
+        changed.adopt().await.unwrap();
+        assert_eq!(changed.reload().await.unwrap(), ["max_connections"]);
+        let now = |name: &str| node.sql(&format!("SHOW {name}")).unwrap();
+        assert_eq!((now("work_mem"), now("fsync")), ("5MB".to_owned(), "on".to_owned()));
+        assert_eq!(now("synchronous_standby_names"), "");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn trap_7_only_the_mode_makes_a_primary_and_trap_42_a_standby_has_what_it_needs() {
     each(async |bin| {
         let rig = Rig::with(&bin, 1, &[("max_connections", "150")]);
         let node = &rig.nodes[0];
-        node.pg.create().await.unwrap();
+        node.create().await;
         node.start_primary().await;
         node.pg.stop(StopHow::Fast { deadline: LIMIT }).await.unwrap();
 
@@ -179,7 +222,7 @@ async fn a_closed_server_lets_nobody_in_until_it_is_opened() {
     each(async |bin| {
         let rig = Rig::new(&bin, 1);
         let node = &rig.nodes[0];
-        node.pg.create().await.unwrap();
+        node.create().await;
         node.start_primary().await;
         let _load = node.load();
         until("sessions", async || node.pg.look().await.unwrap().clients >= 3).await;

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use outlast_postgres::{
-    Decision, Disk, End, Fault, Mode, Position, Quorum, Role, StopHow, Write, decide, slot_name,
+    Decision, Disk, End, Fault, Mode, Quorum, Role, StopHow, Upstream, Write, decide, slot_name,
 };
 
 use crate::rig::{LIMIT, Rig, each, timed, until};
@@ -55,6 +55,10 @@ async fn traps_32_33_a_diverged_primary_is_rewound_and_follows() {
         one.sql("CREATE TABLE t (n int)").unwrap();
         one.until_caught_up(two).await;
         two.pg.stop_receiving().await.unwrap();
+        let standby = two.pg.look().await.unwrap().position();
+        let history = one.pg.history().await.unwrap();
+        let reach = one.pg.look().await.unwrap().reach();
+        assert_eq!(decide(&standby, standby.system, &history, reach), Decision::Follow);
         // Only the old primary ever has it.
         one.sql("INSERT INTO t VALUES (1)").unwrap();
         one.pg.kill().await.unwrap();
@@ -64,12 +68,8 @@ async fn traps_32_33_a_diverged_primary_is_rewound_and_follows() {
         two.pg.ensure_slots(&["n-1".to_owned()]).await.unwrap();
 
         let control = one.pg.control().await.unwrap();
-        let ours = Position {
-            system: control.system,
-            timeline: control.timeline,
-            lsn: control.checkpoint,
-            end: End::Unknown,
-        };
+        let ours = control.position().unwrap();
+        assert_eq!(ours.end, End::Unknown);
         let seen = two.pg.look().await.unwrap();
         let history = two.pg.history().await.unwrap();
         assert_eq!(decide(&ours, seen.system, &history, seen.reach()), Decision::Rewind);
@@ -92,6 +92,10 @@ async fn traps_32_33_a_diverged_primary_is_rewound_and_follows() {
         assert!(matches!(one.pg.inspect().await.unwrap(), Disk::Broken(_)));
         let start = one.pg.start(Mode::Standby { follow: None }, None, &mut |_| {}).await;
         assert!(start.unwrap_err().to_string().contains("a rewind was interrupted"));
+        two.start_primary().await;
+        one.pg.clone_from(&two.upstream(), &mut |_| {}).await.unwrap();
+        one.start_standby(two).await;
+        two.until_streams("n-1").await;
     })
     .await;
 }
@@ -113,7 +117,6 @@ async fn trap_44_a_clone_keeps_the_old_directory_and_not_for_ever() {
         for _ in 0..2 {
             fs::create_dir_all(&two.pg.settings().data_dir).unwrap();
             two.pg.set_aside().await.unwrap();
-            tokio::time::sleep(Duration::from_millis(2)).await;
         }
         assert!(!aside.exists());
     })
@@ -137,7 +140,6 @@ async fn traps_13_30_who_has_stopped_receiving_acknowledges_nothing_more() {
 
         let stopped = timed("stop_receiving", two.pg.stop_receiving()).await.unwrap();
         assert_eq!(stopped.timeline, 1);
-        // With its old configuration back in force, and whatever it does by itself, it is not let in again.
         let mut waiting = one.sql_in_background("INSERT INTO t VALUES (1)");
         until("a commit waits", async || one.pg.look().await.unwrap().oldest_wait.is_some()).await;
         let wait = Duration::from_millis(1500);
@@ -178,6 +180,27 @@ async fn traps_13_30_without_the_key_an_old_configuration_lets_nobody_in() {
         })
         .await;
         assert_eq!(one.pg.look().await.unwrap().standbys, []);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_certificates_nodes_replicate_by_tls_and_by_no_other_name() {
+    each(async |bin| {
+        let rig = Rig::with_tls(&bin, 2).run().await;
+        let [one, two] = &rig.nodes[..] else { panic!("two nodes") };
+        let sql = "SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_replication USING (pid)";
+        assert_eq!(one.sql(sql).unwrap(), "t");
+        // At the right address, and not the one that is meant.
+        let another = Upstream { node: "n-3".to_owned(), ..one.upstream() };
+        two.pg.follow(another).await.unwrap();
+        until("it is refused", async || {
+            let output = fs::read_to_string(two.pg.settings().output()).unwrap();
+            output.contains("does not match host name \"n-3.node.test\"")
+        })
+        .await;
+        two.pg.follow(one.upstream()).await.unwrap();
+        one.until_streams("n-2").await;
     })
     .await;
 }

@@ -1,17 +1,19 @@
 //! Nodes for tests: real servers in directories of their own, ended whatever becomes of the test.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
 use std::future::Future;
 use std::net::TcpListener;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use outlast_postgres::{Address, Mode, Postgres, Settings, Upstream};
+use outlast_postgres::{Address, Mode, Postgres, Settings, Tls, Upstream};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
 /// Set in the environment of a test binary that is to be a keeper.
 pub(crate) const AS_KEEPER: &str = "OUTLAST_TEST_KEEPER";
@@ -63,6 +65,43 @@ impl Rig {
     }
 
     pub(crate) fn with(bin: &Path, count: usize, parameters: &[(&str, &str)]) -> Rig {
+        Rig::built(bin, count, parameters, |_, _| None)
+    }
+
+    /// Nodes that speak TLS with certificates for their names.
+    pub(crate) fn with_tls(bin: &Path, count: usize) -> Rig {
+        let key = KeyPair::generate().unwrap();
+        let mut ca = CertificateParams::new(Vec::new()).unwrap();
+        // By default issuer and subject have one name, which looks as if it had signed itself.
+        ca.distinguished_name.push(DnType::CommonName, "CA of a test");
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let pem = ca.self_signed(&key).unwrap().pem();
+        let issuer = Issuer::new(ca, key);
+        Rig::built(bin, count, &[], |node, home| {
+            let key = KeyPair::generate().unwrap();
+            let params = CertificateParams::new(vec![format!("{node}.node.test")]).unwrap();
+            let cert = params.signed_by(&key, &issuer).unwrap().pem();
+            let write = |name: &str, text: &str| {
+                let path = home.join(name);
+                fs::write(&path, text).unwrap();
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+                path
+            };
+            Some(Tls {
+                ca: write("ca", &pem),
+                cert: write("cert", &cert),
+                key: write("key", &key.serialize_pem()),
+                node_suffix: Some(".node.test".to_owned()),
+            })
+        })
+    }
+
+    fn built(
+        bin: &Path,
+        count: usize,
+        parameters: &[(&str, &str)],
+        tls: impl Fn(&str, &Path) -> Option<Tls>,
+    ) -> Rig {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("outlast-pg-{}-{n}", std::process::id()));
@@ -95,12 +134,12 @@ impl Rig {
                 data_dir: home.join("data"),
                 run_dir: home.join("run"),
                 bin_dir: bin.to_owned(),
-                os_user: Some("postgres".to_owned()),
+                os_user: is_root().then(|| "postgres".to_owned()),
                 listen: Some("127.0.0.1".parse().unwrap()),
                 port: address.port,
                 peers,
                 parameters: all.clone(),
-                tls: None,
+                tls: tls(name, &home),
                 replication_secret: SECRET.to_owned(),
                 keeper: keeper(),
             };
@@ -111,8 +150,13 @@ impl Rig {
 
     /// The first node as a primary, the others cloned from it and streaming.
     pub(crate) async fn running(bin: &Path, count: usize) -> Rig {
-        let rig = Rig::new(bin, count);
-        rig.nodes[0].pg.create().await.unwrap();
+        Rig::new(bin, count).run().await
+    }
+
+    /// Has the first node run as a primary, and the others follow it.
+    pub(crate) async fn run(self) -> Rig {
+        let (count, rig) = (self.nodes.len(), self);
+        rig.nodes[0].create().await;
         rig.nodes[0].start_primary().await;
         let names: Vec<String> = (2..=count).map(|n| format!("n-{n}")).collect();
         rig.nodes[0].pg.ensure_slots(&names).await.unwrap();
@@ -140,6 +184,31 @@ impl Node {
         let settings = self.pg.settings();
         let address = Address { host: "127.0.0.1".to_owned(), port: settings.port };
         Upstream { node: settings.node.clone(), address }
+    }
+
+    /// Makes the cluster: the first of a version by the driver, the others as copies of that.
+    pub(crate) async fn create(&self) {
+        static MADE: tokio::sync::Mutex<BTreeSet<PathBuf>> =
+            tokio::sync::Mutex::const_new(BTreeSet::new());
+        let mut made = MADE.lock().await;
+        let name = self.bin.display().to_string().replace('/', "-");
+        let template = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cluster{name}"));
+        let data = &self.pg.settings().data_dir;
+        if made.contains(&self.bin) {
+            drop(made);
+            copy(&template, data);
+            return;
+        }
+        self.pg.create().await.unwrap();
+        fs::remove_dir_all(&template).ok();
+        copy(data, &template);
+        made.insert(self.bin.clone());
+    }
+
+    pub(crate) fn parent_of(pid: u32) -> u32 {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap();
+        line.trim().parse().unwrap()
     }
 
     pub(crate) async fn start_primary(&self) {
@@ -196,8 +265,11 @@ impl Node {
     fn client(&self, program: &str) -> Command {
         let settings = self.pg.settings();
         let mut command = Command::new(self.bin.join(program));
-        let (uid, gid) = account("postgres");
-        command.uid(uid).gid(gid).current_dir("/").stdin(Stdio::null()).stderr(Stdio::piped());
+        if is_root() {
+            let (uid, gid) = account("postgres");
+            command.uid(uid).gid(gid);
+        }
+        command.current_dir("/").stdin(Stdio::null()).stderr(Stdio::piped());
         command
             .env("PGHOST", settings.socket_dir())
             .env("PGPORT", settings.port.to_string())
@@ -222,6 +294,12 @@ impl Node {
     pub(crate) fn another_life(&self) -> Postgres {
         Postgres::new(self.pg.settings().clone()).unwrap()
     }
+}
+
+/// Copies a directory with its owners and rights.
+fn copy(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("-a").args([from, to]).status().unwrap();
+    assert!(status.success());
 }
 
 /// A child that is ended with the test.
@@ -259,6 +337,10 @@ impl Drop for Rig {
         }
         fs::remove_dir_all(&self.dir).ok();
     }
+}
+
+fn is_root() -> bool {
+    fs::metadata("/proc/self").unwrap().uid() == 0
 }
 
 fn account(name: &str) -> (u32, u32) {

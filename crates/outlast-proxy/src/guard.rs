@@ -51,7 +51,7 @@ pub(crate) fn cut(world: &World, orders: &watch::Sender<Orders>) -> Applying {
     });
     let open = fenced.iter().map(|backend| u64::from(backend.in_flight.load(SeqCst))).sum();
     world.tell(Notice::LeaseEnded { open });
-    Applying { ledger: world.ledger.clone(), orders: number, fenced }
+    Applying { ledger: world.ledger.clone(), orders: number, fenced, paused: Vec::new() }
 }
 
 #[cfg(test)]

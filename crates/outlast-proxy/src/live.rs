@@ -77,6 +77,9 @@ pub(crate) struct LiveBackend {
     pub(crate) state: Arc<BackendRun>,
 }
 
+/// What a statement of a session is cancelled with.
+pub(crate) type CancelKey = Vec<u8>;
+
 /// What a service keeps over tables.
 #[derive(Debug)]
 pub(crate) struct ServiceState {
@@ -92,6 +95,8 @@ pub(crate) struct ServiceState {
     pub(crate) held: AtomicU64,
     pub(crate) resumed: AtomicU64,
     pub(crate) bound: AtomicU64,
+    /// Of sessions of PostgreSQL that have changed their server: the key that the client has, and where it means which.
+    pub(crate) keys: Mutex<BTreeMap<CancelKey, (u64, CancelKey)>>,
     /// Told whenever a request has ended while others wait.
     pub(crate) freed: Notify,
     /// Draining has taken all the time that the service has for it: what is still open ends.
@@ -116,6 +121,8 @@ pub(crate) struct BackendRun {
     /// Closed for a backend that is no longer in the table, too, and cut when it goes down: tunnels do not end by themselves.
     pub(crate) tunnels: Fence,
     ledger: Arc<Ledger>,
+    /// Sessions of PostgreSQL that a pause waits for.
+    pub(crate) working: AtomicU32,
     /// Since when it drains, in milliseconds of the process clock; never: `i64::MAX`.
     draining_since_ms: AtomicI64,
     /// It has drained for as long as its service allows: what is still open there ends.
@@ -244,6 +251,7 @@ impl World {
             requests: Fence::default(),
             tunnels: Fence::default(),
             ledger: self.ledger.clone(),
+            working: AtomicU32::new(0),
             draining_since_ms: AtomicI64::new(i64::MAX),
             over: AtomicBool::new(false),
             last_suspect_ms: AtomicI64::new(i64::MIN / 2),
@@ -263,6 +271,7 @@ impl World {
             held: AtomicU64::new(0),
             resumed: AtomicU64::new(0),
             bound: AtomicU64::new(0),
+            keys: Mutex::default(),
             freed: Notify::new(),
             over: AtomicBool::new(false),
         }
@@ -276,6 +285,11 @@ impl World {
         for (name, old) in &before.services {
             for backend in &old.backends {
                 let service = after.get(name);
+                if service.is_some_and(|s| s.stands_in(backend) && !old.stands_in(backend)) {
+                    // A standby that has been promoted: what is open there could write from now on.
+                    backend.state.tunnels.cut();
+                    changed = true;
+                }
                 let now = service
                     .and_then(|s| s.backends.iter().find(|b| b.state.id == backend.state.id));
                 if service.is_some_and(|s| s.spec.vouched && !old.spec.vouched) {
@@ -314,10 +328,27 @@ impl World {
                 }
             }
         }
+        let sessions = after.iter().filter(|(_, service)| service.spec.postgres.is_some());
+        for (name, service) in sessions {
+            // Whoever waits for a server, or has to leave one, looks at every change.
+            changed |= before.services.get(name).is_none_or(|old| old.spec != service.spec);
+        }
         if changed {
             self.fences.fetch_add(1, SeqCst);
         }
         self.fences.load(SeqCst)
+    }
+}
+
+impl BackendRun {
+    pub(crate) fn work_begins(&self) {
+        self.working.fetch_add(1, SeqCst);
+    }
+
+    pub(crate) fn work_ends(&self) {
+        if self.working.fetch_sub(1, SeqCst) == 1 {
+            self.ledger.tell();
+        }
     }
 }
 
@@ -378,7 +409,17 @@ impl LiveService {
         pass.is_none_or(|pass| lease.stops(pass))
     }
 
-    /// Chooses a backend that is not among `tried`; `None` if none can take a request now.
+    /// The primary that may stand in for a standby of PostgreSQL.
+    pub(crate) fn fallback(&self) -> Option<usize> {
+        let name = self.spec.postgres.as_ref()?.fallback.as_ref()?;
+        self.backends.iter().position(|backend| backend.spec.name == *name)
+    }
+
+    fn stands_in(&self, backend: &LiveBackend) -> bool {
+        self.fallback().is_some_and(|i| self.backends[i].state.id == backend.state.id)
+    }
+
+    /// Chooses a backend that is not among `tried`; `None` if none can take a request now. One that only stands in is the last.
     pub(crate) fn pick(
         &self,
         world: &World,
@@ -386,9 +427,25 @@ impl LiveService {
         random: u64,
         key: u64,
     ) -> Option<usize> {
+        let last = self.fallback();
+        self.pick_but(last, world, tried, random, key).or_else(|| {
+            let backend = &self.backends[last?];
+            let usable = backend.spec.state == BackendState::Up && !self.full(backend);
+            last.filter(|i| usable && !tried.contains(i))
+        })
+    }
+
+    fn pick_but(
+        &self,
+        last: Option<usize>,
+        world: &World,
+        tried: &[usize],
+        random: u64,
+        key: u64,
+    ) -> Option<usize> {
         let up = |b: &LiveBackend| b.spec.state == BackendState::Up;
         let candidate = |i: usize, backend: &LiveBackend, usable: bool| balance::Candidate {
-            usable: usable && !tried.contains(&i) && !self.full(backend),
+            usable: usable && last != Some(i) && !tried.contains(&i) && !self.full(backend),
             in_flight: backend.state.in_flight.load(Relaxed),
             weight: self.weight(world, backend),
             hash: backend.hash,
@@ -397,7 +454,9 @@ impl LiveService {
             self.backends.iter().filter(|b| up(b) && !b.state.ejected.load(Relaxed)).count();
         let all = self.backends.iter().filter(|b| b.spec.state != BackendState::Passive).count();
         #[expect(clippy::cast_precision_loss, reason = "a handful of backends")]
-        let panic = self.spec.panic.is_some_and(|share| usable as f64 <= share * all as f64);
+        let panic = self.spec.panic.is_some_and(|share| usable as f64 <= share * all as f64)
+            // Roles are agreed on: nothing is sent to a server that may have lost its own.
+            && self.spec.postgres.is_none();
         let mut few = [balance::Candidate { usable: false, in_flight: 0, weight: 1.0, hash: 0 }; 8];
         let mut many = Vec::new();
         let candidates = if self.backends.len() <= few.len() {
@@ -561,6 +620,12 @@ pub(crate) struct Flight {
 }
 
 impl Flight {
+    /// Counts one at a service without asking for its limit.
+    pub(crate) fn enter(service: &LiveService) -> Flight {
+        service.state.in_flight.fetch_add(1, Relaxed);
+        Flight { service: service.state.clone(), backend: None }
+    }
+
     /// Takes a place among the service's requests; waits in its bounded queue if there is none.
     pub(crate) async fn board(service: &LiveService) -> Option<Flight> {
         let state = &service.state;

@@ -20,7 +20,7 @@ use crate::guard::Guard;
 use crate::http1::{self, Door, QUIET};
 use crate::io::{Io, Rest, with_scratch};
 use crate::lease::Lease;
-use crate::live::{Counted, Live, Notice, World};
+use crate::live::{Counted, Live, LiveService, Notice, World};
 use crate::proxy_protocol::{self, HEADER_MAX};
 use crate::seats::{self, Seat};
 use crate::settle::Applying;
@@ -126,6 +126,9 @@ impl Proxy {
             .filter(|b| b.spec.state == BackendState::Passive)
             .map(|b| b.state.clone())
             .collect();
+        let pauses = |s: &LiveService| s.spec.postgres.as_ref().is_some_and(|port| port.paused);
+        let paused = live.services.values().filter(|service| pauses(service));
+        let paused = paused.flat_map(|s| &s.backends).map(|b| b.state.clone()).collect();
         let live = Arc::new(live);
         let mut number = 0;
         self.orders.send_modify(|orders| {
@@ -134,7 +137,7 @@ impl Proxy {
             orders.sockets = held;
             number = orders.number;
         });
-        Ok(Applying { ledger: self.world.ledger.clone(), orders: number, fenced })
+        Ok(Applying { ledger: self.world.ledger.clone(), orders: number, fenced, paused })
     }
 
     /// Vouches for what this node knows until that moment of the boottime clock, be it later or earlier than said before; a
@@ -330,6 +333,9 @@ async fn greet(stream: TcpStream, client: SocketAddr, name: String, _accepted: C
     // Whatever it will speak, it counts from now on.
     let Some(_guest) = worker::Guest::admit(service.clone()) else {
         service.state.own.failed(crate::stats::ErrorKind::Limit);
+        if service.spec.protocol == Protocol::Postgres {
+            postgres::turn_away(stream).await;
+        }
         return;
     };
     let (Ok(local), Ok(())) = (stream.local_addr(), stream.set_nodelay(true)) else { return };

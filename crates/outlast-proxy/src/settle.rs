@@ -50,6 +50,8 @@ pub struct Applying {
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) orders: u64,
     pub(crate) fenced: Vec<Arc<BackendRun>>,
+    /// Where no session may be under way.
+    pub(crate) paused: Vec<Arc<BackendRun>>,
 }
 
 /// A table that is not yet in force everywhere.
@@ -57,7 +59,7 @@ pub struct Applying {
 pub struct Unsettled {
     /// Workers that still use an older table.
     pub workers: usize,
-    /// Requests and connections that are still open at fenced backends.
+    /// Requests and connections that are still open at fenced backends, and sessions that are under way at paused ones.
     pub open: u64,
 }
 
@@ -78,7 +80,9 @@ impl Applying {
         // In this order: a worker that has the table lets nothing more in.
         let workers =
             self.ledger.seen.iter().filter(|seen| seen.load(SeqCst) < self.orders).count();
-        let open = self.fenced.iter().map(|b| u64::from(b.in_flight.load(SeqCst))).sum();
+        let fenced = self.fenced.iter().map(|b| u64::from(b.in_flight.load(SeqCst)));
+        let paused = self.paused.iter().map(|b| u64::from(b.working.load(SeqCst)));
+        let open = fenced.chain(paused).sum();
         if (workers, open) == (0, 0) { Ok(()) } else { Err(Unsettled { workers, open }) }
     }
 
@@ -132,7 +136,10 @@ mod tests {
         service.backends[0].state = BackendState::Passive;
         let after = world.compile(table(&service), &live).unwrap();
         assert!(after.fences > live.fences && BTreeMap::len(&after.services) == 1);
-        (Applying { ledger: world.ledger, orders: 7, fenced: vec![backend] }, flight)
+        (
+            Applying { ledger: world.ledger, orders: 7, fenced: vec![backend], paused: Vec::new() },
+            flight,
+        )
     }
 
     #[test]

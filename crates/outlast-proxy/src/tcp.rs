@@ -137,7 +137,7 @@ impl<'a> Cut<'a> {
     }
 
     /// The backend must not serve any more, nobody vouches for it, or its or our time for draining is over.
-    fn now(&self) -> bool {
+    pub(crate) fn now(&self) -> bool {
         worker::stops(&self.backend.tunnels, self.pass)
             || self.backend.over.load(Relaxed)
             || self.service.state.over.load(Relaxed)
@@ -145,7 +145,7 @@ impl<'a> Cut<'a> {
     }
 
     /// Waits for something unless the tunnel is to end first.
-    async fn unless<F: Future>(&self, mut work: Pin<&mut F>) -> Option<F::Output> {
+    pub(crate) async fn unless<F: Future>(&self, mut work: Pin<&mut F>) -> Option<F::Output> {
         poll_fn(|cx| {
             if self.now() {
                 return Poll::Ready(None);

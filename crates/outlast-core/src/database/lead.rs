@@ -163,10 +163,13 @@ impl Lead {
         if agreed.system.is_some() && agreed.confirms.is_empty() && scene.wish.acks > 0 {
             // Nothing is acknowledged before there is somebody to have it, too.
             let others = scene.wish.members.iter().filter(|name| **name != reign.primary);
-            let to = Confirm { acks: scene.wish.acks, of: others.cloned().collect() };
+            let of = others.cloned().collect();
+            let to = Confirm { acks: scene.wish.acks, of, ..Confirm::default() };
             return Some(DatabaseCommand::Widen { database, epoch, to });
         }
-        let serves = !reign.open && primary.serves == Some(epoch) && agreed.system.is_some();
+        let ruled = primary.rule == Some(agreed.rule().since);
+        let serves =
+            !reign.open && primary.serves == Some(epoch) && ruled && agreed.system.is_some();
         let timeline = primary.reaches.timeline;
         serves.then_some(DatabaseCommand::Open { database, epoch, timeline })
     }
@@ -216,7 +219,7 @@ impl Lead {
             .iter()
             .filter_map(|(name, seen)| {
                 let sight = seen.fresh().filter(|sight| sight.state == MemberState::Standby)?;
-                Some(Recruit { node: name.clone(), reaches: sight.reaches })
+                recruit(agreed, name, sight)
             })
             .collect();
         let fit = likely.iter().any(|recruit| unfit(scene, &recruit.node).is_none());
@@ -244,9 +247,11 @@ impl Lead {
     ) -> Option<DatabaseCommand> {
         let election = agreed.election.as_ref()?;
         let lasts = self.lasts(now, &format!("election {}", election.epoch), true);
-        let recruits = recruits(scene, election.epoch);
+        let recruits = recruits(scene, agreed, election.epoch);
         let all_there = scene.members.iter().all(|(name, seen)| {
-            let alive = seen.fresh().is_some_and(|sight| sight.state == MemberState::Standby);
+            let alive = seen.fresh().is_some_and(|sight| {
+                sight.state == MemberState::Standby && recruit(agreed, name, sight).is_some()
+            });
             !alive || recruits.iter().any(|recruit| recruit.node == *name)
         });
         if agreed.is_async() && !all_there && lasts < REPORTS_WAIT {
@@ -303,7 +308,7 @@ impl Lead {
     ) -> Option<DatabaseCommand> {
         let reign = &agreed.reign;
         let primary = scene.members.get(&reign.primary)?.fresh()?.clone();
-        if primary.serves != Some(reign.epoch) || !reign.open || agreed.switchover.is_some() {
+        if primary.serves != Some(reign.epoch) || !reign.open || agreed.is_closed() {
             return None;
         }
         let (database, epoch, rule) = (scene.name.to_string(), reign.epoch, agreed.rule());
@@ -328,7 +333,7 @@ impl Lead {
         let hangs = LEAVES_AFTER <= self.lasts(now, "unsettled", !settled);
         let room = agreed.confirms.len() < crate::agreed::Limit::Confirms.most();
         let may = settled || hangs && room;
-        (to != rule && may).then_some(DatabaseCommand::Widen { database, epoch, to })
+        (!to.is_like(&rule) && may).then_some(DatabaseCommand::Widen { database, epoch, to })
     }
 
     /// The next step of a planned switchover.
@@ -351,7 +356,7 @@ impl Lead {
         };
         match judge_step(scene, agreed, switchover) {
             Ok(_) if switchover.step == Step::PIVOT && still => {
-                Some(self.appoint_planned(scene, agreed, switchover))
+                self.appoint_planned(scene, agreed, switchover)
             }
             Ok(evidence) => {
                 Some(DatabaseCommand::Step { database, begun, step: switchover.step, evidence })
@@ -372,22 +377,24 @@ impl Lead {
         scene: &Scene<'_>,
         agreed: &Database,
         switchover: &Switchover,
-    ) -> DatabaseCommand {
-        let end = end_of(scene, &switchover.from);
+    ) -> Option<DatabaseCommand> {
+        // It has all of the old primary's log; who reaches as far as it does has all of it, too.
+        let end = scene.members.get(&switchover.to).and_then(Seen::fresh)?.reaches;
         let reached = scene.members.iter().filter_map(|(name, seen)| {
-            let reaches = seen.fresh()?.reaches;
-            (reaches >= end).then(|| Recruit { node: name.clone(), reaches: end })
+            let sight = seen.fresh().filter(|sight| sight.reaches >= end)?;
+            let same = sight.lineage == Some(agreed.reign.epoch);
+            same.then(|| Recruit { node: name.clone(), reaches: end })
         });
         let recruits: Vec<Recruit> = reached.collect();
         let next = self.next_rule(scene, &switchover.to, &recruits);
-        DatabaseCommand::Appoint {
+        Some(DatabaseCommand::Appoint {
             database: scene.name.to_string(),
             epoch: agreed.reign.epoch,
             node: switchover.to.clone(),
             recruits,
             next,
             losing: false,
-        }
+        })
     }
 }
 
@@ -424,7 +431,11 @@ fn judge_step(
             if closed { Ok(format!("ends at {end}")) } else { Err("open transactions".to_string()) }
         }
         Step::LastLog => {
-            let end = from?.reaches;
+            let from = from?;
+            if from.closed != Some(switchover.begun.index) {
+                return Err(format!("node `{}` is not known to be closed", switchover.from));
+            }
+            let end = from.reaches;
             for name in &agreed.rule().of {
                 let reaches = scene.members.get(name).and_then(Seen::fresh).map(|s| s.reaches);
                 if reaches.is_some_and(|reaches| reaches < end) {
@@ -490,12 +501,18 @@ fn unfit(scene: &Scene<'_>, node: &str) -> Option<String> {
     sight.unfit.clone()
 }
 
-fn recruits(scene: &Scene<'_>, election: u64) -> Vec<Recruit> {
+fn recruits(scene: &Scene<'_>, agreed: &Database, election: u64) -> Vec<Recruit> {
     let stopped = scene.members.iter().filter_map(|(name, seen)| {
         let sight = seen.fresh().filter(|sight| sight.stopped == Some(election))?;
-        Some(Recruit { node: name.clone(), reaches: sight.reaches })
+        recruit(agreed, name, sight)
     });
     stopped.collect()
+}
+
+/// Only a log that is a part of the last primary's can be compared with others.
+fn recruit(agreed: &Database, name: &str, sight: &MemberSight) -> Option<Recruit> {
+    let comparable = agreed.is_part(sight.lineage, sight.reaches);
+    comparable.then(|| Recruit { node: name.to_string(), reaches: sight.reaches })
 }
 
 /// Whether everybody lacks more than may be lost, as far as the old primary's end is known.
@@ -517,7 +534,7 @@ fn filled(scene: &Scene<'_>, primary: &str, acks: u32, mut of: BTreeSet<String>)
         }
         of.insert(name.clone());
     }
-    Confirm { acks, of }
+    Confirm { acks, of, ..Confirm::default() }
 }
 
 /// Why nobody can be appointed.

@@ -484,7 +484,7 @@ impl Databases {
                 database.reigns(*epoch)?;
                 let primary = database.reign.primary.clone();
                 let id = registry.id_of(&primary).ok_or(Refusal::NotRegistered { id: 0 })?;
-                if !leases.get(&role).is_some_and(|lease| lease.holder == id) {
+                if leases.get(&role).is_none_or(|lease| lease.holder != id) {
                     // Promoted early: the lease of the old primary has to be over first.
                     leases.appoint(at, &role, id, DATABASE_LEASE)?;
                 }

@@ -1,8 +1,9 @@
 //! What the leader decides for all members of a database.
 
+use alloc::borrow::ToOwned as _;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
-use alloc::string::{String, ToString as _};
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
 
@@ -116,7 +117,7 @@ impl Lead {
             self.since.remove(what);
             return Duration::ZERO;
         }
-        let since = *self.since.entry(what.to_string()).or_insert(now);
+        let since = *self.since.entry(what.to_owned()).or_insert(now);
         now.since(since)
     }
 
@@ -137,7 +138,7 @@ impl Lead {
         if systems.len() > 1 {
             self.stuck = Some(
                 "the nodes have data of different databases: move away what is not to be used"
-                    .to_string(),
+                    .to_owned(),
             );
             return None;
         }
@@ -148,7 +149,7 @@ impl Lead {
         let empty = empty
             .max_by_key(|(name, _)| (scene.wish.priority(name), core::cmp::Reverse(name.as_str())));
         let (node, _) = furthest.or(empty)?;
-        let (database, node) = (scene.name.to_string(), (*node).clone());
+        let (database, node) = (scene.name.to_owned(), (*node).clone());
         Some(DatabaseCommand::Create { database, node })
     }
 
@@ -156,7 +157,7 @@ impl Lead {
     fn begin_reign(&self, scene: &Scene<'_>, agreed: &Database) -> Option<DatabaseCommand> {
         let reign = &agreed.reign;
         let primary = scene.members.get(&reign.primary)?.fresh()?;
-        let (database, epoch) = (scene.name.to_string(), reign.epoch);
+        let (database, epoch) = (scene.name.to_owned(), reign.epoch);
         if let (None, Some(system)) = (agreed.system, primary.system) {
             return Some(DatabaseCommand::Made { database, epoch, system });
         }
@@ -234,7 +235,7 @@ impl Lead {
             self.stuck = Some(format!("{why}, but {short}"));
             return None;
         }
-        let (database, epoch) = (scene.name.to_string(), agreed.reign.epoch);
+        let (database, epoch) = (scene.name.to_owned(), agreed.reign.epoch);
         Some(DatabaseCommand::Elect { database, epoch, why })
     }
 
@@ -284,7 +285,7 @@ impl Lead {
             return None;
         };
         let (node, next) = (best.node.clone(), self.next_rule(scene, &best.node, &recruits));
-        let (database, epoch) = (scene.name.to_string(), election.epoch);
+        let (database, epoch) = (scene.name.to_owned(), election.epoch);
         Some(DatabaseCommand::Appoint { database, epoch, node, recruits, next, losing: false })
     }
 
@@ -311,7 +312,7 @@ impl Lead {
         if primary.serves != Some(reign.epoch) || !reign.open || agreed.is_closed() {
             return None;
         }
-        let (database, epoch, rule) = (scene.name.to_string(), reign.epoch, agreed.rule());
+        let (database, epoch, rule) = (scene.name.to_owned(), reign.epoch, agreed.rule());
         if primary.confirmed.as_ref() == Some(&rule) && agreed.confirms.len() > 1 {
             return Some(DatabaseCommand::Settle { database, epoch, to: rule });
         }
@@ -349,10 +350,11 @@ impl Lead {
         let paused = (Step::Close..=Step::PIVOT).contains(&switchover.step);
         let paused = self.lasts(now, &format!("pause {}", switchover.begun.index), paused);
         let still = switchover.from == agreed.reign.primary;
-        let (database, begun) = (scene.name.to_string(), switchover.begun.index);
-        let overdue = match switchover.step {
-            Step::CatchUp => CATCH_UP_MAX < lasts,
-            _ => switchover.pause_max < paused,
+        let (database, begun) = (scene.name.to_owned(), switchover.begun.index);
+        let overdue = if switchover.step == Step::CatchUp {
+            CATCH_UP_MAX < lasts
+        } else {
+            switchover.pause_max < paused
         };
         match judge_step(scene, agreed, switchover) {
             Ok(_) if switchover.step == Step::PIVOT && still => {
@@ -388,7 +390,7 @@ impl Lead {
         let recruits: Vec<Recruit> = reached.collect();
         let next = self.next_rule(scene, &switchover.to, &recruits);
         Some(DatabaseCommand::Appoint {
-            database: scene.name.to_string(),
+            database: scene.name.to_owned(),
             epoch: agreed.reign.epoch,
             node: switchover.to.clone(),
             recruits,
@@ -428,7 +430,7 @@ fn judge_step(
         Step::Close => {
             let closed = from?.closed == Some(switchover.begun.index);
             let end = end_of(scene, &switchover.from);
-            if closed { Ok(format!("ends at {end}")) } else { Err("open transactions".to_string()) }
+            if closed { Ok(format!("ends at {end}")) } else { Err("open transactions".to_owned()) }
         }
         Step::LastLog => {
             let from = from?;
@@ -447,7 +449,7 @@ fn judge_step(
             }
             Ok(format!("has {end}"))
         }
-        Step::Examine => fit_to_follow(scene, switchover).map(|()| "fit".to_string()),
+        Step::Examine => fit_to_follow(scene, switchover).map(|()| "fit".to_owned()),
         Step::Promote if switchover.from == agreed.reign.primary => Ok(String::new()),
         Step::Promote => match to?.serves == Some(epoch) {
             true => {
@@ -456,12 +458,12 @@ fn judge_step(
             false => Err(format!("node `{}` is being promoted", switchover.to)),
         },
         Step::Route => match agreed.reign.open {
-            true => Ok("every node has been told".to_string()),
-            false => Err("it does not serve yet".to_string()),
+            true => Ok("every node has been told".to_owned()),
+            false => Err("it does not serve yet".to_owned()),
         },
         Step::Verify => match to?.verified == Some(epoch) {
-            true => Ok("a write was acknowledged".to_string()),
-            false => Err("no write has been acknowledged yet".to_string()),
+            true => Ok("a write was acknowledged".to_owned()),
+            false => Err("no write has been acknowledged yet".to_owned()),
         },
         Step::Demote => {
             let from = from?;
@@ -490,13 +492,13 @@ fn fit_to_follow(scene: &Scene<'_>, switchover: &Switchover) -> Result<(), Strin
 /// Why a member must not be chosen.
 fn unfit(scene: &Scene<'_>, node: &str) -> Option<String> {
     if !scene.wish.members.contains(node) {
-        return Some("it is no member".to_string());
+        return Some("it is no member".to_owned());
     }
     if scene.wish.priority(node) == 0 {
-        return Some("its priority is 0".to_string());
+        return Some("its priority is 0".to_owned());
     }
     let Some(sight) = scene.members.get(node).and_then(Seen::fresh) else {
-        return Some("it is silent".to_string());
+        return Some("it is silent".to_owned());
     };
     sight.unfit.clone()
 }
@@ -512,7 +514,7 @@ fn recruits(scene: &Scene<'_>, agreed: &Database, election: u64) -> Vec<Recruit>
 /// Only a log that is a part of the last primary's can be compared with others.
 fn recruit(agreed: &Database, name: &str, sight: &MemberSight) -> Option<Recruit> {
     let comparable = agreed.is_part(sight.lineage, sight.reaches);
-    comparable.then(|| Recruit { node: name.to_string(), reaches: sight.reaches })
+    comparable.then(|| Recruit { node: name.to_owned(), reaches: sight.reaches })
 }
 
 /// Whether everybody lacks more than may be lost, as far as the old primary's end is known.

@@ -4,8 +4,9 @@
 //! like ([`State`]), give one thing to do ([`Duty`]). A test walks through all of it: whatever the part, every state leads
 //! to where the part wants to be.
 
+use alloc::borrow::ToOwned as _;
 use alloc::collections::{BTreeSet, VecDeque};
-use alloc::string::{String, ToString as _};
+use alloc::string::String;
 use core::time::Duration;
 
 use super::{MemberSight, MemberState};
@@ -440,7 +441,7 @@ impl Member {
     }
 
     fn give_up(&mut self, now: Instant, why: &str) {
-        self.gives_up.get_or_insert_with(|| (now, why.to_string()));
+        self.gives_up.get_or_insert_with(|| (now, why.to_owned()));
     }
 
     fn order(
@@ -494,10 +495,10 @@ impl Member {
             Duty::Rewind => self.rejoin(agreed, local, is_source),
             Duty::Clone => is_source.then(|| Order::Clone { from: primary() }),
             Duty::Govern => govern(agreed, local),
-            Duty::Kill => Some(Order::Kill { why: why_kill(part, state).to_string() }),
+            Duty::Kill => Some(Order::Kill { why: why_kill(part, state).to_owned() }),
             Duty::Yield => {
                 self.give_up(now, "PostgreSQL did not answer and was killed");
-                Some(Order::Kill { why: why_kill(part, state).to_string() })
+                Some(Order::Kill { why: why_kill(part, state).to_owned() })
             }
             Duty::GiveUp => {
                 self.give_up(now, "its data is gone or cannot be used");

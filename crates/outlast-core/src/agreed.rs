@@ -42,8 +42,8 @@ pub use clock::{
     Timed,
 };
 pub use database::{
-    Confirm, DATABASE_LEASE, Database, DatabaseCommand, Databases, Election, Position, Recruit,
-    Reign, Step as SwitchoverStep, StepDone, Switchover, SwitchoverEnd, database_of_role,
+    Ancestor, Confirm, DATABASE_LEASE, Database, DatabaseCommand, Databases, Election, Position,
+    Recruit, Reign, Step as SwitchoverStep, StepDone, Switchover, SwitchoverEnd, database_of_role,
     database_role,
 };
 pub use history::{Fact, History};

@@ -57,15 +57,17 @@ pub struct MemberSight {
     pub system: Option<u64>,
     /// How far its log reaches: what is flushed here, be it written or received.
     pub reaches: Position,
+    /// The reign of whose primary's log this one is a part.
+    pub lineage: Option<u64>,
     /// It receives nothing any more because of this election, and `reaches` is the end.
     pub stopped: Option<u64>,
     /// It receives from this node.
     pub follows: Option<String>,
     /// The reign under which it is primary, and a write went through here a moment ago.
     pub serves: Option<u64>,
-    /// The rule for acknowledgements that is in force.
-    pub rule: Option<Confirm>,
-    /// The same, once all older writes would be acknowledged under it, too.
+    /// [`Confirm::since`] of the rule for acknowledgements that is in force.
+    pub rule: Option<u64>,
+    /// The rule for acknowledgements that is in force, and under which all older writes would be acknowledged, too.
     pub confirmed: Option<Confirm>,
     /// A write was acknowledged by others under this reign.
     pub verified: Option<u64>,
@@ -90,6 +92,7 @@ coded_struct!(MemberSight {
     state,
     system,
     reaches,
+    lineage,
     stopped,
     follows,
     serves,

@@ -4,6 +4,7 @@
 //! Everything follows from a seed. What must hold is checked after every step, and a seed that breaks a law replays it.
 
 mod check;
+mod database;
 mod joint;
 mod tests;
 pub(crate) mod topologies;

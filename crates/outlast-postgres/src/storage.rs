@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Base backups leave out what begins like this; so does a rewind.
-const FILE: &str = "pgsql_tmp.outlast";
+/// The suffix of the file, which lies beside the directory: what lies in it would be copied, and rewound.
+const FILE: &str = "probe";
 /// What is written: one block of the disk.
 const BLOCK: [u8; 4096] = [b'.'; 4096];
 
@@ -64,7 +64,7 @@ impl Probe {
     pub fn start(data_dir: &Path, every: Duration, slow: Duration) -> io::Result<Probe> {
         let known = Arc::new(Mutex::new(Known::default()));
         let (ends, ended) = mpsc::sync_channel(0);
-        let (path, shared) = (data_dir.join(FILE), Arc::clone(&known));
+        let (path, shared) = (crate::settings::beside(data_dir, FILE), Arc::clone(&known));
         thread::Builder::new().name("storage".to_owned()).spawn(move || {
             while ended.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
                 round(&path, &shared);
@@ -109,8 +109,7 @@ fn round(path: &PathBuf, shared: &Mutex<Known>) {
 
 fn try_disk(path: &PathBuf) -> io::Result<u64> {
     let mut options = OpenOptions::new();
-    // PostgreSQL's account must be able to read what lies in its directory.
-    let mut file = options.write(true).create(true).truncate(true).mode(0o644).open(path)?;
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(path)?;
     file.write_all(&BLOCK)?;
     file.sync_all()?;
     if fs::read(path)? != BLOCK {

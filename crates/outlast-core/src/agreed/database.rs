@@ -59,16 +59,24 @@ impl fmt::Display for Position {
 /// A rule for acknowledgements: a write is acknowledged once it is on the primary and on `acks` of these members.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Confirm {
+    /// The log index from which on it counts; 0: it is proposed. The same rule again is another one: what was said of the
+    /// first does not hold for it.
+    pub since: u64,
     /// 0: the primary alone acknowledges.
     pub acks: u32,
     pub of: BTreeSet<String>,
 }
 
-coded_struct!(Confirm { acks, of });
+coded_struct!(Confirm { since, acks, of });
 
 impl Confirm {
     pub fn is_async(&self) -> bool {
         self.acks == 0
+    }
+
+    /// Whether both ask for the same, whenever they were agreed on.
+    pub fn is_like(&self, other: &Confirm) -> bool {
+        (self.acks, &self.of) == (other.acks, &other.of)
     }
 
     /// Whether these members, stopped, leave no set that can acknowledge, and have seen all that was acknowledged.
@@ -99,7 +107,7 @@ pub struct Recruit {
 
 coded_struct!(Recruit { node, reaches });
 
-coded_list!(Confirm, Recruit, StepDone);
+coded_list!(Confirm, Recruit, StepDone, Ancestor);
 
 /// What can happen to a database.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -272,6 +280,21 @@ pub struct Reign {
 
 coded_struct!(Reign { primary, epoch, open, timeline, from, recruits, begun });
 
+/// An earlier reign, from whose log the present primary's has grown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ancestor {
+    pub epoch: u64,
+    /// A log of that reign that reaches no further is a part of the present primary's.
+    pub until: Position,
+    /// Its timeline, if nobody else can have made another one of the same number.
+    pub timeline: Option<u32>,
+}
+
+coded_struct!(Ancestor { epoch, until, timeline });
+
+/// Earlier reigns that are remembered. Who slept longer is cloned.
+const ANCESTORS_KEPT: usize = 16;
+
 /// The reign is over; who comes next is not known yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Election {
@@ -323,6 +346,8 @@ pub struct Database {
     /// PostgreSQL's identifier; `None`: it is being made.
     pub system: Option<u64>,
     pub reign: Reign,
+    /// The oldest first.
+    pub ancestors: Vec<Ancestor>,
     pub election: Option<Election>,
     /// Rules under which writes may have been acknowledged; the primary follows the last one.
     pub confirms: Vec<Confirm>,
@@ -330,7 +355,15 @@ pub struct Database {
     pub last_switchover: Option<SwitchoverEnd>,
 }
 
-coded_struct!(Database { system, reign, election, confirms, switchover, last_switchover });
+coded_struct!(Database {
+    system,
+    reign,
+    ancestors,
+    election,
+    confirms,
+    switchover,
+    last_switchover
+});
 
 impl Database {
     /// The highest epoch that was given.
@@ -353,6 +386,24 @@ impl Database {
         let behind = recruits.iter().filter(|recruit| recruit.reaches <= at);
         let behind: BTreeSet<&str> = behind.map(|recruit| recruit.node.as_str()).collect();
         self.confirms.iter().all(|confirm| confirm.is_covered(&behind, &self.reign.primary))
+    }
+
+    /// Whether a log that was last fed under this reign, and reaches this far, is a part of the present primary's. Two logs of
+    /// different reigns can have timelines of the same number, so that positions alone say nothing.
+    pub fn is_part(&self, lineage: Option<u64>, reaches: Position) -> bool {
+        lineage == Some(self.reign.epoch)
+            || self.ancestor(lineage).is_some_and(|ancestor| reaches <= ancestor.until)
+    }
+
+    /// Whether such a log has more than the present primary's, and the place where they part can be found: the timelines of
+    /// both tell them apart.
+    pub fn can_rewind(&self, lineage: Option<u64>) -> bool {
+        lineage == Some(self.reign.epoch)
+            || self.ancestor(lineage).is_some_and(|ancestor| ancestor.timeline.is_some())
+    }
+
+    fn ancestor(&self, lineage: Option<u64>) -> Option<&Ancestor> {
+        self.ancestors.iter().find(|ancestor| Some(ancestor.epoch) == lineage)
     }
 
     /// Whether the primary is to accept no writes because it is about to hand over.
@@ -433,11 +484,11 @@ impl Databases {
                 database.reigns(*epoch)?;
                 let primary = database.reign.primary.clone();
                 let id = registry.id_of(&primary).ok_or(Refusal::NotRegistered { id: 0 })?;
-                if !leases.get(&role).is_some_and(|lease| lease.holder == id) {
+                if leases.get(&role).is_none_or(|lease| lease.holder != id) {
                     // Promoted early: the lease of the old primary has to be over first.
                     leases.appoint(at, &role, id, DATABASE_LEASE)?;
                 }
-                (database.reign.open, database.reign.timeline) = (true, *timeline);
+                database.open(*timeline);
                 say(&primary, &format!("is primary, epoch {epoch}, timeline {timeline}"));
                 Ok(Reply::Done)
             }
@@ -481,11 +532,17 @@ impl Databases {
             }
             DatabaseCommand::Widen { epoch, to, .. } => {
                 database.reigns(*epoch)?;
-                if database.confirms.last() == Some(to) {
+                if database.confirms.last().is_some_and(|last| last.is_like(to)) {
                     return Ok(Reply::Done);
                 }
-                Limit::Confirms.holds(database.confirms.len() + 1)?;
-                database.confirms.push(to.clone());
+                let mut confirms = database.confirms.clone();
+                if confirms.is_empty() {
+                    // Until now the primary alone acknowledged.
+                    confirms.push(Confirm::default());
+                }
+                Limit::Confirms.holds(confirms.len() + 1)?;
+                confirms.push(Confirm { since: at.index, ..to.clone() });
+                database.confirms = confirms;
                 Ok(Reply::Done)
             }
             DatabaseCommand::Settle { epoch, to, .. } => {
@@ -543,8 +600,21 @@ impl Databases {
 impl Database {
     /// Refuses what was meant for another reign, or for one that is over.
     fn reigns(&self, epoch: u64) -> Result<(), Refusal> {
+        self.is_at(epoch)?;
+        if self.election.is_none() { Ok(()) } else { Err(Refusal::OutOfTurn) }
+    }
+
+    /// Refuses what was meant for another reign or election.
+    fn is_at(&self, epoch: u64) -> Result<(), Refusal> {
         let current = self.epoch();
         if current == epoch { Ok(()) } else { Err(Refusal::OtherEpoch { current }) }
+    }
+
+    fn open(&mut self, timeline: u32) {
+        (self.reign.open, self.reign.timeline) = (true, timeline);
+        for ancestor in &mut self.ancestors {
+            ancestor.timeline = ancestor.timeline.filter(|earlier| *earlier < timeline);
+        }
     }
 
     fn switching(&self, begun: u64) -> Result<&Switchover, Refusal> {
@@ -564,7 +634,7 @@ impl Database {
         recruits: &[Recruit],
         losing: bool,
     ) -> Result<(), Refusal> {
-        self.reigns(epoch)?;
+        self.is_at(epoch)?;
         let own = recruits.iter().find(|recruit| recruit.node == node);
         let own = own.ok_or(Refusal::OutOfTurn)?;
         if self.election.is_none() {
@@ -589,9 +659,10 @@ impl Database {
             let same = others().filter(|recruit| recruit.reaches == from);
             let of: BTreeSet<String> = same.map(|recruit| recruit.node.clone()).collect();
             let acks = u32::try_from(of.len().max(1)).unwrap_or(u32::MAX);
-            self.confirms.push(Confirm { acks, of });
+            self.confirms.push(Confirm { since: at.index, acks, of });
         }
-        self.confirms.push(next.clone());
+        self.confirms.push(Confirm { since: at.index, ..next.clone() });
+        self.remember_reign(from);
         let follow = others().filter(|recruit| recruit.reaches <= from);
         self.reign = Reign {
             primary: String::from(node),
@@ -603,6 +674,20 @@ impl Database {
             begun: at,
         };
         self.election = None;
+    }
+
+    /// Its log goes on in that of the next primary, from here on.
+    fn remember_reign(&mut self, from: Position) {
+        let Reign { epoch, open, timeline, .. } = self.reign;
+        for ancestor in &mut self.ancestors {
+            ancestor.until = ancestor.until.min(from);
+            // One that was never open may have made a timeline of any number.
+            ancestor.timeline = ancestor.timeline.filter(|_| open);
+        }
+        let timeline = open.then_some(timeline);
+        self.ancestors.push(Ancestor { epoch, until: from, timeline });
+        let kept = self.ancestors.len().saturating_sub(ANCESTORS_KEPT);
+        self.ancestors.drain(..kept);
     }
 
     fn step_done(&mut self, at: Stamp, evidence: &str) {

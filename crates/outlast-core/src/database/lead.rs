@@ -1,8 +1,9 @@
 //! What the leader decides for all members of a database.
 
+use alloc::borrow::ToOwned as _;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
-use alloc::string::{String, ToString as _};
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
 
@@ -116,7 +117,7 @@ impl Lead {
             self.since.remove(what);
             return Duration::ZERO;
         }
-        let since = *self.since.entry(what.to_string()).or_insert(now);
+        let since = *self.since.entry(what.to_owned()).or_insert(now);
         now.since(since)
     }
 
@@ -137,7 +138,7 @@ impl Lead {
         if systems.len() > 1 {
             self.stuck = Some(
                 "the nodes have data of different databases: move away what is not to be used"
-                    .to_string(),
+                    .to_owned(),
             );
             return None;
         }
@@ -148,7 +149,7 @@ impl Lead {
         let empty = empty
             .max_by_key(|(name, _)| (scene.wish.priority(name), core::cmp::Reverse(name.as_str())));
         let (node, _) = furthest.or(empty)?;
-        let (database, node) = (scene.name.to_string(), (*node).clone());
+        let (database, node) = (scene.name.to_owned(), (*node).clone());
         Some(DatabaseCommand::Create { database, node })
     }
 
@@ -156,20 +157,21 @@ impl Lead {
     fn begin_reign(&self, scene: &Scene<'_>, agreed: &Database) -> Option<DatabaseCommand> {
         let reign = &agreed.reign;
         let primary = scene.members.get(&reign.primary)?.fresh()?;
-        let (database, epoch) = (scene.name.to_string(), reign.epoch);
+        let (database, epoch) = (scene.name.to_owned(), reign.epoch);
         if let (None, Some(system)) = (agreed.system, primary.system) {
             return Some(DatabaseCommand::Made { database, epoch, system });
         }
         if agreed.system.is_some() && agreed.confirms.is_empty() && scene.wish.acks > 0 {
             // Nothing is acknowledged before there is somebody to have it, too.
             let others = scene.wish.members.iter().filter(|name| **name != reign.primary);
-            let to = Confirm { acks: scene.wish.acks, of: others.cloned().collect() };
+            let of = others.cloned().collect();
+            let to = Confirm { acks: scene.wish.acks, of, ..Confirm::default() };
             return Some(DatabaseCommand::Widen { database, epoch, to });
         }
         // What it acknowledges before it follows the rule would not count.
-        let obeys = primary.rule.as_ref().is_some_and(|rule| *rule == agreed.rule());
-        let serves = primary.serves == Some(epoch) && obeys;
-        let serves = !reign.open && serves && agreed.system.is_some();
+        let ruled = primary.rule == Some(agreed.rule().since);
+        let serves =
+            !reign.open && primary.serves == Some(epoch) && ruled && agreed.system.is_some();
         let timeline = primary.reaches.timeline;
         serves.then_some(DatabaseCommand::Open { database, epoch, timeline })
     }
@@ -219,7 +221,7 @@ impl Lead {
             .iter()
             .filter_map(|(name, seen)| {
                 let sight = seen.fresh().filter(|sight| sight.state == MemberState::Standby)?;
-                Some(Recruit { node: name.clone(), reaches: sight.reaches })
+                recruit(agreed, name, sight)
             })
             .collect();
         let fit = likely.iter().any(|recruit| unfit(scene, &recruit.node).is_none());
@@ -234,7 +236,7 @@ impl Lead {
             self.stuck = Some(format!("{why}, but {short}"));
             return None;
         }
-        let (database, epoch) = (scene.name.to_string(), agreed.reign.epoch);
+        let (database, epoch) = (scene.name.to_owned(), agreed.reign.epoch);
         Some(DatabaseCommand::Elect { database, epoch, why })
     }
 
@@ -247,9 +249,11 @@ impl Lead {
     ) -> Option<DatabaseCommand> {
         let election = agreed.election.as_ref()?;
         let lasts = self.lasts(now, &format!("election {}", election.epoch), true);
-        let recruits = recruits(scene, election.epoch);
+        let recruits = recruits(scene, agreed, election.epoch);
         let all_there = scene.members.iter().all(|(name, seen)| {
-            let alive = seen.fresh().is_some_and(|sight| sight.state == MemberState::Standby);
+            let alive = seen.fresh().is_some_and(|sight| {
+                sight.state == MemberState::Standby && recruit(agreed, name, sight).is_some()
+            });
             !alive || recruits.iter().any(|recruit| recruit.node == *name)
         });
         if agreed.is_async() && !all_there && lasts < REPORTS_WAIT {
@@ -282,7 +286,7 @@ impl Lead {
             return None;
         };
         let (node, next) = (best.node.clone(), self.next_rule(scene, &best.node, &recruits));
-        let (database, epoch) = (scene.name.to_string(), election.epoch);
+        let (database, epoch) = (scene.name.to_owned(), election.epoch);
         Some(DatabaseCommand::Appoint { database, epoch, node, recruits, next, losing: false })
     }
 
@@ -306,10 +310,10 @@ impl Lead {
     ) -> Option<DatabaseCommand> {
         let reign = &agreed.reign;
         let primary = scene.members.get(&reign.primary)?.fresh()?.clone();
-        if primary.serves != Some(reign.epoch) || !reign.open || agreed.switchover.is_some() {
+        if primary.serves != Some(reign.epoch) || !reign.open || agreed.is_closed() {
             return None;
         }
-        let (database, epoch, rule) = (scene.name.to_string(), reign.epoch, agreed.rule());
+        let (database, epoch, rule) = (scene.name.to_owned(), reign.epoch, agreed.rule());
         if primary.confirmed.as_ref() == Some(&rule) && agreed.confirms.len() > 1 {
             return Some(DatabaseCommand::Settle { database, epoch, to: rule });
         }
@@ -324,14 +328,20 @@ impl Lead {
             }
         }
         let acks = scene.wish.acks;
-        let to =
-            if acks == 0 { Confirm::default() } else { filled(scene, &reign.primary, acks, of) };
+        let few = of.len() < usize::try_from(acks).unwrap_or(usize::MAX);
+        let stays = few && rule.acks == acks && rule.of.is_subset(&scene.wish.members);
+        let to = match acks {
+            0 => Confirm::default(),
+            // Whoever comes first of those that count is as good as any other.
+            _ if stays => rule.clone(),
+            acks => filled(scene, &reign.primary, acks, of),
+        };
         // One change at a time, unless the last one cannot come true.
         let settled = agreed.confirms.len() <= 1;
         let hangs = LEAVES_AFTER <= self.lasts(now, "unsettled", !settled);
         let room = agreed.confirms.len() < crate::agreed::Limit::Confirms.most();
         let may = settled || hangs && room;
-        (to != rule && may).then_some(DatabaseCommand::Widen { database, epoch, to })
+        (!to.is_like(&rule) && may).then_some(DatabaseCommand::Widen { database, epoch, to })
     }
 
     /// The next step of a planned switchover.
@@ -347,14 +357,15 @@ impl Lead {
         let paused = (Step::Close..=Step::PIVOT).contains(&switchover.step);
         let paused = self.lasts(now, &format!("pause {}", switchover.begun.index), paused);
         let still = switchover.from == agreed.reign.primary;
-        let (database, begun) = (scene.name.to_string(), switchover.begun.index);
-        let overdue = match switchover.step {
-            Step::CatchUp => CATCH_UP_MAX < lasts,
-            _ => switchover.pause_max < paused,
+        let (database, begun) = (scene.name.to_owned(), switchover.begun.index);
+        let overdue = if switchover.step == Step::CatchUp {
+            CATCH_UP_MAX < lasts
+        } else {
+            switchover.pause_max < paused
         };
         match judge_step(scene, agreed, switchover) {
             Ok(_) if switchover.step == Step::PIVOT && still => {
-                Some(self.appoint_planned(scene, agreed, switchover))
+                self.appoint_planned(scene, agreed, switchover)
             }
             Ok(evidence) => {
                 Some(DatabaseCommand::Step { database, begun, step: switchover.step, evidence })
@@ -375,22 +386,24 @@ impl Lead {
         scene: &Scene<'_>,
         agreed: &Database,
         switchover: &Switchover,
-    ) -> DatabaseCommand {
-        let end = end_of(scene, &switchover.from);
+    ) -> Option<DatabaseCommand> {
+        // It has all of the old primary's log; who reaches as far as it does has all of it, too.
+        let end = scene.members.get(&switchover.to).and_then(Seen::fresh)?.reaches;
         let reached = scene.members.iter().filter_map(|(name, seen)| {
-            let reaches = seen.fresh()?.reaches;
-            (reaches >= end).then(|| Recruit { node: name.clone(), reaches: end })
+            let sight = seen.fresh().filter(|sight| sight.reaches >= end)?;
+            let same = sight.lineage == Some(agreed.reign.epoch);
+            same.then(|| Recruit { node: name.clone(), reaches: end })
         });
         let recruits: Vec<Recruit> = reached.collect();
         let next = self.next_rule(scene, &switchover.to, &recruits);
-        DatabaseCommand::Appoint {
-            database: scene.name.to_string(),
+        Some(DatabaseCommand::Appoint {
+            database: scene.name.to_owned(),
             epoch: agreed.reign.epoch,
             node: switchover.to.clone(),
             recruits,
             next,
             losing: false,
-        }
+        })
     }
 }
 
@@ -424,10 +437,14 @@ fn judge_step(
         Step::Close => {
             let closed = from?.closed == Some(switchover.begun.index);
             let end = end_of(scene, &switchover.from);
-            if closed { Ok(format!("ends at {end}")) } else { Err("open transactions".to_string()) }
+            if closed { Ok(format!("ends at {end}")) } else { Err("open transactions".to_owned()) }
         }
         Step::LastLog => {
-            let end = from?.reaches;
+            let from = from?;
+            if from.closed != Some(switchover.begun.index) {
+                return Err(format!("node `{}` is not known to be closed", switchover.from));
+            }
+            let end = from.reaches;
             for name in &agreed.rule().of {
                 let reaches = scene.members.get(name).and_then(Seen::fresh).map(|s| s.reaches);
                 if reaches.is_some_and(|reaches| reaches < end) {
@@ -439,7 +456,7 @@ fn judge_step(
             }
             Ok(format!("has {end}"))
         }
-        Step::Examine => fit_to_follow(scene, switchover).map(|()| "fit".to_string()),
+        Step::Examine => fit_to_follow(scene, switchover).map(|()| "fit".to_owned()),
         Step::Promote if switchover.from == agreed.reign.primary => Ok(String::new()),
         Step::Promote => match to?.serves == Some(epoch) {
             true => {
@@ -448,12 +465,12 @@ fn judge_step(
             false => Err(format!("node `{}` is being promoted", switchover.to)),
         },
         Step::Route => match agreed.reign.open {
-            true => Ok("every node has been told".to_string()),
-            false => Err("it does not serve yet".to_string()),
+            true => Ok("every node has been told".to_owned()),
+            false => Err("it does not serve yet".to_owned()),
         },
         Step::Verify => match to?.verified == Some(epoch) {
-            true => Ok("a write was acknowledged".to_string()),
-            false => Err("no write has been acknowledged yet".to_string()),
+            true => Ok("a write was acknowledged".to_owned()),
+            false => Err("no write has been acknowledged yet".to_owned()),
         },
         Step::Demote => {
             let from = from?;
@@ -482,23 +499,29 @@ fn fit_to_follow(scene: &Scene<'_>, switchover: &Switchover) -> Result<(), Strin
 /// Why a member must not be chosen.
 fn unfit(scene: &Scene<'_>, node: &str) -> Option<String> {
     if !scene.wish.members.contains(node) {
-        return Some("it is no member".to_string());
+        return Some("it is no member".to_owned());
     }
     if scene.wish.priority(node) == 0 {
-        return Some("its priority is 0".to_string());
+        return Some("its priority is 0".to_owned());
     }
     let Some(sight) = scene.members.get(node).and_then(Seen::fresh) else {
-        return Some("it is silent".to_string());
+        return Some("it is silent".to_owned());
     };
     sight.unfit.clone()
 }
 
-fn recruits(scene: &Scene<'_>, election: u64) -> Vec<Recruit> {
+fn recruits(scene: &Scene<'_>, agreed: &Database, election: u64) -> Vec<Recruit> {
     let stopped = scene.members.iter().filter_map(|(name, seen)| {
         let sight = seen.fresh().filter(|sight| sight.stopped == Some(election))?;
-        Some(Recruit { node: name.clone(), reaches: sight.reaches })
+        recruit(agreed, name, sight)
     });
     stopped.collect()
+}
+
+/// Only a log that is a part of the last primary's can be compared with others.
+fn recruit(agreed: &Database, name: &str, sight: &MemberSight) -> Option<Recruit> {
+    let comparable = agreed.is_part(sight.lineage, sight.reaches);
+    comparable.then(|| Recruit { node: name.to_owned(), reaches: sight.reaches })
 }
 
 /// Whether everybody lacks more than may be lost, as far as the old primary's end is known.
@@ -520,7 +543,7 @@ fn filled(scene: &Scene<'_>, primary: &str, acks: u32, mut of: BTreeSet<String>)
         }
         of.insert(name.clone());
     }
-    Confirm { acks, of }
+    Confirm { acks, of, ..Confirm::default() }
 }
 
 /// Why nobody can be appointed.

@@ -4,8 +4,9 @@
 //! like ([`State`]), give one thing to do ([`Duty`]). A test walks through all of it: whatever the part, every state leads
 //! to where the part wants to be.
 
+use alloc::borrow::ToOwned as _;
 use alloc::collections::{BTreeSet, VecDeque};
-use alloc::string::{String, ToString as _};
+use alloc::string::String;
 use core::time::Duration;
 
 use super::{MemberSight, MemberState};
@@ -73,6 +74,10 @@ pub struct Local {
     pub receives: bool,
     /// The reign under which it was made primary; remembered on disk.
     pub promoted: Option<u64>,
+    /// The reign of whose primary's log this one is a part; remembered on disk. An order to create, to start as primary, to
+    /// promote or to follow makes it the order's epoch before it is carried out; a rewind or a clone makes it unknown before,
+    /// and the order's epoch after; nothing else changes it.
+    pub lineage: Option<u64>,
     /// A write went through here a moment ago.
     pub writes: bool,
     pub rule: Option<Confirm>,
@@ -91,7 +96,8 @@ pub struct Local {
     pub free_bytes: u64,
 }
 
-/// An order for the driver. Each can be given again.
+/// An order for the driver. Each can be given again. It is given under [`Database::epoch`], which the driver writes down
+/// before it carries the order out; it carries out none under a lower one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Order {
     Create,
@@ -437,7 +443,7 @@ impl Member {
     }
 
     fn give_up(&mut self, now: Instant, why: &str) {
-        self.gives_up.get_or_insert_with(|| (now, why.to_string()));
+        self.gives_up.get_or_insert_with(|| (now, why.to_owned()));
     }
 
     fn order(
@@ -451,7 +457,9 @@ impl Member {
     ) -> Option<Order> {
         let primary = || agreed.reign.primary.clone();
         let (epoch, rule) = (agreed.reign.epoch, agreed.rule());
-        let is_source = source.is_some_and(|sight| sight.is_source);
+        // What it said as primary of an earlier reign does not count.
+        let is_source =
+            source.is_some_and(|sight| sight.is_source && sight.serves == Some(agreed.reign.epoch));
         let duty = order_of(part, state);
         if duty != Duty::GiveUp {
             self.gives_up.take_if(|(_, why)| why == DATA_GONE);
@@ -459,6 +467,8 @@ impl Member {
         match duty {
             Duty::Rest => None,
             Duty::Create => Some(Order::Create),
+            // It would accept writes which the next primary lacks.
+            Duty::StartPrimary if agreed.is_closed() => None,
             Duty::StartPrimary => {
                 // Whoever has asked for another primary waits until nobody has come.
                 let waits = self.gives_up.as_ref();
@@ -466,25 +476,35 @@ impl Member {
                 (!waits).then_some(Order::StartPrimary { epoch, rule })
             }
             Duty::StartAlone => Some(Order::StartStandby { follow: None }),
-            Duty::StartFollowing => Some(Order::StartStandby { follow: Some(primary()) }),
+            Duty::StartFollowing => {
+                // How far a log reaches is known once it is read.
+                let follow = self.surely_part(agreed, local).then(primary);
+                Some(Order::StartStandby { follow })
+            }
+            Duty::Promote if local.reaches < agreed.reign.from => {
+                self.give_up(now, "its log is shorter than when it was appointed");
+                None
+            }
             Duty::Promote => Some(Order::Promote { epoch, rule }),
             Duty::Stop => Some(Order::StopReceiving { election: self.epoch }),
-            Duty::Follow if self.is_ahead(agreed, local) => self.rejoin(agreed, is_source),
-            Duty::Follow => Some(Order::Follow { node: primary() }),
-            Duty::Rewind if state != State::Starves && agreed.reign.recruits.contains(&self.me) => {
+            Duty::Follow if self.may_follow(agreed, local) => {
+                Some(Order::Follow { node: primary() })
+            }
+            Duty::Follow => self.rejoin(agreed, local, is_source),
+            Duty::Rewind if state != State::Starves && self.surely_part(agreed, local) => {
                 // It was closed before it handed over: there is nothing that the new primary lacks.
                 match self.rewound {
-                    true => self.rejoin(agreed, is_source),
+                    true => self.rejoin(agreed, local, is_source),
                     false => Some(Order::StartStandby { follow: Some(primary()) }),
                 }
             }
-            Duty::Rewind => self.rejoin(agreed, is_source),
+            Duty::Rewind => self.rejoin(agreed, local, is_source),
             Duty::Clone => is_source.then(|| Order::Clone { from: primary() }),
             Duty::Govern => govern(agreed, local),
-            Duty::Kill => Some(Order::Kill { why: why_kill(part, state).to_string() }),
+            Duty::Kill => Some(Order::Kill { why: why_kill(part, state).to_owned() }),
             Duty::Yield => {
                 self.give_up(now, "PostgreSQL did not answer and was killed");
-                Some(Order::Kill { why: why_kill(part, state).to_string() })
+                Some(Order::Kill { why: why_kill(part, state).to_owned() })
             }
             Duty::GiveUp => {
                 self.give_up(now, DATA_GONE);
@@ -493,19 +513,26 @@ impl Member {
         }
     }
 
-    /// Whether this standby has more than the primary had when it was appointed.
-    fn is_ahead(&self, agreed: &Database, local: &Local) -> bool {
+    /// Whether the primary has all that is here, however far that reaches.
+    fn surely_part(&self, agreed: &Database, local: &Local) -> bool {
         let reign = &agreed.reign;
-        reign.from < local.reaches && local.reaches.timeline <= reign.from.timeline
+        let recruited = reign.recruits.contains(&self.me)
+            && local.lineage.is_some_and(|lineage| lineage < reign.epoch);
+        recruited || local.lineage == Some(reign.epoch)
     }
 
-    /// A rewind first; where that does not help, everything anew.
-    fn rejoin(&mut self, agreed: &Database, is_source: bool) -> Option<Order> {
+    fn may_follow(&self, agreed: &Database, local: &Local) -> bool {
+        self.surely_part(agreed, local) || agreed.is_part(local.lineage, local.reaches)
+    }
+
+    /// A rewind first; where that does not help or could be mistaken, everything anew.
+    fn rejoin(&mut self, agreed: &Database, local: &Local, is_source: bool) -> Option<Order> {
         if !is_source {
             return None;
         }
         let from = agreed.reign.primary.clone();
-        if core::mem::replace(&mut self.rewound, true) {
+        let tried = core::mem::replace(&mut self.rewound, true);
+        if tried || !agreed.can_rewind(local.lineage) {
             return Some(Order::Clone { from });
         }
         Some(Order::Rewind { from })
@@ -541,10 +568,12 @@ impl Member {
             state,
             system: local.system,
             reaches: local.reaches,
-            stopped: local.stopped,
+            lineage: local.lineage,
+            // Of one that is down it is not known how far it reaches.
+            stopped: local.stopped.filter(|_| state == MemberState::Standby),
             follows: local.upstream.clone().filter(|_| local.receives),
             serves: epoch.filter(|_| reigns && local.writes),
-            rule: local.rule.clone().filter(|_| reigns),
+            rule: local.rule.as_ref().filter(|_| reigns).map(|rule| rule.since),
             confirmed: local.rule.clone().filter(|_| reigns && local.confirmed),
             verified: local.verified.filter(|_| reigns),
             closed: local.closed.filter(|_| reigns),

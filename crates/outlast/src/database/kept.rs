@@ -22,6 +22,9 @@ pub(super) struct Memory {
     v: u32,
     /// Written down before PostgreSQL is made primary.
     pub(super) promoted: Option<u64>,
+    /// The reign of whose primary's log this one is a part.
+    #[serde(default)]
+    pub(super) lineage: Option<u64>,
     /// No order under a lower one is carried out.
     pub(super) obeyed: u64,
     /// The directory is that of a standby, whatever its control file says.

@@ -76,7 +76,10 @@ pub(super) async fn run(office: Arc<Office>, database: String, topology: Arc<Top
 #[derive(Debug)]
 enum Event {
     /// `orders`: how many had been carried out when it began.
-    Looked { glance: Box<Glance>, orders: u64 },
+    Looked {
+        glance: Box<Glance>,
+        orders: u64,
+    },
     Exited,
     Carried {
         order: Order,
@@ -134,7 +137,7 @@ impl Running {
             postgres.kill().await.map_err(|error| anyhow::anyhow!("{error}"))?;
         }
         let mut watch = Watch::default();
-        watch.local.promoted = kept.memory.promoted;
+        (watch.local.promoted, watch.local.lineage) = (kept.memory.promoted, kept.memory.lineage);
         Ok(Running {
             office: office.clone(),
             database: database.to_owned(),
@@ -306,18 +309,35 @@ impl Running {
             _ => None,
         };
         let standby = matches!(order, Order::StartStandby { .. });
+        let lineage = match &order {
+            Order::Create
+            | Order::StartPrimary { .. }
+            | Order::Promote { .. }
+            | Order::Follow { .. }
+            | Order::StartStandby { follow: Some(_) } => Some(Some(agreed.reign.epoch)),
+            Order::Rewind { .. } | Order::Clone { .. } => Some(None),
+            Order::StartStandby { follow: None }
+            | Order::StopReceiving { .. }
+            | Order::SetRule { .. }
+            | Order::Close { .. }
+            | Order::Open
+            | Order::MakeSource
+            | Order::Verify { .. }
+            | Order::Kill { .. } => None,
+        };
         let written = self.kept.change(|memory| {
             memory.obeyed = epoch;
             if promoted.is_some() {
                 memory.promoted = promoted;
             }
+            memory.lineage = lineage.unwrap_or(memory.lineage);
             memory.standby = (memory.standby || standby) && promoted.is_none();
         });
         if let Err(error) = written {
             self.trouble(format!("{error:#}"));
             return;
         }
-        self.watch.local.promoted = self.kept.memory.promoted;
+        self.remember();
         let job = self.job(&order, lease);
         let postgres = self.postgres.clone();
         match &order {
@@ -335,6 +355,11 @@ impl Running {
                 self.watch.local.busy = self.carries.as_ref().map(|(order, _)| carry::doing(order));
             }
         }
+    }
+
+    fn remember(&mut self) {
+        let memory = &self.kept.memory;
+        (self.watch.local.promoted, self.watch.local.lineage) = (memory.promoted, memory.lineage);
     }
 
     fn job(&self, order: &Order, lease: Option<PrimaryLease>) -> Job {
@@ -491,9 +516,15 @@ impl Running {
             Done::Verified { epoch } => local.verified = Some(epoch),
             Done::MadeStandby => {
                 self.watch.ended();
-                if let Err(error) = self.kept.change(|memory| memory.standby = true) {
+                // The order was given under the reign that is obeyed, or under one that is over by now: then this is its log.
+                let made = self.kept.change(|memory| {
+                    (memory.standby, memory.promoted) = (true, None);
+                    memory.lineage = Some(memory.obeyed);
+                });
+                if let Err(error) = made {
                     self.trouble(format!("{error:#}"));
                 }
+                self.remember();
             }
             Done::Made | Done::Killed => self.watch.ended(),
         }

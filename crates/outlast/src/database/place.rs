@@ -111,6 +111,7 @@ pub(super) fn settings(
             ca: at(&tls.ca),
             cert: at(&tls.cert),
             key: at(&tls.key),
+            node_suffix: Some(outlast_link::NODE_SUFFIX.to_owned()),
         }),
         replication_secret: secret,
         keeper: vec![program.into_os_string(), OsString::from(KEEP)],

@@ -43,8 +43,15 @@ pub(super) struct Glance {
 /// Looks once. It takes a few seconds at most.
 pub(super) async fn glance(postgres: &Postgres, memory: &Memory) -> Glance {
     let process = postgres.process_state();
-    let mut glance =
-        Glance { process, seen: None, wrote: false, disk: None, at: None, system: None, trouble: None };
+    let mut glance = Glance {
+        process,
+        seen: None,
+        wrote: false,
+        disk: None,
+        at: None,
+        system: None,
+        trouble: None,
+    };
     match process {
         ProcessState::Running | ProcessState::Stopped => {
             let seen = postgres.look_within(LOOK_MAX).await;

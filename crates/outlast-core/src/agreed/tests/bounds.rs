@@ -290,6 +290,33 @@ fn procedures_that_ended_are_shown_for_a_while() {
 }
 
 #[test]
+fn databases_and_their_rules_have_an_end() {
+    let mut stand = Stand::new();
+    stand.join("db1", None);
+    let create = |number: usize| {
+        let (database, node) = (format!("{number}"), "db1".to_owned());
+        Command::Database(DatabaseCommand::Create { database, node })
+    };
+    let mut epochs = Vec::new();
+    for number in 0..Limit::Databases.most() {
+        let Reply::Granted { epoch } = stand.apply(create(number)) else { panic!("not made") };
+        epochs.push(epoch);
+    }
+    assert_eq!(stand.apply(create(epochs.len())), over(Limit::Databases));
+    let mut widen = |acks| {
+        let to = Confirm { acks, of: ["db2".to_owned()].into(), ..Confirm::default() };
+        let (database, epoch) = ("0".to_owned(), epochs[0]);
+        stand.apply(Command::Database(DatabaseCommand::Widen { database, epoch, to }))
+    };
+    // The first one is that the primary alone acknowledges.
+    for acks in 1..u32::try_from(Limit::Confirms.most()).unwrap() {
+        assert_eq!(widen(acks), Reply::Done);
+    }
+    assert_eq!(widen(9), over(Limit::Confirms));
+    stand.restored();
+}
+
+#[test]
 fn a_reading_comes_in_pages() {
     let mut stand = Stand::new();
     for (key, length) in [("a", 1), ("b/1", 1), ("b/2", 1), ("b/3", 1), ("b0", 1), ("c", 1)] {

@@ -7,6 +7,7 @@ use std::string::String;
 use std::time::Duration;
 use std::vec::Vec;
 
+use crate::agreed::SwitchoverStep as Step;
 use crate::agreed::*;
 use crate::pair::{Epoch, Side};
 
@@ -68,7 +69,7 @@ fn text(die: u8) -> String {
 
 fn command(agreed: &Agreed, dice: Dice) -> Command {
     let [_, _, kind, a, b, c, d, e] = dice;
-    match kind % 26 {
+    match kind % 32 {
         0 => Command::Introduce,
         1 => Command::Record { node: u64::from(a), text: text(b) },
         2 | 3 => Command::Node(node(agreed, [a, b, c, d])),
@@ -79,6 +80,7 @@ fn command(agreed: &Agreed, dice: Dice) -> Command {
         16..=19 => Command::Kv(kv(agreed, [a, b, c, d])),
         20 | 21 => Command::Session(session(agreed, [a, b, c])),
         22 | 23 => Command::Side(side(agreed, [a, b, c])),
+        24..=29 => Command::Database(database(agreed, [a, b, c, d, e])),
         _ => Command::Lock(lock(agreed, [a, b, c])),
     }
 }
@@ -94,6 +96,64 @@ fn side(agreed: &Agreed, [a, b, c]: [u8; 3]) -> SideCommand {
             SideCommand::Move { service, to, epoch, settled: settled == 1 }
         }
     }
+}
+
+const MEMBERS: [&str; 3] = ["db1", "db2", "db3"];
+
+/// Mostly what could come next.
+fn database(agreed: &Agreed, [a, b, c, d, e]: [u8; 5]) -> DatabaseCommand {
+    let database = name(b, &["orders", "orders", "orders", "orders", "billing"]);
+    let node = || name(c, &MEMBERS);
+    let Some(known) = agreed.databases().get(&database) else {
+        return DatabaseCommand::Create { database, node: node() };
+    };
+    let epoch = pick([known.epoch(), known.epoch(), known.reign.epoch], d);
+    let begun = pick(known.switchover.as_ref().map(|switchover| switchover.begun.index), d);
+    match a % 24 {
+        0 => DatabaseCommand::Create { database, node: node() },
+        1 => DatabaseCommand::Made { database, epoch, system: u64::from(c % 4) },
+        2 | 3 => DatabaseCommand::Open { database, epoch, timeline: u32::from(c % 4) },
+        4..=6 => DatabaseCommand::Elect { database, epoch, why: text(c) },
+        7..=10 => DatabaseCommand::Appoint {
+            database,
+            epoch,
+            node: known.switchover.as_ref().map_or_else(node, |switchover| switchover.to.clone()),
+            recruits: recruits([b, c, e]),
+            next: confirm([d, e]),
+            losing: e % 32 == 0,
+        },
+        11 => DatabaseCommand::Regain { database, epoch },
+        12 | 13 => DatabaseCommand::Widen { database, epoch, to: confirm([c, e]) },
+        14 | 15 => {
+            let to = if c % 8 == 0 { confirm([c, e]) } else { known.rule() };
+            DatabaseCommand::Settle { database, epoch, to }
+        }
+        16 | 17 => {
+            let (who, pause_max) = (text(e), Duration::from_secs(u64::from(e)));
+            DatabaseCommand::Switch { database, epoch, to: node(), who, pause_max }
+        }
+        18 if c % 4 == 0 => DatabaseCommand::Unwind { database, begun, why: text(e) },
+        _ => {
+            let turn = known.switchover.as_ref().map_or(Step::CatchUp, |s| s.step);
+            let step = if c % 16 == 0 { Step::ALL[usize::from(c / 16) % 8] } else { turn };
+            DatabaseCommand::Step { database, begun, step, evidence: text(e) }
+        }
+    }
+}
+
+fn recruits(dice: [u8; 3]) -> Vec<Recruit> {
+    let members = MEMBERS.iter().zip(dice).filter(|(_, die)| die % 4 > 0);
+    let recruits = members.map(|(name, die)| Recruit {
+        node: (*name).to_owned(),
+        reaches: Position { timeline: u32::from(die / 64), lsn: u64::from(die / 8 % 4) },
+    });
+    recruits.collect()
+}
+
+fn confirm([a, b]: [u8; 2]) -> Confirm {
+    let of = MEMBERS.iter().enumerate().filter(|(at, _)| b >> at & 1 > 0);
+    let of = of.map(|(_, name)| (*name).to_owned()).collect();
+    Confirm { acks: u32::from(a % 3), of, ..Confirm::default() }
 }
 
 fn nodes(agreed: &Agreed) -> impl Iterator<Item = u64> {
@@ -133,7 +193,7 @@ fn topology(agreed: &Agreed, [a, b, c]: [u8; 3]) -> TopologyCommand {
 }
 
 fn lease(agreed: &Agreed, [a, b, c, d]: [u8; 4]) -> LeaseCommand {
-    let role = name(b, &["coordinator", "coordinator", "vip", "postgres.orders"]);
+    let role = name(b, &["coordinator", "coordinator", "vip", "postgres/orders"]);
     let lease = agreed.leases.get(&role);
     let node = match lease {
         Some(lease) if c % 4 > 0 => lease.holder,

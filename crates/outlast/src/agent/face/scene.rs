@@ -107,7 +107,8 @@ impl Scene {
     pub fn listens(&self) -> bool {
         {
             let topology = &self.picture.topology;
-            let ports = topology.postgres.values().any(|p| p.listen_write.or(p.listen_read).is_some());
+            let ports =
+                topology.postgres.values().any(|p| p.listen_write.or(p.listen_read).is_some());
             ports || topology.services.values().any(|s| s.listen.is_some())
         }
     }

@@ -174,6 +174,7 @@ fn picture() -> Picture {
         backend: backend.to_owned(),
     };
     Picture {
+        databases: None,
         cluster: None,
         view: view(),
         topology: Arc::new(crate::file::parse("shop.toml", FILE).unwrap()),

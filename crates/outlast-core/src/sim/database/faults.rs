@@ -1,0 +1,129 @@
+//! What goes wrong, and that it ends.
+
+use super::{FAULTS_END, Kind, NAMES, World};
+use crate::sim::Rng;
+use crate::sim::database::postgres::Mode;
+use std::borrow::ToOwned as _;
+
+/// When the next fault comes, and how many nodes may be in trouble at the same time.
+#[derive(Debug)]
+pub(super) struct Faults {
+    next: u64,
+    pace: u64,
+    healed: bool,
+}
+
+impl Faults {
+    pub(super) fn new(rng: &mut Rng) -> Faults {
+        let pace = rng.pick(&[1_500, 4_000, 10_000]);
+        Faults { next: 8_000, pace, healed: false }
+    }
+}
+
+impl World {
+    pub(super) fn fault(&mut self) {
+        if FAULTS_END <= self.now {
+            if !self.faults.healed {
+                self.faults.healed = true;
+                self.heal();
+            }
+            return;
+        }
+        if self.now < self.faults.next {
+            return;
+        }
+        self.faults.next = self.now + self.rng.between(200, self.faults.pace);
+        let node = usize::try_from(self.rng.between(0, self.size as u64)).unwrap();
+        // Half of all faults hit the primary.
+        let primary = (0..self.size).find(|&n| self.nodes[n].postgres.mode == Mode::Primary);
+        let node = primary.filter(|_| self.rng.per_mille(400)).unwrap_or(node);
+        let lasts = self.rng.pick(&[100, 700, 2_500, 6_000, 12_000]);
+        let until = self.now + lasts;
+        let what = self.rng.between(0, 16);
+        self.note(node, &std::format!("fault {what} until {until}"));
+        let this = &mut self.nodes[node];
+        match what {
+            0 | 1 => self.lose_power(node, until),
+            2 => self.kill_agent(node, until),
+            3 => this.postgres.die(),
+            4 => this.postgres.hung_until = until,
+            // A machine that wakes up acknowledges before anything could stop it (trap 49).
+            5 if self.kind != Kind::Async => this.frozen_until = until,
+            6 | 7 => self.cut_node(node, until, true, true),
+            8 => self.cut_node(node, until, true, false),
+            9 => self.cut_node(node, until, false, true),
+            10 => {
+                let other = usize::try_from(self.rng.between(0, self.size as u64)).unwrap();
+                self.cut[node][other] = until;
+                if self.rng.per_mille(500) {
+                    self.cut[other][node] = until;
+                }
+            }
+            11 => this.postgres.stalled_until = until,
+            12 => this.slow_reports_until = until,
+            13 | 14 => self.ask_switchover(),
+            _ => self.change_wish(),
+        }
+    }
+
+    fn lose_power(&mut self, node: usize, until: u64) {
+        self.kill_agent(node, until);
+        let this = &mut self.nodes[node];
+        this.powered = false;
+        this.power_back_at = until;
+        this.postgres.lose_power();
+        // What watches over the primary is gone with it, and so is the primary.
+        this.keeper_until = None;
+        this.keeper_kills_at = None;
+    }
+
+    fn kill_agent(&mut self, node: usize, until: u64) {
+        let this = &mut self.nodes[node];
+        this.mind = None;
+        this.life += 1;
+        this.agent_back_at = until;
+        self.abort(node);
+    }
+
+    fn cut_node(&mut self, node: usize, until: u64, from: bool, to: bool) {
+        for other in (0..self.size).filter(|&other| other != node) {
+            if from {
+                self.cut[node][other] = until;
+            }
+            if to {
+                self.cut[other][node] = until;
+            }
+        }
+    }
+
+    fn change_wish(&mut self) {
+        match self.rng.between(0, 4) {
+            0 => self.paused = !self.paused,
+            1 if self.kind != Kind::Async => {
+                let most = (self.wish.members.len() as u64).min(3);
+                self.wish.acks = u32::try_from(self.rng.between(1, most)).unwrap();
+            }
+            2 => {
+                let node = usize::try_from(self.rng.between(0, self.size as u64)).unwrap();
+                let priority = self.rng.pick(&[50, 100, 200]);
+                self.wish.priorities.insert(NAMES[node].to_owned(), priority);
+            }
+            _ => {}
+        }
+    }
+
+    fn heal(&mut self) {
+        self.note(0, "all is healed");
+        self.cut = [[0; 5]; 5];
+        self.paused = false;
+        for this in &mut self.nodes {
+            this.frozen_until = this.frozen_until.min(self.now);
+            this.power_back_at = this.power_back_at.min(self.now);
+            this.agent_back_at = this.agent_back_at.min(self.now);
+            this.slow_reports_until = 0;
+            let pg = &mut this.postgres;
+            pg.hung_until = pg.hung_until.min(self.now);
+            pg.stalled_until = pg.stalled_until.min(self.now);
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! What must hold, whatever happens.
+
+use std::borrow::ToOwned as _;
+use std::collections::{BTreeMap, BTreeSet};
+use std::format;
+use std::string::String;
+use std::vec::Vec;
+
+use super::postgres::Mode;
+use super::{FAULTS_END, Kind, NAMES, ORDERS, World};
+use crate::sim::check::Law;
+
+/// What was seen, kept apart from those that decide.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    /// Who was appointed under which epoch.
+    pub(super) appointed: BTreeMap<u64, usize>,
+    pub(super) opened: bool,
+    /// Writes that were acknowledged, and under which reign.
+    acknowledged: Vec<(u32, u64)>,
+    /// The highest reign that has acknowledged.
+    newest: u64,
+    last_at: u64,
+    pub(super) failovers: u64,
+    pub(super) switchovers: u64,
+    pub(super) broken: Option<String>,
+}
+
+pub(super) fn law_is(holds: bool, words: &str) -> Law {
+    if holds { Ok(()) } else { Err(words.to_owned()) }
+}
+
+impl World {
+    fn is_promised(&self) -> bool {
+        self.kind != Kind::Async
+    }
+
+    /// A client was told that its write is safe.
+    pub(super) fn acknowledged(&mut self, node: usize, id: u32) -> Law {
+        if !self.ledger.opened {
+            return Ok(());
+        }
+        let epoch = self.nodes[node].postgres.epoch;
+        let newest = self.ledger.newest;
+        if epoch < newest {
+            let who = NAMES[node];
+            return Err(format!("{who} acknowledges under {epoch} although {newest} has begun"));
+        }
+        self.ledger.newest = epoch;
+        self.ledger.last_at = self.now;
+        self.ledger.acknowledged.push((id, epoch));
+        for other in (0..self.size).filter(|_| self.is_promised()) {
+            let pg = &self.nodes[other].postgres;
+            let later = pg.mode == Mode::Primary && epoch < pg.epoch;
+            law_is(!later, "an old primary acknowledges what the next one cannot have")?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn became_primary(&mut self, node: usize, epoch: u64) {
+        self.note(node, &format!("is primary under {epoch}"));
+        let pg = &mut self.nodes[node].postgres;
+        pg.epoch = epoch;
+        let has: BTreeSet<u32> = pg.log.0.iter().map(|record| record.id).collect();
+        let appointed = self.ledger.appointed.get(&epoch) == Some(&node);
+        let promised = self.is_promised();
+        let lost = self.ledger.acknowledged.iter().find(|(id, under)| {
+            (promised || *under == epoch) && *under <= epoch && !has.contains(id)
+        });
+        let lost = lost.map(|(id, under)| {
+            format!("{} is primary under {epoch} without write {id} of {under}", NAMES[node])
+        });
+        let fault =
+            if appointed { lost } else { Some("a primary that nobody appointed".to_owned()) };
+        self.ledger.broken = self.ledger.broken.take().or(fault);
+    }
+
+    /// Whether all is well and has been for a while.
+    pub(super) fn is_well(&mut self) -> bool {
+        if self.now < FAULTS_END {
+            return false;
+        }
+        if !self.now.is_multiple_of(200) {
+            return false;
+        }
+        if self.what_is_wrong().is_some() {
+            self.well_since = None;
+            return false;
+        }
+        let since = *self.well_since.get_or_insert(self.now);
+        since + 2_000 <= self.now
+    }
+
+    pub(super) fn what_is_wrong(&self) -> Option<String> {
+        let Some(database) = self.truth.databases().get(ORDERS) else {
+            return Some("it was never made".to_owned());
+        };
+        let reign = &database.reign;
+        let primary = NAMES.iter().position(|name| *name == reign.primary).expect("a member");
+        let pg = &self.nodes[primary].postgres;
+        let wrong = |words: &str| Some(format!("{words}: {database:?}"));
+        if database.election.is_some() || !reign.open {
+            return wrong("nobody reigns");
+        }
+        if database.switchover.is_some() {
+            return wrong("a switchover goes on");
+        }
+        if pg.mode != Mode::Primary || pg.epoch != reign.epoch {
+            return wrong("the primary does not serve");
+        }
+        if pg.closed.is_some() {
+            return wrong("the primary is closed");
+        }
+        if database.confirms.len() > 1 || database.rule().acks != self.wish.acks {
+            return wrong("the rule is not settled");
+        }
+        for node in self.members().into_iter().filter(|&node| node != primary) {
+            let standby = &self.nodes[node].postgres;
+            let follows = standby.mode == Mode::Standby
+                && standby.upstream == Some(primary)
+                && standby.connection.is_some();
+            if !follows || !standby.log.is_prefix_of(&pg.log) {
+                return wrong(&format!("{} does not follow", NAMES[node]));
+            }
+            if self.wish.acks > 0 && !database.rule().of.contains(NAMES[node]) {
+                return wrong(&format!("{} does not count", NAMES[node]));
+            }
+        }
+        if self.ledger.last_at + 2_000 < self.now {
+            return wrong("no write goes through");
+        }
+        None
+    }
+
+    /// At last, nothing that was promised is missing.
+    pub(super) fn check_end(&self) -> Law {
+        let primary = (0..self.size).find(|&n| self.nodes[n].postgres.mode == Mode::Primary);
+        let Some(primary) = primary else { return Err("there is no primary".to_owned()) };
+        let log = &self.nodes[primary].postgres.log;
+        let has: BTreeSet<u32> = log.0.iter().map(|record| record.id).collect();
+        let acknowledged = self.ledger.acknowledged.iter().filter(|_| self.is_promised());
+        for (id, under) in acknowledged {
+            law_is(has.contains(id), &format!("write {id} of {under} is lost at last"))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn writes(&self) -> usize {
+        self.ledger.acknowledged.len()
+    }
+}

@@ -1,0 +1,127 @@
+//! What servers do all the time: write, send, receive, acknowledge.
+
+use std::vec::Vec;
+
+use super::laws::law_is;
+use super::postgres::{Flushed, Mode, Sent};
+use super::{NAMES, World};
+use crate::sim::check::Law;
+
+impl World {
+    pub(super) fn serve(&mut self, node: usize) -> Law {
+        if !self.nodes[node].postgres.runs(self.now) {
+            return Ok(());
+        }
+        match self.nodes[node].postgres.mode {
+            Mode::Standby => self.receive(node),
+            Mode::Primary => self.acknowledge(node),
+            Mode::Down | Mode::Starting => Ok(()),
+        }
+    }
+
+    fn receive(&mut self, node: usize) -> Law {
+        self.connect(node)?;
+        let now = self.now;
+        let pg = &mut self.nodes[node].postgres;
+        while pg.coming.front().is_some_and(|sent| sent.due <= now) {
+            let Some(sent) = pg.coming.pop_front() else { break };
+            pg.log.0.extend(sent.records);
+        }
+        pg.flush(now);
+        let (flushed, said) = (pg.flushed, pg.said);
+        let (Some((life, _)), Some(upstream)) = (pg.connection, pg.upstream) else { return Ok(()) };
+        if said < flushed && self.reach(node, upstream) {
+            let due = now + self.rng.between(2, 60);
+            self.nodes[node].postgres.said = flushed;
+            let flushes = &mut self.nodes[upstream].postgres.flushes;
+            flushes.push(Flushed { due, life, node, length: flushed });
+        }
+        Ok(())
+    }
+
+    /// Keeps the connection to the upstream, and has it send what is new.
+    fn connect(&mut self, node: usize) -> Law {
+        let now = self.now;
+        let Some(upstream) = self.nodes[node].postgres.upstream else { return Ok(()) };
+        let sends = self.is_up(upstream) && self.reach(upstream, node);
+        let [own, other] = self
+            .nodes
+            .get_disjoint_mut([node, upstream])
+            .map_or([None, None], |[own, other]| [Some(own), Some(other)]);
+        let (Some(own), Some(other)) = (own, other) else { return Ok(()) };
+        let (pg, from) = (&mut own.postgres, &mut other.postgres);
+        if let Some((life, _)) = pg.connection
+            && life != from.life
+        {
+            pg.cut_off();
+        }
+        if !sends || !from.runs(now) {
+            return Ok(());
+        }
+        let flushed = from.flushed;
+        let next = match pg.connection {
+            Some((_, next)) => next,
+            None => {
+                let both = self.cut[node][upstream] <= now;
+                if !both || pg.flushed < pg.log.len() || !self.rng.per_mille(200) {
+                    return Ok(());
+                }
+                if !from.log.would_send(flushed, &pg.log) {
+                    return Ok(());
+                }
+                let fits = pg.log.is_prefix_of(&from.log);
+                law_is(fits, "it receives on top of another log")?;
+                pg.coming.clear();
+                pg.said = 0;
+                pg.log.len()
+            }
+        };
+        if next < flushed && self.rng.per_mille(700) {
+            let last = pg.coming.back().map_or(0, |sent| sent.due);
+            let due = (now + self.rng.between(2, 80)).max(last);
+            let records = from.log.0[next..flushed].to_vec();
+            pg.coming.push_back(Sent { due, records });
+            pg.connection = Some((from.life, flushed));
+        } else {
+            pg.connection = Some((from.life, next));
+        }
+        Ok(())
+    }
+
+    fn acknowledge(&mut self, node: usize) -> Law {
+        let (now, id) = (self.now, self.new_id());
+        let writes = self.rng.per_mille(150);
+        let pg = &mut self.nodes[node].postgres;
+        if writes && pg.closed.is_none() && pg.pending.len() < 50 {
+            let lsn = pg.append(id);
+            pg.pending.push_back((lsn, id));
+        }
+        pg.flush(now);
+        let life = pg.life;
+        let mut heard = Vec::new();
+        pg.flushes.retain(|flushed| {
+            let due = flushed.due <= now;
+            if due && flushed.life == life {
+                heard.push((flushed.node, flushed.length));
+            }
+            !due
+        });
+        for (standby, length) in heard {
+            let acked = pg.acked.entry(standby).or_default();
+            *acked = (*acked).max(length);
+        }
+        if let Some((lsn, epoch)) = pg.verifying
+            && pg.is_acked(lsn, &NAMES[..self.size])
+        {
+            pg.verifying = None;
+            pg.verified = Some(epoch);
+        }
+        while let Some(&(lsn, id)) = self.nodes[node].postgres.pending.front()
+            && self.nodes[node].postgres.is_acked(lsn, &NAMES[..self.size])
+        {
+            self.nodes[node].postgres.pending.pop_front();
+            self.acknowledged(node, id)?;
+        }
+        Ok(())
+    }
+}

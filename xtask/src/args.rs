@@ -38,6 +38,17 @@ impl Args {
         Ok(Some(parsed))
     }
 
+    /// Takes `--name` if it is there, with its value if a number stands behind it.
+    pub(crate) fn option_or<T: FromStr>(&mut self, name: &str, otherwise: T) -> Result<Option<T>> {
+        let at = self.before_dashes().iter().position(|word| word == name);
+        let value = at.and_then(|at| self.before_dashes().get(at + 1));
+        let has_value = value.is_some_and(|word| word.starts_with(|c: char| c.is_ascii_digit()));
+        if has_value {
+            return self.option(name);
+        }
+        Ok(self.flag(name).then_some(otherwise))
+    }
+
     /// What is left, once all flags and options have been taken.
     pub(crate) fn rest(self) -> Result<Vec<String>> {
         if let Some(word) = self.before_dashes().iter().find(|word| word.starts_with("--")) {
@@ -83,6 +94,15 @@ mod tests {
         assert!(args("--rounds x").option::<u32>("--rounds").is_err());
         assert!(args("--roudns 3").rest().is_err());
         assert!(args("word").finish().is_err());
+    }
+
+    #[test]
+    fn a_value_may_be_left_out_where_there_is_another() {
+        assert_eq!(args("--drill 7 failover").option_or("--drill", 100).unwrap(), Some(7));
+        let mut a = args("--drill failover");
+        assert_eq!(a.option_or("--drill", 100).unwrap(), Some(100));
+        assert_eq!(a.option_or("--drill", 100).unwrap(), None);
+        assert_eq!(a.rest().unwrap(), ["failover"]);
     }
 
     #[test]

@@ -11,7 +11,9 @@ mod history;
 mod http;
 mod load;
 mod out;
+mod postgres;
 mod procs;
+mod random;
 mod test;
 mod tools;
 mod workspace;
@@ -40,6 +42,8 @@ const VERBS: &[Verb] = &[
     Verb { name: "history", help: history::HELP, run: history::run },
     Verb { name: "fuzz", help: fuzz::HELP, run: fuzz::run },
     Verb { name: "backend", help: "", run: backend::run },
+    Verb { name: "pgprobe", help: "", run: postgres::prober::run },
+    Verb { name: "reaper", help: "", run: postgres::reaper::run },
     Verb { name: "leash", help: "", run: children::leash },
 ];
 

@@ -5,6 +5,7 @@ mod backend;
 mod bench;
 mod children;
 mod demo;
+mod etcd;
 mod fuzz;
 mod histogram;
 mod history;

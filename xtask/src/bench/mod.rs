@@ -2,7 +2,6 @@
 
 mod arena;
 mod consensus;
-mod etcd;
 mod failover;
 mod figures;
 mod meter;
@@ -37,7 +36,8 @@ bench NAME [--rounds N] [--quick]   measure, side by side with other systems whe
   --only LETTERS     failover: A agent and PostgreSQL killed, E a host that also leads the agreement killed, B agent and
                      PostgreSQL frozen and woken later, C planned switchover, D postmaster alone killed, F PostgreSQL
                      alone frozen
-  --drill [N]        failover: N random faults on outlast, one after the other (default 100), instead
+  --drill [N]        failover: N random faults on outlast, one after the other (default 100), instead; with --peers-only
+                     on Patroni in its tightest legal settings
   --seed N           of the drill; printed at the start
 
 Installs what it needs (Debian or Ubuntu, as root). Traffic stays on loopback. The last line is one JSON object with

@@ -25,9 +25,9 @@ const RANDOM_FAULT_MS: std::ops::Range<u64> = 2_000..8_000;
 const RANDOM_PAUSE_MS: std::ops::Range<u64> = 500..4_000;
 /// Between an agent that is back and the next event.
 const CALM: Duration = Duration::from_secs(2);
-const TURN: Duration = Duration::from_millis(100);
-const STATUS_EVERY_TERMINAL: Duration = Duration::from_millis(200);
-const STATUS_EVERY_FILE: Duration = Duration::from_secs(5);
+pub(super) const TURN: Duration = Duration::from_millis(100);
+pub(super) const STATUS_EVERY_TERMINAL: Duration = Duration::from_millis(200);
+pub(super) const STATUS_EVERY_FILE: Duration = Duration::from_secs(5);
 
 pub(super) struct Show<'a> {
     stage: &'a mut Stage,

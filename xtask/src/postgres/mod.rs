@@ -6,6 +6,7 @@ pub(crate) mod attempts;
 pub(crate) mod cost;
 pub(crate) mod machine;
 pub(crate) mod ours;
+pub(crate) mod patroni;
 pub(crate) mod probe;
 pub(crate) mod prober;
 pub(crate) mod reaper;

@@ -13,7 +13,7 @@ use super::stack::{Addresses, NODES, SERVER_PORT, Stack, State};
 use crate::children::{Household, TempDir};
 use crate::tools;
 
-pub(crate) const NAMES: [&str; NODES] = ["a", "b", "c"];
+const NAMES: [&str; NODES] = ["a", "b", "c"];
 /// The database's name in the topology.
 const DATABASE: &str = "orders";
 const WRITE_PORT: u16 = 6432;
@@ -88,7 +88,7 @@ impl Ours {
     }
 
     /// Where a node takes writes.
-    pub(crate) fn entry(&self, at: usize) -> SocketAddr {
+    fn entry(&self, at: usize) -> SocketAddr {
         SocketAddr::new(self.addresses.node(at), WRITE_PORT)
     }
 
@@ -181,6 +181,14 @@ impl Stack for Ours {
     /// The primary's own entry dies with its host; clients that live elsewhere know the other two.
     fn entries(&self, primary: usize) -> Vec<SocketAddr> {
         (0..NODES).filter(|at| *at != primary).map(|at| self.entry(at)).collect()
+    }
+
+    fn all_entries(&self) -> Vec<SocketAddr> {
+        (0..NODES).map(|at| self.entry(at)).collect()
+    }
+
+    fn node(&self, at: usize) -> String {
+        NAMES[at].to_owned()
     }
 
     async fn state(&mut self) -> Result<State> {

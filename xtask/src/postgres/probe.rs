@@ -88,6 +88,10 @@ impl Probe {
         Ok(Probe { child: Some(Child::start(&spec)?), path, read: 0, log: Log::default() })
     }
 
+    pub(crate) fn check_running(&mut self) -> Result<()> {
+        self.child.as_mut().context("it runs")?.check_running()
+    }
+
     /// What it has seen so far.
     pub(crate) fn look(&mut self) -> Result<&Log> {
         let mut fresh = String::new();
@@ -108,7 +112,7 @@ impl Probe {
     ) -> Result<bool> {
         let end = monotonic() + u64::try_from(limit.as_nanos())?;
         loop {
-            self.child.as_mut().context("it runs")?.check_running()?;
+            self.check_running()?;
             if enough(self.look()?) {
                 return Ok(true);
             }

@@ -47,13 +47,15 @@ pub(crate) type Row = Vec<Option<String>>;
 pub(crate) struct Session {
     stream: TcpStream,
     decoder: Decoder,
+    /// On the heap, as sessions live in futures.
+    buffer: Vec<u8>,
 }
 
 impl Session {
     pub(crate) async fn open(address: SocketAddr) -> Result<Session, Fault> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        let mut session = Session { stream, decoder: Decoder::default() };
+        let mut session = Session { stream, decoder: Decoder::default(), buffer: vec![0; 8 << 10] };
         session.stream.write_all(&wire::startup(USER, DATABASE)).await?;
         loop {
             match session.message().await? {
@@ -92,12 +94,11 @@ impl Session {
             if let Some(message) = self.decoder.message()? {
                 return Ok(message);
             }
-            let mut bytes = [0; 8 << 10];
-            let count = self.stream.read(&mut bytes).await?;
+            let count = self.stream.read(&mut self.buffer).await?;
             if count == 0 {
                 return Err(anyhow::anyhow!("the server closed the connection").into());
             }
-            self.decoder.feed(&bytes[..count]);
+            self.decoder.feed(&self.buffer[..count]);
         }
     }
 }

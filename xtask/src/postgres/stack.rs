@@ -34,6 +34,9 @@ pub(crate) trait Stack {
     fn addresses(&self) -> &Addresses;
     /// Where clients write while a node is the primary: places that outlive it.
     fn entries(&self, primary: usize) -> Vec<SocketAddr>;
+    /// All places where clients may write.
+    fn all_entries(&self) -> Vec<SocketAddr>;
+    fn node(&self, at: usize) -> String;
     async fn state(&mut self) -> Result<State>;
     /// Puts what agrees for all nodes onto the primary's node; the primary may be another one afterwards.
     async fn lead_from_primary(&mut self) -> Result<()>;

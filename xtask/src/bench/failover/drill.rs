@@ -1,8 +1,7 @@
-//! Random faults on outlast, one after the other, while a client writes without pause: nothing acknowledged is lost,
+//! Random faults, one after the other, while a client writes without pause: nothing acknowledged is lost,
 //! and nothing is there that nobody wrote.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -13,9 +12,8 @@ use crate::out;
 use crate::postgres::analysis::{self, Blackout, Findings};
 use crate::postgres::attempts::{Flow, Log};
 use crate::postgres::machine::Part;
-use crate::postgres::ours::{NAMES, Ours};
 use crate::postgres::probe::{CLIENT, Pace, Probe};
-use crate::postgres::stack::{self, Stack};
+use crate::postgres::stack::{self, NODES, Stack};
 use crate::postgres::{monotonic, span};
 use crate::random::Random;
 
@@ -75,16 +73,18 @@ struct Episode {
     recovery: Duration,
 }
 
-pub(super) async fn drill(outlast: &Path, count: usize, seed: Option<u64>) -> Result<Finished> {
+pub(super) async fn drill(
+    mut stack: impl Stack,
+    count: usize,
+    seed: Option<u64>,
+) -> Result<Finished> {
     let mut random = Random::new(seed);
     let seed = random.seed;
     out::line(format!("{count} random faults; seed {seed}"));
-    let mut stack = Ours::start(outlast, true).await?;
     let primary = stack::whole(&mut stack, START_LIMIT).await?;
     stack::create_table(&stack, primary, TABLE).await?;
     // Through all nodes: over a hundred faults, each of them is the primary at some time.
-    let entries: Vec<_> = (0..NAMES.len()).map(|at| stack.entry(at)).collect();
-    let mut probe = Probe::start("drill", &entries, TABLE, PACE, stack.dir())?;
+    let mut probe = Probe::start("drill", &stack.all_entries(), TABLE, PACE, stack.dir())?;
     let mut episodes = Vec::new();
     let mut broken = None;
     for number in 1..=count {
@@ -118,14 +118,14 @@ pub(super) async fn drill(outlast: &Path, count: usize, seed: Option<u64>) -> Re
 
 /// One fault on the primary, or for an agent on any node, until all is as good as new.
 async fn episode(
-    stack: &mut Ours,
+    stack: &mut impl Stack,
     probe: &mut Probe,
     fault: Fault,
     random: &mut Random,
 ) -> Result<(String, Episode)> {
     let primary = stack::whole(stack, RECOVERY_LIMIT).await?;
     calm(probe).await?;
-    let any = random.index(NAMES.len());
+    let any = random.index(NODES);
     let victim = match fault {
         Fault::KillAgent | Fault::RestartAgent => any,
         Fault::KillPostmaster
@@ -157,7 +157,7 @@ async fn episode(
     stack::whole(stack, RECOVERY_LIMIT).await?;
     let role = if victim == primary { "primary" } else { "standby" };
     let recovery = span(begun, monotonic());
-    Ok((format!("{} {role}", NAMES[victim]), Episode { fault, begun, recovery }))
+    Ok((format!("{} {role}", stack.node(victim)), Episode { fault, begun, recovery }))
 }
 
 async fn calm(probe: &mut Probe) -> Result<()> {

@@ -1,21 +1,20 @@
 //! PostgreSQL with three nodes under Patroni, etcd and HAProxy, and under outlast: the same faults, the same client.
 
 mod drill;
-mod patroni;
 mod report;
 mod scenario;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
-use self::patroni::{Patroni, Profile};
 use self::report::{Column, Durability, Report};
 use self::scenario::Scenario;
 use super::{Finished, Options, measure};
 use crate::postgres::cost::{self, Cost};
 use crate::postgres::ours::Ours;
+use crate::postgres::patroni::{self, Patroni, Profile};
 use crate::postgres::stack::{self, NODES, Stack};
 use crate::random::Random;
 use crate::{out, tools};
@@ -28,12 +27,12 @@ pub(super) const PACKAGES: &[&str] =
     &["haproxy", "etcd-server", "postgresql-15", "postgresql-client-15", "python3-venv"];
 
 pub(super) fn run(options: Options, outlast: Option<PathBuf>) -> Result<Option<Finished>> {
-    if options.drill > 0 {
-        let outlast = outlast.context("the drill is for outlast: leave --peers-only out")?;
-        return measure(drill::drill(&outlast, options.drill, options.seed));
-    }
-    if !options.ours_only {
+    let drill = options.drill > 0;
+    if outlast.is_none() || !(options.ours_only || drill) {
         tools::install_bench_pip()?;
+    }
+    if drill {
+        return measure(run_drill(&options, outlast.as_deref()));
     }
     let scenarios = scenarios(options.only.as_deref())?;
     let report = measure(compare(&options, outlast.as_deref(), &scenarios))?;
@@ -42,6 +41,14 @@ pub(super) fn run(options: Options, outlast: Option<PathBuf>) -> Result<Option<F
         json: report.json(),
         holds: report.holds(),
     }))
+}
+
+async fn run_drill(options: &Options, outlast: Option<&Path>) -> Result<Finished> {
+    let (count, seed) = (options.drill, options.seed);
+    match outlast {
+        Some(outlast) => drill::drill(Ours::start(outlast, true).await?, count, seed).await,
+        None => drill::drill(Patroni::start(patroni::TIGHTEST, true).await?, count, seed).await,
+    }
 }
 
 /// Letters, or all.

@@ -7,11 +7,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::super::etcd::Connection;
+use super::USER;
+use super::machine::{Machine, Part, Program};
+use super::stack::{ASK_LIMIT, Addresses, NODES, SERVER_PORT, Stack, State};
 use crate::children::{Child, Household, Spec, TempDir, User, wait_until};
-use crate::postgres::USER;
-use crate::postgres::machine::{Machine, Part, Program};
-use crate::postgres::stack::{ASK_LIMIT, Addresses, NODES, SERVER_PORT, Stack, State};
+use crate::etcd::Connection;
 use crate::{http, tools};
 
 const REST_PORT: u16 = 8008;
@@ -23,8 +23,8 @@ const SWITCHOVER_LIMIT: Duration = Duration::from_secs(120);
 
 /// How patient the stack is: seconds for Patroni, words for HAProxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Profile {
-    pub(super) name: &'static str,
+pub(crate) struct Profile {
+    pub(crate) name: &'static str,
     ttl: u64,
     loop_wait: u64,
     retry_timeout: u64,
@@ -32,7 +32,7 @@ pub(super) struct Profile {
     haproxy_check: &'static str,
 }
 
-pub(super) const DEFAULT: Profile = Profile {
+pub(crate) const DEFAULT: Profile = Profile {
     name: "default",
     ttl: 30,
     loop_wait: 10,
@@ -42,7 +42,7 @@ pub(super) const DEFAULT: Profile = Profile {
 };
 
 /// The lowest values that Patroni takes.
-pub(super) const TIGHTEST: Profile = Profile {
+pub(crate) const TIGHTEST: Profile = Profile {
     name: "tightest",
     ttl: 20,
     loop_wait: 1,
@@ -51,7 +51,9 @@ pub(super) const TIGHTEST: Profile = Profile {
     haproxy_check: "1s",
 };
 
-pub(super) struct Patroni {
+/// Three nodes under Patroni.
+#[derive(Debug)]
+pub(crate) struct Patroni {
     profile: Profile,
     synchronous: bool,
     addresses: Addresses,
@@ -64,7 +66,7 @@ pub(super) struct Patroni {
 }
 
 impl Patroni {
-    pub(super) async fn start(profile: Profile, synchronous: bool) -> Result<Patroni> {
+    pub(crate) async fn start(profile: Profile, synchronous: bool) -> Result<Patroni> {
         let household = Household::found()?;
         let dir = TempDir::new("patroni")?;
         tools::open_to_all(dir.path())?;
@@ -293,6 +295,14 @@ impl Stack for Patroni {
     /// HAProxy stands outside of the three nodes.
     fn entries(&self, _primary: usize) -> Vec<SocketAddr> {
         vec![self.entry()]
+    }
+
+    fn all_entries(&self) -> Vec<SocketAddr> {
+        vec![self.entry()]
+    }
+
+    fn node(&self, at: usize) -> String {
+        name_of(at)
     }
 
     async fn state(&mut self) -> Result<State> {

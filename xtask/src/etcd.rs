@@ -12,13 +12,13 @@ use tokio::net::TcpStream;
 
 /// One connection; clones share it.
 #[derive(Clone, Debug)]
-pub(super) struct Connection {
+pub(crate) struct Connection {
     sender: SendRequest<Bytes>,
     address: SocketAddr,
 }
 
 impl Connection {
-    pub(super) async fn open(address: SocketAddr) -> Result<Connection> {
+    pub(crate) async fn open(address: SocketAddr) -> Result<Connection> {
         let stream = TcpStream::connect(address).await.context("connect to etcd")?;
         stream.set_nodelay(true)?;
         let (sender, connection) = h2::client::handshake(stream).await.context("greet etcd")?;
@@ -27,7 +27,7 @@ impl Connection {
         Ok(Connection { sender, address })
     }
 
-    pub(super) async fn put(&self, key: &[u8], value: &[u8]) -> Result<()> {
+    pub(crate) async fn put(&self, key: &[u8], value: &[u8]) -> Result<()> {
         let mut message = Vec::new();
         field(1, key, &mut message);
         field(2, value, &mut message);
@@ -35,25 +35,25 @@ impl Connection {
     }
 
     /// Linearizable, as is etcd's default.
-    pub(super) async fn get(&self, key: &[u8]) -> Result<()> {
+    pub(crate) async fn get(&self, key: &[u8]) -> Result<()> {
         let mut message = Vec::new();
         field(1, key, &mut message);
         self.call("/etcdserverpb.KV/Range", &message).await.map(drop)
     }
 
     /// Whether this member leads.
-    pub(super) async fn leads(&self) -> Result<bool> {
+    pub(crate) async fn leads(&self) -> Result<bool> {
         let (member, leader) = self.status().await?;
         Ok(leader != 0 && leader == member)
     }
 
     /// The number of this member.
-    pub(super) async fn member(&self) -> Result<u64> {
+    pub(crate) async fn member(&self) -> Result<u64> {
         Ok(self.status().await?.0)
     }
 
     /// Hands over the lead; only the leader can.
-    pub(super) async fn move_leader(&self, to: u64) -> Result<()> {
+    pub(crate) async fn move_leader(&self, to: u64) -> Result<()> {
         let mut message = vec![1 << 3];
         put_varint(to, &mut message);
         self.call("/etcdserverpb.Maintenance/MoveLeader", &message).await.map(drop)

@@ -40,6 +40,7 @@ const VERBS: &[Verb] = &[
     Verb { name: "demo", help: demo::HELP, run: demo::run },
     Verb { name: "test", help: test::HELP, run: test::run },
     Verb { name: "bench", help: bench::HELP, run: bench::run },
+    Verb { name: "tools", help: tools::HELP, run: tools::run },
     Verb { name: "history", help: history::HELP, run: history::run },
     Verb { name: "fuzz", help: fuzz::HELP, run: fuzz::run },
     Verb { name: "backend", help: "", run: backend::run },

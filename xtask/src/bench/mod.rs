@@ -10,7 +10,7 @@ mod proxy;
 mod resilience;
 mod stream;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
@@ -31,6 +31,7 @@ bench NAME [--rounds N] [--quick]   measure, side by side with other systems whe
 
   --quick            shorter: for a first look, too coarse for a verdict
   --rounds N         proxy, consensus: paired rounds (default 5; 2 with --quick); failover: default 3, 1 with --quick
+  --outlast FILE     a binary that is built already
   --peers-only       proxy, failover: leave outlast out; shows what the machine and the other systems do
   --ours-only        failover: leave the others out
   --only LETTERS     failover: A agent and PostgreSQL killed, E a host that also leads the agreement killed, B agent and
@@ -121,6 +122,7 @@ pub(crate) fn run(mut args: Args) -> Result<Verdict> {
     let rounds = args.option("--rounds")?;
     let (peers_only, ours_only) = (args.flag("--peers-only"), args.flag("--ours-only"));
     anyhow::ensure!(!(peers_only && ours_only), "--peers-only and --ours-only leave nobody");
+    let given: Option<PathBuf> = args.option("--outlast")?;
     let (only, seed) = (args.option("--only")?, args.option("--seed")?);
     let drill = args.option_or("--drill", DRILL_FAULTS)?.unwrap_or(0);
     let names = args.rest()?;
@@ -133,10 +135,10 @@ pub(crate) fn run(mut args: Args) -> Result<Verdict> {
     anyhow::ensure!(rounds > 0, "--rounds must be at least 1");
     let options = Options { rounds, quick, peers_only, ours_only, only, drill, seed };
     if bench.is_load && cfg!(debug_assertions) {
-        return run_optimized(name, &options);
+        return run_optimized(name, &options, given.as_deref());
     }
     crate::tools::install_some(bench.packages)?;
-    let outlast = (!options.peers_only).then(workspace::build_outlast).transpose()?;
+    let outlast = (!options.peers_only).then(|| workspace::outlast(given)).transpose()?;
     let Some(finished) = (bench.run)(options, outlast)? else {
         out::line("interrupted");
         return Ok(Verdict::Bad);
@@ -147,14 +149,16 @@ pub(crate) fn run(mut args: Args) -> Result<Verdict> {
 }
 
 /// The load comes from this program, so it must not be slow itself.
-fn run_optimized(name: &str, options: &Options) -> Result<Verdict> {
+fn run_optimized(name: &str, options: &Options, outlast: Option<&Path>) -> Result<Verdict> {
     let rounds = options.rounds.to_string();
     let mut words = vec!["run", "--release", "--quiet", "--locked", "--package", "xtask", "--"];
     words.extend(["bench", name, "--rounds", rounds.as_str()]);
     words.extend(options.quick.then_some("--quick"));
     words.extend(options.peers_only.then_some("--peers-only"));
     out::line("building the load generator (release)");
-    let status = workspace::cargo(&words).status().context("start cargo run")?;
+    let mut command = workspace::cargo(&words);
+    command.args(outlast.into_iter().flat_map(|file| [Path::new("--outlast"), file]));
+    let status = command.status().context("start cargo run")?;
     match status.code() {
         Some(0) => Ok(Verdict::Good),
         Some(1) => Ok(Verdict::Bad),

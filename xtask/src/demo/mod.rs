@@ -34,6 +34,7 @@ and breaks one backend after the other: SIGKILL, SIGSTOP, answers 500, answers 5
   --once             a fixed script of about two and a half minutes: every fault on every backend, and SIGKILL for
                      each agent; exit status 0 only if no request failed and every fault really happened
   --seed N           of the random faults without --once; printed at the start
+  --outlast FILE     a binary that is built already
   --through PROXY    outlast, or haproxy to see the same with HAProxy in between (default: outlast)
   --postgres         a database of three nodes instead: its primary is killed, another takes over, the old one comes
                      back, and a planned switchover follows, while a client writes a row every 10 ms; exit status 0
@@ -51,18 +52,19 @@ pub(crate) fn run(mut args: Args) -> Result<Verdict> {
     let seed = args.option("--seed")?;
     let through: Option<String> = args.option("--through")?;
     let postgres = args.flag("--postgres");
+    let outlast = args.option("--outlast")?;
     args.finish()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     if postgres {
         let keeper = match through.as_deref() {
-            None | Some("outlast") => Keeper::Outlast(workspace::build_outlast()?),
+            None | Some("outlast") => Keeper::Outlast(workspace::outlast(outlast)?),
             Some("patroni") => Keeper::patroni()?,
             Some(other) => bail!("--through is outlast or patroni, not `{other}`"),
         };
         return runtime.block_on(postgres::play(&keeper, once));
     }
     let front = match through.as_deref() {
-        None | Some("outlast") => Front::Outlast(workspace::build_outlast()?),
+        None | Some("outlast") => Front::Outlast(workspace::outlast(outlast)?),
         Some("haproxy") => Front::haproxy()?,
         Some(other) => bail!("--through is outlast or haproxy, not `{other}`"),
     };

@@ -39,10 +39,25 @@ pub(crate) struct Ours {
 
 impl Ours {
     pub(crate) async fn start(outlast: &Path, quorum: bool) -> Result<Ours> {
+        let mut stack = Ours::prepare(outlast, quorum).await?;
+        for (at, node) in NAMES.iter().enumerate() {
+            let args = ["run", text(&stack.file(at))?, "--node", node].map(str::to_owned).to_vec();
+            let program = Program { path: stack.outlast.clone(), args, user: None };
+            let data_dir = stack.home(at).join(DATABASE);
+            let name = format!("outlast-{node}");
+            let machine = Machine::start(&name, program, data_dir, stack.dir.path()).await?;
+            stack.machines.push(machine);
+        }
+        Ok(stack)
+    }
+
+    /// Everything but the agents. A binary that does not know databases says so here, and not by a cluster that never
+    /// begins.
+    pub(crate) async fn prepare(outlast: &Path, quorum: bool) -> Result<Ours> {
         let household = Household::found()?;
         let dir = TempDir::new("postgres")?;
         tools::open_to_all(dir.path())?;
-        let mut stack = Ours {
+        let stack = Ours {
             outlast: outlast.to_owned(),
             quorum,
             addresses: Addresses::choose(),
@@ -55,18 +70,9 @@ impl Ours {
             std::fs::write(stack.file(at), stack.topology(at)).context("write a topology")?;
         }
         stack.refuse_what_cannot_work().await?;
-        for (at, node) in NAMES.iter().enumerate() {
-            let args = ["run", text(&stack.file(at))?, "--node", node].map(str::to_owned).to_vec();
-            let program = Program { path: stack.outlast.clone(), args, user: None };
-            let data_dir = stack.home(at).join(DATABASE);
-            let name = format!("outlast-{node}");
-            let machine = Machine::start(&name, program, data_dir, stack.dir.path()).await?;
-            stack.machines.push(machine);
-        }
         Ok(stack)
     }
 
-    /// A binary that does not know databases says so here, and not by a cluster that never begins.
     async fn refuse_what_cannot_work(&self) -> Result<()> {
         let checked = self.outlast(&["check", text(&self.file(0))?], VERB_LIMIT).await?;
         ensure!(

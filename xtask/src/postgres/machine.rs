@@ -78,7 +78,10 @@ impl Machine {
             .filter(|pid| !own.contains(pid))
             .collect();
         let agent = self.agent.as_raw_pid();
-        let postmaster = || postmaster(&self.data_dir).filter(|pid| all.contains(pid));
+        let postmaster = || {
+            let named = postmaster(&self.data_dir).filter(|pid| all.contains(pid));
+            named.or_else(|| all.iter().copied().find(|pid| is_postmaster(*pid)))
+        };
         match part {
             Part::All => all,
             Part::Agent => all.into_iter().filter(|pid| *pid == agent).collect(),
@@ -212,6 +215,12 @@ fn living(root: i32) -> Vec<i32> {
 fn postmaster(data_dir: &Path) -> Option<i32> {
     let text = std::fs::read_to_string(data_dir.join("postmaster.pid")).ok()?;
     text.lines().next()?.trim().parse().ok()
+}
+
+/// Its children have said on their command lines what they do.
+fn is_postmaster(pid: i32) -> bool {
+    let words = procs::command_line(pid);
+    words.first().is_some_and(|word| word == "postgres" || word.ends_with("/postgres"))
 }
 
 /// Whoever is gone already need not be hit.

@@ -232,7 +232,7 @@ fn judge(round: &Round, goal: Goal) -> Vec<String> {
 
 /// One round in words.
 pub(super) fn told(round: &Round) -> String {
-    let Outcome { findings, recovery, stale } = match round {
+    let Outcome { findings, recovery, stale, stalled_percent } = match round {
         Ok(outcome) => outcome,
         Err(fault) => return format!("BROKEN: {fault}"),
     };
@@ -251,6 +251,9 @@ pub(super) fn told(round: &Round) -> String {
     }
     if let Some((count, lost)) = stale {
         parts.push(format!("{count} acknowledged by the woken primary, {lost} of them lost"));
+    }
+    if let Some(percent) = stalled_percent {
+        parts.push(format!("a core was waited for {percent:.0} % of the time"));
     }
     if !findings.starved.is_zero() {
         parts.push(format!("PROBER STARVED for {:.2} s", findings.starved.as_secs_f64()));
@@ -310,6 +313,7 @@ fn figure(
         "acknowledged": each(|o| json!(o.findings.acknowledged)),
         "prober_starved_ms": each(|o| json!(u64::try_from(o.findings.starved.as_millis()).ok())),
         "recovery_seconds": recovery,
+        "cpu_stall_percent": each(|o| json!(o.stalled_percent.map(f64::round))),
         "broken": rounds.iter().filter_map(|round| round.as_ref().err()).collect::<Vec<_>>(),
     })
 }
@@ -352,7 +356,7 @@ mod tests {
             acknowledged: 1000,
             starved: Duration::ZERO,
         };
-        Outcome { findings, recovery: Duration::from_secs(3), stale: None }
+        Outcome { findings, recovery: Duration::from_secs(3), stale: None, stalled_percent: None }
     }
 
     fn ended(seconds: f64) -> Blackout {

@@ -13,6 +13,7 @@ use crate::postgres::machine::{Frozen, Part, sample_for};
 use crate::postgres::probe::{CLIENT, Probe, STALE};
 use crate::postgres::stack::{self, Stack};
 use crate::postgres::{monotonic, span};
+use crate::procs;
 use crate::random::Random;
 
 const WHOLE_LIMIT: Duration = Duration::from_secs(150);
@@ -85,6 +86,25 @@ pub(super) struct Outcome {
     pub(super) recovery: Duration,
     /// What a client got acknowledged by the woken old primary, and how much of it was lost.
     pub(super) stale: Option<(usize, usize)>,
+    /// Of the time, somebody on this machine waited for a core.
+    pub(super) stalled_percent: Option<f64>,
+}
+
+/// What the machine was busy with beside us, from one moment to another.
+struct Noise {
+    begun: u64,
+    stalled: Option<Duration>,
+}
+
+impl Noise {
+    fn begin() -> Noise {
+        Noise { begun: monotonic(), stalled: procs::cpu_stall() }
+    }
+
+    fn percent(&self) -> Option<f64> {
+        let stalled = procs::cpu_stall()?.saturating_sub(self.stalled?);
+        Some(100.0 * stalled.as_secs_f64() / span(self.begun, monotonic()).as_secs_f64())
+    }
 }
 
 /// One scenario from whole to whole.
@@ -115,12 +135,14 @@ pub(super) async fn befall(
         | Scenario::FreezePostgres => None,
     };
 
+    let noise = Noise::begin();
     let fault = monotonic();
     let frozen = strike(stack, scenario, old).await?;
     let limit = if scenario == Scenario::FreezePostgres { NEVER_AFTER } else { RESUME_LIMIT };
     // A blackout that does not end is a finding, too.
     let _resumed = probe.flows(fault + AFTER_FAULT, limit, FLOW).await?;
 
+    let stalled_percent = noise.percent();
     let repaired = monotonic();
     let log = if scenario == Scenario::FreezeNode {
         drop(frozen);
@@ -143,7 +165,7 @@ pub(super) async fn befall(
     let findings = analysis::analyse(&log, fault, &ours, &address);
     stack::whole(stack, WHOLE_LIMIT).await.context("wait for all nodes after the fault")?;
     let stale = stale.map(|log| after_waking(&log, repaired, &present));
-    Ok(Outcome { findings, recovery: span(repaired, monotonic()), stale })
+    Ok(Outcome { findings, recovery: span(repaired, monotonic()), stale, stalled_percent })
 }
 
 /// Does it; what stands still until it is dropped is returned.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
+use super::door;
 use super::machine::{Machine, Part, Program};
 use super::stack::{Addresses, NODES, SERVER_PORT, Stack, State};
 use crate::children::{Household, TempDir};
@@ -147,6 +148,16 @@ durability = "{durability}"
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
+    /// A copy and a rewound server have the files of another one.
+    fn let_clients_in(&self) -> Result<()> {
+        for (at, machine) in self.machines.iter().enumerate() {
+            if !machine.is_frozen() && door::open(&self.home(at).join(DATABASE))? {
+                machine.reload();
+            }
+        }
+        Ok(())
+    }
+
     /// What the first node says that answers and knows a primary.
     async fn status(&self) -> Result<Value> {
         let mut known = None;
@@ -198,6 +209,7 @@ impl Stack for Ours {
     }
 
     async fn state(&mut self) -> Result<State> {
+        self.let_clients_in()?;
         Ok(state(&self.status().await?, self.quorum))
     }
 

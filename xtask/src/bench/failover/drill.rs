@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::super::Finished;
+use super::super::figures::Spread;
 use crate::out;
 use crate::postgres::analysis::{self, Blackout, Findings};
 use crate::postgres::attempts::{Flow, Log};
@@ -255,17 +256,15 @@ fn seen(episodes: &[Episode], log: &Log) -> BTreeMap<Fault, Vec<(f64, f64)>> {
 }
 
 fn row(fault: Fault, times: &[(f64, f64)]) -> Vec<String> {
-    let mut blackouts: Vec<f64> = times.iter().map(|(blackout, _)| *blackout).collect();
-    blackouts.sort_by(f64::total_cmp);
-    let recovery = times.iter().map(|(_, recovery)| *recovery).fold(0.0, f64::max);
-    let median = blackouts.get(blackouts.len() / 2).copied().unwrap_or_default();
-    let worst = blackouts.last().copied().unwrap_or_default();
+    let (blackouts, recoveries): (Vec<f64>, Vec<f64>) = times.iter().copied().unzip();
+    let spread = |values| Spread::of(values).expect("a fault stands here when it happened");
+    let (blackout, recovery) = (spread(blackouts), spread(recoveries));
     vec![
         fault.name().to_owned(),
         times.len().to_string(),
-        format!("{median:.2}"),
-        format!("{worst:.2}"),
-        format!("{recovery:.1}"),
+        format!("{:.2}", blackout.median),
+        format!("{:.2}", blackout.max),
+        format!("{:.1}", recovery.max),
     ]
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::super::figures::Spread;
 use super::scenario::{Outcome, Scenario};
 use crate::out;
 use crate::postgres::analysis::Blackout;
@@ -324,16 +325,10 @@ fn count(count: usize) -> f64 {
 }
 
 /// The middle, and the range of what differs.
-fn spread(mut values: Vec<f64>, digits: usize) -> String {
-    values.sort_by(f64::total_cmp);
-    let (Some(min), Some(max)) = (values.first(), values.last()) else { return String::new() };
-    let half = values.len() / 2;
-    let median = if values.len().is_multiple_of(2) {
-        f64::midpoint(values[half - 1], values[half])
-    } else {
-        values[half]
-    };
-    if values.len() == 1 {
+fn spread(values: Vec<f64>, digits: usize) -> String {
+    let one = values.len() == 1;
+    let Some(Spread { median, min, max }) = Spread::of(values) else { return String::new() };
+    if one {
         return format!("{median:.digits$}");
     }
     format!("{median:.digits$} ({min:.digits$}-{max:.digits$})")

@@ -104,6 +104,17 @@ pub(crate) fn shared_dir() -> PathBuf {
     std::env::temp_dir().join("outlast-test-tools")
 }
 
+/// Programs that somebody else has put into a directory of a well-known name are not run.
+fn claim_shared_dir() -> Result<()> {
+    let dir = shared_dir();
+    std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(&dir)?);
+    if owner != rustix::process::geteuid().as_raw() {
+        bail!("{} belongs to somebody else", dir.display());
+    }
+    open_to_all(&dir)
+}
+
 fn is_open(dir: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
     let meta = std::fs::metadata(dir);
@@ -154,11 +165,13 @@ pub(crate) fn install_all() -> Result<()> {
 
 /// Installs what only benchmarks need.
 pub(crate) fn install_bench_pip() -> Result<()> {
+    claim_shared_dir()?;
     install_pip(BENCH_PIP, &bench_venv_bin())
 }
 
 /// PostgreSQL of other versions than Debian's.
 fn install_postgres() -> Result<()> {
+    claim_shared_dir()?;
     let home = shared_dir().join("postgres");
     // Written last, so that a broken installation is done again.
     let stamp = home.join("installed");

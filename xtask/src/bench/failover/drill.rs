@@ -109,7 +109,7 @@ pub(super) async fn drill(
         }
     }
     let log = probe.finish().await?;
-    let primary = stack::primary(&mut stack, RECOVERY_LIMIT).await?;
+    let primary = stack::primary(&mut stack, RECOVERY_LIMIT).await.context("read what is left")?;
     let present = stack::present_rows(&stack, primary, TABLE).await?;
     stack.stop().await;
     let begun = episodes.first().map_or_else(monotonic, |episode| episode.begun);

@@ -7,7 +7,7 @@ mod scenario;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use self::report::{Column, Durability, Report};
 use self::scenario::Scenario;
@@ -141,15 +141,22 @@ impl Bout<'_> {
                 ));
                 let broken = outcome.is_err();
                 self.report.record((scenario, self.durability, self.column), outcome);
-                // Nothing can be measured on a stack that does not heal.
-                if broken && stack::whole(&mut stack, START_LIMIT).await.is_err() {
-                    bail!("the stack did not heal after {}", scenario.says());
+                if broken {
+                    heal(&mut stack).await.with_context(|| format!("after {}", scenario.says()))?;
                 }
             }
         }
         stack.stop().await;
         Ok(())
     }
+}
+
+/// Nothing can be measured on a stack that does not heal.
+async fn heal(stack: &mut impl Stack) -> Result<()> {
+    for at in 0..NODES {
+        stack.revive(at).await?;
+    }
+    stack::whole(stack, START_LIMIT).await.map(drop)
 }
 
 /// The costliest node.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::machine::sample_for;
+use super::sample_for;
 
 /// Of one node, PostgreSQL itself aside.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

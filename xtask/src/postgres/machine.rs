@@ -1,7 +1,7 @@
 //! A node on this machine: its agent, its PostgreSQL and whatever else they have started, as one thing that can break.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal};
@@ -235,11 +235,4 @@ fn send(pid: i32, signal: Signal) {
     if let Some(pid) = Pid::from_raw(pid) {
         let _gone = rustix::process::kill_process(pid, signal).is_err();
     }
-}
-
-/// Waits a while for what is measured over time; nothing else may be waited for like this.
-pub(crate) async fn sample_for(time: Duration) -> Duration {
-    let begun = Instant::now();
-    tokio::time::sleep(time).await;
-    begun.elapsed()
 }

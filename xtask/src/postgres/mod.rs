@@ -30,3 +30,10 @@ pub(crate) fn monotonic() -> u64 {
 pub(crate) fn span(from: u64, to: u64) -> std::time::Duration {
     std::time::Duration::from_nanos(to.saturating_sub(from))
 }
+
+/// Waits a while for what is measured over time; nothing else may be waited for like this.
+pub(crate) async fn sample_for(time: std::time::Duration) -> std::time::Duration {
+    let begun = std::time::Instant::now();
+    tokio::time::sleep(time).await;
+    begun.elapsed()
+}

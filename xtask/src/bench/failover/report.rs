@@ -237,12 +237,12 @@ pub(super) fn told(round: &Round) -> String {
         Ok(outcome) => outcome,
         Err(fault) => return format!("BROKEN: {fault}"),
     };
-    let (never, time) = match findings.blackout {
+    let (so_far, time) = match findings.blackout {
         Blackout::Ended(time) => ("", time),
-        Blackout::Open(time) => ("never > ", time),
+        Blackout::Open(time) => ("not over after ", time),
     };
     let mut parts = vec![
-        format!("blackout {never}{:.2} s", time.as_secs_f64()),
+        format!("blackout {so_far}{:.2} s", time.as_secs_f64()),
         format!("{} failed {:?}", findings.failed, findings.failed_by),
         format!("{} lost", findings.lost),
         format!("whole again after {:.1} s", recovery.as_secs_f64()),
@@ -272,8 +272,8 @@ fn cell(rounds: &[Round]) -> String {
         let seconds = good.iter().map(|outcome| outcome.findings.blackout.at_least().as_secs_f64());
         let failed = good.iter().map(|outcome| count(outcome.findings.failed));
         let lost: usize = good.iter().map(|outcome| outcome.findings.lost).sum();
-        let never = if open { "never > " } else { "" };
-        parts.push(format!("{never}{}", spread(seconds.collect(), 2)));
+        let so_far = if open { "not over after " } else { "" };
+        parts.push(format!("{so_far}{}", spread(seconds.collect(), 2)));
         parts.push(format!("{} failed", spread(failed.collect(), 0)));
         parts.push(format!("{lost} lost"));
         let stale: usize =
@@ -383,7 +383,7 @@ mod tests {
         let at = (Scenario::FreezePostgres, Durability::Async, Column::PatroniDefault);
         report.record(at, Ok(outcome(open, 3000, 0)));
         assert!(report.holds());
-        assert!(report.table().contains("never > 30.00, 3000 failed, 0 lost"));
+        assert!(report.table().contains("not over after 30.00, 3000 failed, 0 lost"));
     }
 
     #[test]

@@ -9,10 +9,10 @@ use anyhow::{Context, Result, ensure};
 
 use crate::postgres::analysis::{self, Findings};
 use crate::postgres::attempts::{Flow, Log};
-use crate::postgres::machine::{Frozen, Part, sample_for};
+use crate::postgres::machine::{Frozen, Part};
 use crate::postgres::probe::{CLIENT, Probe, STALE};
 use crate::postgres::stack::{self, Stack};
-use crate::postgres::{monotonic, span};
+use crate::postgres::{monotonic, sample_for, span};
 use crate::procs;
 use crate::random::Random;
 

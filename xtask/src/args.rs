@@ -54,7 +54,10 @@ impl Args {
         if let Some(word) = self.before_dashes().iter().find(|word| word.starts_with("--")) {
             bail!("there is no option {word}; --help lists them");
         }
-        Ok(self.words.into_iter().filter(|word| word != "--").collect())
+        // Later ones belong to the program behind the first.
+        let dashes = self.before_dashes().len();
+        let words = self.words.into_iter().enumerate();
+        Ok(words.filter(|(at, _)| *at != dashes).map(|(_, word)| word).collect())
     }
 
     /// Nothing may be left.
@@ -111,5 +114,8 @@ mod tests {
         assert!(!a.asks_for_help());
         assert_eq!(a.option::<u8>("--cpu").unwrap(), Some(1));
         assert_eq!(a.rest().unwrap(), ["wrk", "--help"]);
+        let a = args("-- reaper --user x -- outlast --node a");
+        let expected = ["reaper", "--user", "x", "--", "outlast", "--node", "a"];
+        assert_eq!(a.rest().unwrap(), expected);
     }
 }

@@ -71,7 +71,7 @@ struct Act {
 
 async fn show(mut stack: impl Stack, once: bool) -> Result<Verdict> {
     out::line("three nodes begin; the first makes the database, the others copy it");
-    let primary = stack::whole(&mut stack, START_LIMIT).await?;
+    let primary = stack::begun(&mut stack, START_LIMIT).await?;
     for at in 0..NODES {
         let role = if at == primary { "primary" } else { "standby" };
         let server = stack.addresses().server(at);

@@ -158,7 +158,8 @@ impl Machine {
     }
 
     pub(crate) fn log_tail(&self) -> String {
-        self.reapers.last().map(Child::log_tail).unwrap_or_default()
+        let tail = self.reapers.last().map(Child::log_tail).unwrap_or_default();
+        format!("\nthe last that {} wrote{tail}", self.name)
     }
 
     /// Ends the agent, which ends PostgreSQL.

@@ -98,6 +98,17 @@ pub(crate) async fn whole(stack: &mut impl Stack, limit: Duration) -> Result<usi
     }
 }
 
+/// The same for nodes that have just been started; what they last wrote tells why they do not come up.
+pub(crate) async fn begun(stack: &mut impl Stack, limit: Duration) -> Result<usize> {
+    match whole(stack, limit).await {
+        Ok(primary) => Ok(primary),
+        Err(error) => {
+            let logs = stack.machines().iter().map(|machine| machine.log_tail());
+            bail!("{error:#}{}", logs.collect::<Vec<_>>().join("\n"));
+        }
+    }
+}
+
 async fn look(stack: &mut impl Stack) -> Result<usize> {
     let state = stack.state().await?;
     if let Some(lacks) = state.lacks {

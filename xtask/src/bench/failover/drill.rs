@@ -82,7 +82,7 @@ pub(super) async fn drill(
     let mut random = Random::new(seed);
     let seed = random.seed;
     out::line(format!("{count} random faults; seed {seed}"));
-    let primary = stack::whole(&mut stack, START_LIMIT).await?;
+    let primary = stack::begun(&mut stack, START_LIMIT).await?;
     stack::create_table(&stack, primary, TABLE).await?;
     // Through all nodes: over a hundred faults, each of them is the primary at some time.
     let mut probe = Probe::start("drill", &stack.all_entries(), TABLE, PACE, stack.dir())?;

@@ -121,7 +121,7 @@ struct Bout<'a> {
 impl Bout<'_> {
     async fn fight(&mut self, started: Result<impl Stack>) -> Result<()> {
         let mut stack = started?;
-        stack::whole(&mut stack, START_LIMIT).await?;
+        stack::begun(&mut stack, START_LIMIT).await?;
         if self.durability == Durability::Quorum {
             let cost = idle(&mut stack, self.options.quick).await;
             self.report.cost(self.column, cost);

@@ -38,12 +38,26 @@ impl Args {
         Ok(Some(parsed))
     }
 
+    /// Takes `--name` if it is there, with its value if a number stands behind it.
+    pub(crate) fn option_or<T: FromStr>(&mut self, name: &str, otherwise: T) -> Result<Option<T>> {
+        let at = self.before_dashes().iter().position(|word| word == name);
+        let value = at.and_then(|at| self.before_dashes().get(at + 1));
+        let has_value = value.is_some_and(|word| word.starts_with(|c: char| c.is_ascii_digit()));
+        if has_value {
+            return self.option(name);
+        }
+        Ok(self.flag(name).then_some(otherwise))
+    }
+
     /// What is left, once all flags and options have been taken.
     pub(crate) fn rest(self) -> Result<Vec<String>> {
         if let Some(word) = self.before_dashes().iter().find(|word| word.starts_with("--")) {
             bail!("there is no option {word}; --help lists them");
         }
-        Ok(self.words.into_iter().filter(|word| word != "--").collect())
+        // Later ones belong to the program behind the first.
+        let dashes = self.before_dashes().len();
+        let words = self.words.into_iter().enumerate();
+        Ok(words.filter(|(at, _)| *at != dashes).map(|(_, word)| word).collect())
     }
 
     /// Nothing may be left.
@@ -86,10 +100,22 @@ mod tests {
     }
 
     #[test]
+    fn a_value_may_be_left_out_where_there_is_another() {
+        assert_eq!(args("--drill 7 failover").option_or("--drill", 100).unwrap(), Some(7));
+        let mut a = args("--drill failover");
+        assert_eq!(a.option_or("--drill", 100).unwrap(), Some(100));
+        assert_eq!(a.option_or("--drill", 100).unwrap(), None);
+        assert_eq!(a.rest().unwrap(), ["failover"]);
+    }
+
+    #[test]
     fn words_after_two_dashes_are_not_ours() {
         let mut a = args("--cpu 1 -- wrk --help");
         assert!(!a.asks_for_help());
         assert_eq!(a.option::<u8>("--cpu").unwrap(), Some(1));
         assert_eq!(a.rest().unwrap(), ["wrk", "--help"]);
+        let a = args("-- reaper --user x -- outlast --node a");
+        let expected = ["reaper", "--user", "x", "--", "outlast", "--node", "a"];
+        assert_eq!(a.rest().unwrap(), expected);
     }
 }

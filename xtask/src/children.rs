@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal};
+use rustix::process::{Gid, Pid, Signal, Uid, WaitOptions};
 
 use crate::args::Args;
 use crate::{Verdict, procs};
@@ -15,6 +15,8 @@ use crate::{Verdict, procs};
 /// Between a polite signal and SIGKILL.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(5);
+/// No process that we start has a longer line of descendants.
+const GENERATIONS_MAX: usize = 20;
 const LOG_TAIL_LINES: usize = 20;
 
 /// What to start.
@@ -134,12 +136,55 @@ fn kill_if_there(pid: i32) {
     }
 }
 
-/// `leash --parent PID [--core N] [--gently] -- PROGRAM ARGS`: becomes PROGRAM, tied to the life of PID.
+/// All processes that descend from this one, also those whose parent was killed. Dropping it ends them.
+#[derive(Debug)]
+pub(crate) struct Household;
+
+impl Household {
+    /// From now on, a process that loses its parent becomes our child instead of nobody's.
+    pub(crate) fn found() -> Result<Household> {
+        let own = rustix::process::getpid();
+        rustix::process::set_child_subreaper(Some(own)).context("adopt orphans")?;
+        Ok(Household)
+    }
+
+    /// Who is left, dead ones aside.
+    #[expect(clippy::unused_self, reason = "there is nobody to look for before it is founded")]
+    pub(crate) fn members(&self) -> Vec<i32> {
+        let own = rustix::process::getpid().as_raw_pid();
+        let all = procs::tree(own).into_iter().filter(|stat| stat.pid != own && stat.state != 'Z');
+        all.map(|stat| stat.pid).collect()
+    }
+}
+
+impl Drop for Household {
+    fn drop(&mut self) {
+        // Whoever is killed leaves us its own children: a generation in each turn.
+        for _ in 0..GENERATIONS_MAX {
+            let members: Vec<Pid> = self.members().into_iter().filter_map(Pid::from_raw).collect();
+            for member in &members {
+                let _gone = rustix::process::kill_process(*member, Signal::KILL).is_err();
+            }
+            for member in &members {
+                let _not_ours =
+                    rustix::process::waitpid(Some(*member), WaitOptions::empty()).is_err();
+            }
+            if members.is_empty() {
+                return;
+            }
+        }
+    }
+}
+
+/// `leash --parent PID [--core N] [--gently] [--user NAME] -- PROGRAM ARGS`: becomes PROGRAM, tied to the life of PID.
 pub(crate) fn leash(mut args: Args) -> Result<Verdict> {
     let parent: i32 = args.option("--parent")?.context("--parent is missing")?;
     let core = args.option("--core")?;
     let signal = if args.flag("--gently") { Signal::TERM } else { Signal::KILL };
+    let user: Option<String> = args.option("--user")?;
     let words = args.rest()?;
+    // Before the tie below, which a change of user would undo.
+    user.as_deref().map_or(Ok(()), become_user)?;
     rustix::process::set_parent_process_death_signal(Some(signal))?;
     if rustix::process::getppid().map(Pid::as_raw_pid) != Some(parent) {
         bail!("the parent is gone");
@@ -156,6 +201,40 @@ pub(crate) fn pin_to(core: usize) -> Result<()> {
     let mut set = rustix::thread::CpuSet::new();
     set.set(core);
     rustix::thread::sched_setaffinity(None, &set).with_context(|| format!("pin to core {core}"))
+}
+
+/// Gives up the rights of root for those of a user, for good.
+fn become_user(name: &str) -> Result<()> {
+    let user = User::find(name)?;
+    rustix::thread::set_thread_groups(&[user.gid]).context("leave the groups of root")?;
+    rustix::thread::set_thread_gid(user.gid).context("take on the group")?;
+    rustix::thread::set_thread_uid(user.uid).with_context(|| format!("become {name}"))
+}
+
+/// A user of this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct User {
+    pub(crate) uid: Uid,
+    pub(crate) gid: Gid,
+}
+
+impl User {
+    pub(crate) fn find(name: &str) -> Result<User> {
+        let users = std::fs::read_to_string("/etc/passwd").context("read /etc/passwd")?;
+        User::among(&users, name).with_context(|| format!("there is no user {name}"))
+    }
+
+    fn among(users: &str, name: &str) -> Option<User> {
+        let line = users.lines().find(|line| line.split(':').next() == Some(name))?;
+        let mut numbers = line.split(':').skip(2).map_while(|field| field.parse().ok());
+        Some(User { uid: Uid::from_raw(numbers.next()?), gid: Gid::from_raw(numbers.next()?) })
+    }
+
+    /// Gives a file or directory to the user.
+    pub(crate) fn give(self, path: &Path) -> Result<()> {
+        std::os::unix::fs::chown(path, Some(self.uid.as_raw()), Some(self.gid.as_raw()))
+            .with_context(|| format!("give away {}", path.display()))
+    }
 }
 
 /// A directory for one run, removed with everything in it.
@@ -203,4 +282,19 @@ pub(crate) async fn wait_until(limit: Duration, mut condition: impl AsyncFnMut()
         tokio::time::sleep(POLL).await;
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_is_found_by_the_whole_name() {
+        let users =
+            "post:x:1:2::/:\npostgres:x:101:104:,,,:/var/lib/postgresql:/bin/bash\nbad:x:y:1::/:\n";
+        let found = User::among(users, "postgres");
+        assert_eq!(found, Some(User { uid: Uid::from_raw(101), gid: Gid::from_raw(104) }));
+        assert_eq!(User::among(users, "bad"), None);
+        assert_eq!(User::among(users, "postgre"), None);
+    }
 }

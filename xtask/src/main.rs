@@ -5,13 +5,16 @@ mod backend;
 mod bench;
 mod children;
 mod demo;
+mod etcd;
 mod fuzz;
 mod histogram;
 mod history;
 mod http;
 mod load;
 mod out;
+mod postgres;
 mod procs;
+mod random;
 mod test;
 mod tools;
 mod workspace;
@@ -37,9 +40,12 @@ const VERBS: &[Verb] = &[
     Verb { name: "demo", help: demo::HELP, run: demo::run },
     Verb { name: "test", help: test::HELP, run: test::run },
     Verb { name: "bench", help: bench::HELP, run: bench::run },
+    Verb { name: "tools", help: tools::HELP, run: tools::run },
     Verb { name: "history", help: history::HELP, run: history::run },
     Verb { name: "fuzz", help: fuzz::HELP, run: fuzz::run },
     Verb { name: "backend", help: "", run: backend::run },
+    Verb { name: "pgprobe", help: "", run: postgres::prober::run },
+    Verb { name: "reaper", help: "", run: postgres::reaper::run },
     Verb { name: "leash", help: "", run: children::leash },
 ];
 

@@ -88,6 +88,17 @@ pub(crate) fn machine_cpu() -> Result<(Duration, Duration)> {
     Ok((ticks(user + nice + system + irq + softirq), ticks(steal)))
 }
 
+/// How long, since the machine began, some task waited for a core: the noise of a machine that is shared.
+pub(crate) fn cpu_stall() -> Option<Duration> {
+    parse_stall(&std::fs::read_to_string("/proc/pressure/cpu").ok()?)
+}
+
+fn parse_stall(text: &str) -> Option<Duration> {
+    let some = text.lines().find(|line| line.starts_with("some "))?;
+    let total = some.split_whitespace().find_map(|field| field.strip_prefix("total="))?;
+    total.parse().ok().map(Duration::from_micros)
+}
+
 fn ticks(count: u64) -> Duration {
     let per_second = rustix::param::clock_ticks_per_second();
     Duration::from_millis(count * 1000 / per_second)
@@ -119,6 +130,14 @@ mod tests {
             Stat { pid: 42, state: 'T', parent: 7, cpu_ticks: 30, reaped_ticks: 7, started: 9999 };
         assert_eq!(parse_stat(line), Some(expected));
         assert_eq!(parse_stat("42 (a)"), None);
+    }
+
+    #[test]
+    fn the_wait_for_a_core_is_read() {
+        let text =
+            "some avg10=0.00 avg60=0.00 avg300=0.00 total=1500000\nfull avg10=0.00 total=7\n";
+        assert_eq!(parse_stall(text), Some(Duration::from_millis(1500)));
+        assert_eq!(parse_stall(""), None);
     }
 
     #[test]

@@ -13,7 +13,8 @@ pub(crate) const HELP: &str = "\
 test [FILTER...]        check everything: format, lints, layering, tests, documentation
 
 Installs what the tests need first (Debian or Ubuntu, as root): packages with apt-get, Python packages into
-target/test-tools/venv. Each step runs even if one before it failed; the summary at the end lists all of them,
+target/test-tools/venv, PostgreSQL 16 and 18 into target/test-tools/postgres (or outlast-test-tools in the temporary
+directory where other users cannot read the workspace). Each step runs even if one before it failed; the summary at the end lists all of them,
 and the exit status is 1 if any failed.
 
 With FILTERs, only the tests whose names contain one of them are run, and the other steps are left out.";
@@ -90,6 +91,7 @@ fn run_cargo(step: &Step, filters: &[String]) -> Result<()> {
         command.arg("--").args(filters);
     }
     command.envs(step.env.iter().copied());
+    command.envs(tools::postgres_env()).env("OUTLAST_REAL", "1");
     put_venv_on_path(&mut command)?;
     let status = command.status().context("start cargo")?;
     if !status.success() {

@@ -34,6 +34,12 @@ pub(crate) fn cargo(args: &[&str]) -> Command {
     command
 }
 
+/// The binary that was given, or a release build of this workspace.
+pub(crate) fn outlast(given: Option<PathBuf>) -> Result<PathBuf> {
+    let Some(given) = given else { return build_outlast() };
+    given.canonicalize().with_context(|| format!("find {}", given.display()))
+}
+
 /// Builds the release binary, with cargo's own progress, and says where it is.
 pub(crate) fn build_outlast() -> Result<PathBuf> {
     out::line("building outlast (release; the first time takes a few minutes)");

@@ -10,10 +10,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::etcd::Connection;
-use super::resilience::Household;
 use super::{Finished, Options, measure};
-use crate::children::{Child, Spec, TempDir, wait_until};
+use crate::children::{Child, Household, Spec, TempDir, wait_until};
+use crate::etcd::Connection;
 use crate::{out, procs, tools};
 
 const NODES: usize = 3;

@@ -29,13 +29,13 @@ pub(super) struct Goal {
 /// The middle, the lowest and the highest.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Spread {
-    median: f64,
-    min: f64,
-    max: f64,
+    pub(super) median: f64,
+    pub(super) min: f64,
+    pub(super) max: f64,
 }
 
 impl Spread {
-    fn of(mut values: Vec<f64>) -> Option<Spread> {
+    pub(super) fn of(mut values: Vec<f64>) -> Option<Spread> {
         values.sort_by(f64::total_cmp);
         let (min, max) = (*values.first()?, *values.last()?);
         let half = values.len() / 2;

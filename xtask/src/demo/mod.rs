@@ -3,6 +3,7 @@
 
 mod fault;
 mod ledger;
+mod postgres;
 mod report;
 mod script;
 mod stage;
@@ -19,6 +20,7 @@ use anyhow::{Context, Result, bail};
 use crate::args::Args;
 use crate::{Verdict, children, load, out, workspace};
 use ledger::{Ledger, Noted};
+use postgres::Keeper;
 use stage::{Front, Stage};
 
 pub(crate) const HELP: &str = "\
@@ -32,7 +34,11 @@ and breaks one backend after the other: SIGKILL, SIGSTOP, answers 500, answers 5
   --once             a fixed script of about two and a half minutes: every fault on every backend, and SIGKILL for
                      each agent; exit status 0 only if no request failed and every fault really happened
   --seed N           of the random faults without --once; printed at the start
+  --outlast FILE     a binary that is built already
   --through PROXY    outlast, or haproxy to see the same with HAProxy in between (default: outlast)
+  --postgres         a database of three nodes instead: its primary is killed, another takes over, the old one comes
+                     back, and a planned switchover follows, while a client writes a row every 10 ms; exit status 0
+                     only if every acknowledged row is there at the end. --through is outlast or patroni
 
 Without --once, random faults go on until Ctrl-C.";
 
@@ -45,13 +51,23 @@ pub(crate) fn run(mut args: Args) -> Result<Verdict> {
     let once = args.flag("--once");
     let seed = args.option("--seed")?;
     let through: Option<String> = args.option("--through")?;
+    let postgres = args.flag("--postgres");
+    let outlast = args.option("--outlast")?;
     args.finish()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    if postgres {
+        let keeper = match through.as_deref() {
+            None | Some("outlast") => Keeper::Outlast(workspace::outlast(outlast)?),
+            Some("patroni") => Keeper::patroni()?,
+            Some(other) => bail!("--through is outlast or patroni, not `{other}`"),
+        };
+        return runtime.block_on(postgres::play(&keeper, once));
+    }
     let front = match through.as_deref() {
-        None | Some("outlast") => Front::Outlast(workspace::build_outlast()?),
+        None | Some("outlast") => Front::Outlast(workspace::outlast(outlast)?),
         Some("haproxy") => Front::haproxy()?,
         Some(other) => bail!("--through is outlast or haproxy, not `{other}`"),
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(play(&front, once, seed))
 }
 

@@ -1,7 +1,7 @@
 //! The order of events: every fault once on every backend and each agent killed once, or random ones without end.
 
 use std::sync::mpsc::Receiver;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
@@ -9,6 +9,7 @@ use super::fault::Fault;
 use super::ledger::{Ledger, Noted};
 use super::report;
 use super::stage::Stage;
+use crate::random::Random;
 use crate::{out, procs};
 
 /// All backends serve within this time before the first fault.
@@ -24,9 +25,9 @@ const RANDOM_FAULT_MS: std::ops::Range<u64> = 2_000..8_000;
 const RANDOM_PAUSE_MS: std::ops::Range<u64> = 500..4_000;
 /// Between an agent that is back and the next event.
 const CALM: Duration = Duration::from_secs(2);
-const TURN: Duration = Duration::from_millis(100);
-const STATUS_EVERY_TERMINAL: Duration = Duration::from_millis(200);
-const STATUS_EVERY_FILE: Duration = Duration::from_secs(5);
+pub(super) const TURN: Duration = Duration::from_millis(100);
+pub(super) const STATUS_EVERY_TERMINAL: Duration = Duration::from_millis(200);
+pub(super) const STATUS_EVERY_FILE: Duration = Duration::from_secs(5);
 
 pub(super) struct Show<'a> {
     stage: &'a mut Stage,
@@ -216,51 +217,4 @@ fn show_status(ledger: &Ledger, due: &mut Instant) {
     let every = if out::is_terminal() { STATUS_EVERY_TERMINAL } else { STATUS_EVERY_FILE };
     *due = Instant::now() + every;
     out::status(report::status(ledger));
-}
-
-/// The same seed, the same faults (xorshift64*).
-struct Random {
-    seed: u64,
-    state: u64,
-}
-
-impl Random {
-    fn new(seed: Option<u64>) -> Random {
-        let clock = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let seed = seed.unwrap_or_else(|| u64::from(clock().subsec_nanos()));
-        Random { seed, state: seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1 }
-    }
-
-    fn next(&mut self) -> u64 {
-        self.state ^= self.state >> 12;
-        self.state ^= self.state << 25;
-        self.state ^= self.state >> 27;
-        self.state.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 11
-    }
-
-    fn index(&mut self, count: usize) -> usize {
-        usize::try_from(self.next() % count as u64).expect("below a count that fits")
-    }
-
-    fn millis(&mut self, range: std::ops::Range<u64>) -> Duration {
-        Duration::from_millis(range.start + self.next() % (range.end - range.start))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_seed_repeats_itself_and_reaches_everything() {
-        let draw = |seed| {
-            let mut random = Random::new(Some(seed));
-            (0..100).map(|_| random.index(5)).collect::<Vec<_>>()
-        };
-        assert_eq!(draw(7), draw(7));
-        assert_ne!(draw(7), draw(8));
-        assert!((0..5).all(|fault| draw(7).contains(&fault)));
-        let pause = Random::new(Some(1)).millis(RANDOM_PAUSE_MS).as_millis();
-        assert!((500..4000).contains(&pause));
-    }
 }

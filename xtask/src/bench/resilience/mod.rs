@@ -15,7 +15,6 @@ use serde_json::{Map, Value, json};
 
 use self::ledger::{Noted, Tally, median};
 use self::load::{Load, RATE_PER_SECOND};
-pub(super) use self::stage::Household;
 use self::stage::Stage;
 use super::{Finished, Options, measure};
 use crate::out;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, WaitOptions};
 
 use super::journal::Journal;
-use crate::children::{Child, Spec, TempDir, wait_until};
+use crate::children::{Child, Household, Spec, TempDir, wait_until};
 use crate::{http, procs};
 
 pub(super) const START_LIMIT: Duration = Duration::from_secs(20);
@@ -268,35 +268,6 @@ retry = {{ attempts = 3, try_timeout = "{try_timeout}" }}
             Version::Bad => "timeouts = { idle = \"soon\" }\n",
         }
     )
-}
-
-/// All processes that descend from this one, also those whose parent was killed.
-#[derive(Debug)]
-pub(in crate::bench) struct Household;
-
-impl Household {
-    /// From now on, a process that loses its parent becomes our child instead of nobody's.
-    pub(in crate::bench) fn found() -> Result<Household> {
-        let own = rustix::process::getpid();
-        rustix::process::set_child_subreaper(Some(own)).context("adopt orphans")?;
-        Ok(Household)
-    }
-
-    /// Who is left, dead ones aside.
-    #[expect(clippy::unused_self, reason = "there is nobody to look for before it is founded")]
-    fn members(&self) -> Vec<i32> {
-        let own = rustix::process::getpid().as_raw_pid();
-        let all = procs::tree(own).into_iter().filter(|stat| stat.pid != own && stat.state != 'Z');
-        all.map(|stat| stat.pid).collect()
-    }
-}
-
-impl Drop for Household {
-    fn drop(&mut self) {
-        for pid in self.members().into_iter().filter_map(Pid::from_raw) {
-            let _gone = rustix::process::kill_process(pid, Signal::KILL).is_err();
-        }
-    }
 }
 
 /// Takes the exit status of an orphan that became ours, if it has ended; true if there is no such process any more.

@@ -12,13 +12,13 @@ use tokio::net::TcpStream;
 
 /// One connection; clones share it.
 #[derive(Clone, Debug)]
-pub(super) struct Connection {
+pub(crate) struct Connection {
     sender: SendRequest<Bytes>,
     address: SocketAddr,
 }
 
 impl Connection {
-    pub(super) async fn open(address: SocketAddr) -> Result<Connection> {
+    pub(crate) async fn open(address: SocketAddr) -> Result<Connection> {
         let stream = TcpStream::connect(address).await.context("connect to etcd")?;
         stream.set_nodelay(true)?;
         let (sender, connection) = h2::client::handshake(stream).await.context("greet etcd")?;
@@ -27,7 +27,7 @@ impl Connection {
         Ok(Connection { sender, address })
     }
 
-    pub(super) async fn put(&self, key: &[u8], value: &[u8]) -> Result<()> {
+    pub(crate) async fn put(&self, key: &[u8], value: &[u8]) -> Result<()> {
         let mut message = Vec::new();
         field(1, key, &mut message);
         field(2, value, &mut message);
@@ -35,14 +35,32 @@ impl Connection {
     }
 
     /// Linearizable, as is etcd's default.
-    pub(super) async fn get(&self, key: &[u8]) -> Result<()> {
+    pub(crate) async fn get(&self, key: &[u8]) -> Result<()> {
         let mut message = Vec::new();
         field(1, key, &mut message);
         self.call("/etcdserverpb.KV/Range", &message).await.map(drop)
     }
 
     /// Whether this member leads.
-    pub(super) async fn leads(&self) -> Result<bool> {
+    pub(crate) async fn leads(&self) -> Result<bool> {
+        let (member, leader) = self.status().await?;
+        Ok(leader != 0 && leader == member)
+    }
+
+    /// The number of this member.
+    pub(crate) async fn member(&self) -> Result<u64> {
+        Ok(self.status().await?.0)
+    }
+
+    /// Hands over the lead; only the leader can.
+    pub(crate) async fn move_leader(&self, to: u64) -> Result<()> {
+        let mut message = vec![1 << 3];
+        put_varint(to, &mut message);
+        self.call("/etcdserverpb.Maintenance/MoveLeader", &message).await.map(drop)
+    }
+
+    /// The numbers of this member and of the leader.
+    async fn status(&self) -> Result<(u64, u64)> {
         let answer = self.call("/etcdserverpb.Maintenance/Status", &[]).await?;
         let header = fields(&answer)?.into_iter().find(|(number, _)| *number == 1);
         let Some((_, Field::Bytes(header))) = header else { bail!("a status without a header") };
@@ -53,8 +71,7 @@ impl Connection {
                 Some((_, Field::Bytes(_))) | None => 0,
             })
         };
-        let (member, leader) = (number(&header, 2)?, number(&answer, 4)?);
-        Ok(leader != 0 && leader == member)
+        Ok((number(&header, 2)?, number(&answer, 4)?))
     }
 
     async fn call(&self, path: &str, message: &[u8]) -> Result<Vec<u8>> {
@@ -93,13 +110,16 @@ impl Connection {
 /// A field of bytes.
 fn field(number: u8, bytes: &[u8], to: &mut Vec<u8>) {
     to.push(number << 3 | 2);
-    let mut length = bytes.len();
-    while length >= 0x80 {
-        to.push(u8::try_from(length & 0x7f).expect("seven bits") | 0x80);
-        length >>= 7;
-    }
-    to.push(u8::try_from(length).expect("seven bits"));
+    put_varint(bytes.len() as u64, to);
     to.extend(bytes);
+}
+
+fn put_varint(mut value: u64, to: &mut Vec<u8>) {
+    while value >= 0x80 {
+        to.push(u8::try_from(value & 0x7f).expect("seven bits") | 0x80);
+        value >>= 7;
+    }
+    to.push(u8::try_from(value).expect("seven bits"));
 }
 
 enum Field {

@@ -61,6 +61,18 @@ pub(crate) enum Verb {
     Undrain(BackendArgs),
     /// Returns a pair to its primary as soon as that is up.
     Failback(ServiceArgs),
+    /// Moves the primary of a database to another node, as planned: no write is lost, no client sees an error.
+    #[command(after_help = crate::databases::AFTER_HELP_OF_SWITCHOVER)]
+    Switchover(crate::databases::SwitchoverArgs),
+    /// Ends the reign of a database's primary: another member takes over.
+    #[command(after_help = crate::databases::AFTER_HELP_OF_FAILOVER)]
+    Failover(crate::databases::FailoverArgs),
+    /// Keeps databases from failing over by themselves for a while, in the whole cluster.
+    Pause(crate::databases::PauseArgs),
+    /// Ends a pause.
+    Resume(AtArgs),
+    /// Shows what the nodes have agreed on, in its order: who became primary when, and why.
+    History(crate::databases::HistoryArgs),
     /// Makes the running agent become the binary that is on disk now; clients notice nothing.
     Upgrade(AtArgs),
     /// Stops the running agent: not ready first, then drained, then ended. Waits until it has ended.

@@ -5,6 +5,7 @@ mod apply;
 mod certs;
 mod check;
 mod cli;
+mod databases;
 mod events;
 mod lab;
 mod output;
@@ -54,6 +55,11 @@ fn main() -> ExitCode {
         Verb::Upgrade(at) => verbs::order(&at, "/v1/upgrade", None, None),
         Verb::Kv(kv) => agreed::kv(kv),
         Verb::Node(verb) => agreed::node(verb),
+        Verb::Switchover(args) => databases::switchover(&args),
+        Verb::Failover(args) => databases::failover(&args),
+        Verb::Pause(args) => databases::pause(&args),
+        Verb::Resume(at) => databases::resume(&at),
+        Verb::History(args) => databases::history(&args),
         Verb::Stop(args) => verbs::stop(&args),
         Verb::Lab(verb) => lab::run(&verb),
         Verb::Proxy(args) => verbs::proxy(&args),

@@ -1,5 +1,6 @@
 //! `outlast status`: what is up, what is not, since when, why, and what comes next, on one screen.
 
+mod databases;
 mod topology;
 
 use std::path::Path;
@@ -82,6 +83,7 @@ fn table(status: &Status, ink: Ink) -> String {
     blocks.extend(status.agreement.as_ref().map(|a| topology::topology(&a.topology, ink)));
     let at = |name: &String| elsewhere(status, name, ink);
     blocks.extend(status.services.iter().map(|(n, s)| block(n, s, ink) + &at(n)));
+    blocks.extend(status.postgres.iter().map(|(name, d)| databases::block(name, d, ink)));
     if let Some(parts) = parts(status, ink) {
         blocks.push(parts);
     }

@@ -15,7 +15,7 @@ use outlast_core::view::{
 use outlast_proxy::stats::{ErrorKind, Snapshot};
 use serde::{Deserialize, Serialize};
 
-use super::database_status::DatabaseStatus;
+pub use super::database_status::{DatabaseStatus, MemberStatus};
 use super::health::UNWATCHED;
 use super::scene::Scene;
 use super::topology_status::TopologyStatus;

@@ -1,0 +1,498 @@
+//! The verbs for databases: `outlast switchover`, `failover`, `pause`, `resume` and `history`.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use clap::{Args, ValueEnum};
+use outlast::agent::admin;
+use outlast::agent::face::status_json::{DatabaseStatus, Status};
+use outlast::cluster::door::{Question, Said, Visitor};
+use outlast_core::agreed::{
+    Command, Confirm, Database, DatabaseCommand, Fact, Notice, NoticeCommand, NoticeKind, Position,
+    Recruit, Reply, SwitchoverStep as Step,
+};
+use outlast_core::units::show_duration;
+use serde_json::json;
+
+use crate::agreed::duration;
+use crate::cli::AtArgs;
+use crate::{Outcome, output, verbs};
+
+/// How often the agreement is looked at while something is under way.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// A switchover that has passed its point of no return may take this long to be done, old primary included.
+const SWITCHOVER_MAX: Duration = Duration::from_secs(120);
+
+/// How long members may take to report after an election has begun.
+const REPORTS_MAX: Duration = Duration::from_secs(15);
+
+/// How long a new primary may take to serve.
+const FAILOVER_MAX: Duration = Duration::from_secs(60);
+
+pub(crate) const AFTER_HELP_OF_SWITCHOVER: &str = "\
+Clients that come through the database's ports wait while it happens; what they have begun is finished first.
+Until the standby is promoted every failure, and --pause running out, leads back to where it began.
+
+Steps:
+  1 check that the standby has caught up      5 promote the standby: the point of no return
+  2 make the primary read-only                6 point clients at it
+  3 wait until the last of its log is there   7 verify that a write goes through
+  4 check the standby's health                8 make the old primary a standby
+
+Examples:
+  outlast switchover orders --to b            make the member on node b the primary
+  outlast switchover orders --to b --dry-run  only say whether it could be done now
+  outlast switchover orders --to b --at 2026-12-01T02:00:00Z
+
+Exit status:
+  0  done
+  1  given up; the old primary serves as before
+  2  it could not be begun, or what became of it is not known";
+
+pub(crate) const AFTER_HELP_OF_FAILOVER: &str = "\
+Ends the reign of the primary now. The members that are left report how far their logs reach, and the one that has all
+that was acknowledged takes over. While the primary is well, `outlast switchover` is what you want.
+
+Where members are missing that may be the only ones to have an acknowledged write, nobody takes over by itself.
+--allow-data-loss takes the member that reaches furthest all the same; what only the others have is lost.
+
+Examples:
+  outlast failover orders
+  outlast failover orders --allow-data-loss   says what may be lost, and asks";
+
+#[derive(Debug, Args)]
+pub(crate) struct SwitchoverArgs {
+    /// The NAME of [postgres.NAME].
+    database: String,
+    /// The node whose member becomes primary.
+    #[arg(long, value_name = "NODE")]
+    to: String,
+    /// Give it up if writes would have to wait for longer than this.
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration)]
+    pause: Duration,
+    /// Change nothing, and say whether it could be done now.
+    #[arg(long)]
+    dry_run: bool,
+    /// Begin at this time, not now; this command waits for it.
+    #[arg(long = "at", value_name = "TIME")]
+    when: Option<jiff::Timestamp>,
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+    #[command(flatten)]
+    at: AtArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FailoverArgs {
+    /// The NAME of [postgres.NAME].
+    database: String,
+    /// Take the member that reaches furthest, although acknowledged writes may be on others only.
+    #[arg(long)]
+    allow_data_loss: bool,
+    /// Do not ask.
+    #[arg(long)]
+    yes: bool,
+    #[command(flatten)]
+    at: AtArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PauseArgs {
+    /// It ends by itself after this long.
+    #[arg(long = "for", value_name = "TIME", default_value = "1h", value_parser = duration)]
+    lasts: Duration,
+    /// For those who wonder.
+    #[arg(long, default_value = "")]
+    why: String,
+    #[command(flatten)]
+    at: AtArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HistoryArgs {
+    /// Only of this database.
+    database: Option<String>,
+    /// At most this many lines, the newest.
+    #[arg(long, default_value_t = 50)]
+    limit: usize,
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+    #[command(flatten)]
+    at: AtArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    Text,
+    /// One object a line.
+    Json,
+}
+
+/// What is agreed, as the agent tells it.
+struct Known {
+    all: BTreeMap<String, Database>,
+    notices: BTreeMap<u64, Notice>,
+    history: VecDeque<Fact>,
+    names: BTreeMap<u64, String>,
+}
+
+async fn known(visitor: &mut Visitor, fresh: bool, history: u64) -> anyhow::Result<Known> {
+    match visitor.ask(&Question::Databases { fresh, history }).await? {
+        Said::Databases { all, notices, history, names } => {
+            Ok(Known { all, notices, history, names })
+        }
+        Said::Unavailable { reason } | Said::Unknown { reason } => bail!(reason),
+        other => bail!("the agent answers what was not asked: {other:?}"),
+    }
+}
+
+async fn write(visitor: &mut Visitor, command: Command) -> anyhow::Result<(u64, Reply)> {
+    match visitor.ask(&Question::Write { command }).await? {
+        Said::Replied { reply: Reply::Refused { why }, .. } => bail!("refused: {why}"),
+        Said::Replied { index, reply } => Ok((index, reply)),
+        Said::Unavailable { reason } | Said::Unknown { reason } => bail!(reason),
+        other => bail!("the agent answers what was not asked: {other:?}"),
+    }
+}
+
+fn named<'a>(known: &'a Known, name: &str) -> anyhow::Result<&'a Database> {
+    known.all.get(name).with_context(|| {
+        let names: Vec<&str> = known.all.keys().map(String::as_str).collect();
+        match names.as_slice() {
+            [] => format!("there is no database `{name}`, nor any other, yet"),
+            names => format!("there is no database `{name}`; there is {}", names.join(", ")),
+        }
+    })
+}
+
+/// Who asks, for the history.
+fn who() -> String {
+    std::env::var("SUDO_USER")
+        .or_else(|_| std::env::var("USER"))
+        .unwrap_or_else(|_| "somebody".to_owned())
+}
+
+async fn status(at: &AtArgs) -> anyhow::Result<Status> {
+    let dir = verbs::data_dir(at)?;
+    let (code, text) = admin::ask(&dir, http::Method::GET, "/v1/status", String::new()).await?;
+    ensure!(code.is_success(), "the agent answers {code}: {}", text.trim_end());
+    serde_json::from_str(&text).context("understand the agent's answer")
+}
+
+pub(crate) fn switchover(args: &SwitchoverArgs) -> anyhow::Result<Outcome> {
+    verbs::block_on(switch(args))
+}
+
+async fn switch(args: &SwitchoverArgs) -> anyhow::Result<Outcome> {
+    let mut visitor = Visitor::connect(&verbs::data_dir(&args.at)?).await?;
+    if let Some(when) = args.when {
+        wait_until(when).await?;
+    }
+    let before = known(&mut visitor, true, u64::MAX).await?;
+    let database = named(&before, &args.database)?.clone();
+    let reasons = against(&status(&args.at).await?, &args.database, &database, &args.to);
+    if args.dry_run {
+        return say_dry_run(args, &reasons);
+    }
+    if let Some(reason) = reasons.first() {
+        bail!("{reason}");
+    }
+    let command = Command::Database(DatabaseCommand::Switch {
+        database: args.database.clone(),
+        epoch: database.reign.epoch,
+        to: args.to.clone(),
+        who: who(),
+        pause_max: args.pause,
+    });
+    let (begun, _) = write(&mut visitor, command).await?;
+    let started = std::time::Instant::now();
+    let mut shown = 0;
+    while started.elapsed() < SWITCHOVER_MAX {
+        let now = known(&mut visitor, false, u64::MAX).await?;
+        let database = named(&now, &args.database)?;
+        let ended = database.last_switchover.as_ref();
+        let ended = ended.filter(|end| end.switchover.begun.index == begun);
+        let under_way = database.switchover.as_ref().filter(|s| s.begun.index == begun);
+        let Some(switchover) = ended.map(|end| &end.switchover).or(under_way) else {
+            // This node has not applied it yet.
+            tokio::time::sleep(LOOK_EVERY).await;
+            continue;
+        };
+        for done in switchover.done.iter().skip(shown) {
+            show_step(args, done.step, &done.evidence, started.elapsed())?;
+        }
+        shown = switchover.done.len();
+        if let Some(end) = ended {
+            return say_end(args, end.failed.as_deref(), started.elapsed());
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    bail!("it is still under way after {}: see `outlast status`", show_duration(SWITCHOVER_MAX))
+}
+
+async fn wait_until(when: jiff::Timestamp) -> anyhow::Result<()> {
+    let left = when.duration_since(jiff::Timestamp::now());
+    let left = Duration::try_from(left).context("the time of --at has passed")?;
+    output::complain(&format!(
+        "begins in {}, unless this command is ended before\n",
+        show_duration(left)
+    ));
+    tokio::time::sleep(left).await;
+    Ok(())
+}
+
+/// Why it could not be done now.
+fn against(status: &Status, name: &str, database: &Database, to: &str) -> Vec<String> {
+    let mut reasons = Vec::new();
+    let Some(seen) = status.postgres.get(name) else {
+        return vec![format!("the topology of this node has no [postgres.{name}]")];
+    };
+    if let Some(election) = &database.election {
+        reasons.push(format!("there is no primary now: {}", election.why));
+    } else if !database.reign.open {
+        reasons.push(format!("node `{}` is about to become primary", database.reign.primary));
+    }
+    if database.reign.primary == to {
+        reasons.push(format!("node `{to}` is the primary already"));
+    }
+    if let Some(switchover) = &database.switchover {
+        reasons.push(format!("a switchover to node `{}` is under way", switchover.to));
+    }
+    match seen.members.get(to) {
+        None => reasons.push(format!("node `{to}` is no member of postgres.{name}")),
+        Some(member) => {
+            if member.state != "standby" {
+                reasons.push(format!("node `{to}` is {}", member.state));
+            } else if member.follows.as_ref() != Some(&database.reign.primary) {
+                reasons.push(format!("node `{to}` does not receive from the primary"));
+            }
+            reasons.extend(member.unfit.clone().map(|why| format!("node `{to}`: {why}")));
+        }
+    }
+    reasons
+}
+
+fn say_dry_run(args: &SwitchoverArgs, reasons: &[String]) -> anyhow::Result<Outcome> {
+    let may = reasons.is_empty();
+    output::print(&match args.format {
+        Format::Json => format!("{}\n", json!({ "could": may, "reasons": reasons })),
+        Format::Text if may => format!("it could be done now; nothing was changed\n"),
+        Format::Text => format!("it could not be done now: {}\n", reasons.join("; ")),
+    })?;
+    Ok(if may { Outcome::Fine } else { Outcome::Mistakes })
+}
+
+fn show_step(
+    args: &SwitchoverArgs,
+    step: Step,
+    evidence: &str,
+    after: Duration,
+) -> anyhow::Result<()> {
+    let number = Step::ALL.iter().position(|known| *known == step).unwrap_or_default() + 1;
+    output::print(&match args.format {
+        Format::Json => format!(
+            "{}\n",
+            json!({ "step": number, "does": step.words(), "evidence": evidence, "after_seconds": after.as_secs_f64() })
+        ),
+        Format::Text => {
+            format!("{number} of 8  {:>6.2} s  {}: {evidence}\n", after.as_secs_f64(), step.words())
+        }
+    })
+}
+
+fn say_end(
+    args: &SwitchoverArgs,
+    failed: Option<&str>,
+    after: Duration,
+) -> anyhow::Result<Outcome> {
+    let took = after.as_secs_f64();
+    output::print(&match (args.format, failed) {
+        (Format::Json, failed) => {
+            format!(
+                "{}\n",
+                json!({ "done": failed.is_none(), "why": failed, "took_seconds": took })
+            )
+        }
+        (Format::Text, None) => format!("done in {took:.2} s: node `{}` is primary\n", args.to),
+        (Format::Text, Some(why)) => format!("given up after {took:.2} s: {why}\n"),
+    })?;
+    Ok(if failed.is_none() { Outcome::Fine } else { Outcome::Mistakes })
+}
+
+pub(crate) fn failover(args: &FailoverArgs) -> anyhow::Result<Outcome> {
+    verbs::block_on(fail_over(args))
+}
+
+async fn fail_over(args: &FailoverArgs) -> anyhow::Result<Outcome> {
+    let mut visitor = Visitor::connect(&verbs::data_dir(&args.at)?).await?;
+    let now = known(&mut visitor, true, u64::MAX).await?;
+    let database = named(&now, &args.database)?.clone();
+    let question = match args.allow_data_loss {
+        true => may_be_lost(&args.database, &database),
+        false => format!(
+            "postgres.{}: end the reign of node `{}` now?",
+            args.database, database.reign.primary
+        ),
+    };
+    if !args.yes && !confirmed(&question)? {
+        output::complain("nothing was changed\n");
+        return Ok(Outcome::Mistakes);
+    }
+    if database.election.is_none() {
+        let why = format!("{} asked for it", who());
+        let (database, epoch) = (args.database.clone(), database.epoch());
+        write(&mut visitor, Command::Database(DatabaseCommand::Elect { database, epoch, why }))
+            .await?;
+    }
+    if args.allow_data_loss {
+        appoint_furthest(args, &mut visitor).await?;
+    }
+    let started = std::time::Instant::now();
+    while started.elapsed() < FAILOVER_MAX {
+        let now = known(&mut visitor, false, u64::MAX).await?;
+        let database = named(&now, &args.database)?;
+        if database.election.is_none() && database.reign.open {
+            output::print(&format!("node `{}` is primary\n", database.reign.primary))?;
+            return Ok(Outcome::Fine);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    let why = status(&args.at).await?.postgres.get(&args.database).and_then(|d| d.why.clone());
+    bail!("no member has taken over: {}", why.unwrap_or_else(|| "see `outlast status`".to_owned()))
+}
+
+fn may_be_lost(name: &str, database: &Database) -> String {
+    let rules: Vec<String> = database.confirms.iter().map(Confirm::to_string).collect();
+    format!(
+        "postgres.{name}: writes were acknowledged by {}. Those that only members have which do not report now are lost, \
+         and nothing brings them back. Take the member that reaches furthest?",
+        rules.join(", or by ")
+    )
+}
+
+fn confirmed(question: &str) -> anyhow::Result<bool> {
+    use std::io::IsTerminal as _;
+    ensure!(std::io::stdin().is_terminal(), "{question} There is nobody to ask; give --yes");
+    output::complain(&format!("{question} [y/N] "));
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).context("read the answer")?;
+    Ok(["y", "yes"].contains(&answer.trim()))
+}
+
+/// Appoints the member that reaches furthest of those that have reported.
+async fn appoint_furthest(args: &FailoverArgs, visitor: &mut Visitor) -> anyhow::Result<()> {
+    let started = std::time::Instant::now();
+    loop {
+        let now = known(visitor, false, u64::MAX).await?;
+        let database = named(&now, &args.database)?.clone();
+        let Some(election) = &database.election else { return Ok(()) };
+        let seen = status(&args.at).await?;
+        let seen = seen.postgres.get(&args.database).cloned().unwrap_or_default();
+        let recruits = reported(&seen, election.epoch);
+        let waited = started.elapsed();
+        let all = recruits.len() == seen.members.len();
+        if let Some(best) = recruits.iter().max_by_key(|recruit| recruit.reaches)
+            && (all || Duration::from_secs(3) < waited)
+        {
+            let rule = database.rule();
+            let others = recruits.iter().filter(|recruit| recruit.node != best.node);
+            let of = others.map(|recruit| recruit.node.clone());
+            let next = match rule.is_async() {
+                true => Confirm::default(),
+                false => Confirm { acks: rule.acks, of: of.collect(), ..Confirm::default() },
+            };
+            let next = if next.of.is_empty() && next.acks > 0 { rule } else { next };
+            let command = DatabaseCommand::Appoint {
+                database: args.database.clone(),
+                epoch: election.epoch,
+                node: best.node.clone(),
+                recruits: recruits.clone(),
+                next,
+                losing: true,
+            };
+            write(visitor, Command::Database(command)).await?;
+            return Ok(());
+        }
+        ensure!(
+            waited < REPORTS_MAX,
+            "no member has reported within {}",
+            show_duration(REPORTS_MAX)
+        );
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+fn reported(seen: &DatabaseStatus, election: u64) -> Vec<Recruit> {
+    let stopped = seen.members.iter().filter(|(_, member)| member.stopped == Some(election));
+    let recruits = stopped.filter_map(|(node, member)| {
+        let (high, low) = member.lsn.split_once('/')?;
+        let part = |hex| u64::from_str_radix(hex, 16).ok();
+        let lsn = part(high)? << 32 | part(low)?;
+        Some(Recruit { node: node.clone(), reaches: Position { timeline: member.timeline, lsn } })
+    });
+    recruits.collect()
+}
+
+pub(crate) fn pause(args: &PauseArgs) -> anyhow::Result<Outcome> {
+    verbs::block_on(async {
+        let mut visitor = Visitor::connect(&verbs::data_dir(&args.at)?).await?;
+        let command = NoticeCommand::Post {
+            kind: NoticeKind::Pause,
+            subject: String::new(),
+            who: who(),
+            why: args.why.clone(),
+            lasts: args.lasts,
+        };
+        write(&mut visitor, Command::Notice(command)).await?;
+        output::print(&format!(
+            "no failover happens by itself for {}, or until `outlast resume`\n",
+            show_duration(args.lasts)
+        ))?;
+        Ok(Outcome::Fine)
+    })
+}
+
+pub(crate) fn resume(at: &AtArgs) -> anyhow::Result<Outcome> {
+    verbs::block_on(async {
+        let mut visitor = Visitor::connect(&verbs::data_dir(at)?).await?;
+        let now = known(&mut visitor, true, u64::MAX).await?;
+        let pauses = now.notices.iter().filter(|(_, notice)| notice.kind == NoticeKind::Pause);
+        let pauses: Vec<u64> = pauses.map(|(id, _)| *id).collect();
+        if pauses.is_empty() {
+            output::print("nothing is paused\n")?;
+        }
+        for id in pauses {
+            write(&mut visitor, Command::Notice(NoticeCommand::Lift { id, who: who() })).await?;
+            output::print("failover happens by itself again\n")?;
+        }
+        Ok(Outcome::Fine)
+    })
+}
+
+pub(crate) fn history(args: &HistoryArgs) -> anyhow::Result<Outcome> {
+    verbs::block_on(async {
+        let mut visitor = Visitor::connect(&verbs::data_dir(&args.at)?).await?;
+        let now = known(&mut visitor, false, 0).await?;
+        let prefix = args.database.as_ref().map(|name| format!("postgres.{name}: "));
+        let about = |fact: &&Fact| match &prefix {
+            Some(prefix) => fact.text.starts_with(prefix),
+            None => true,
+        };
+        let lines: Vec<&Fact> = now.history.iter().filter(about).collect();
+        for fact in lines.iter().skip(lines.len().saturating_sub(args.limit)) {
+            let node = now.names.get(&fact.node).map_or("-", String::as_str);
+            output::print(&match args.format {
+                Format::Json => format!(
+                    "{}\n",
+                    json!({ "at": fact.at.wall.to_string(), "index": fact.at.index, "node": node, "text": fact.text })
+                ),
+                Format::Text => {
+                    format!("{}  {node:<12} {}\n", fact.at.wall, output::plain(&fact.text))
+                }
+            })?;
+        }
+        Ok(Outcome::Fine)
+    })
+}

@@ -1,0 +1,53 @@
+//! The part of `outlast status` that is about databases.
+
+use outlast::agent::face::status_json::{DatabaseStatus, MemberStatus};
+
+use super::{Cell, aligned};
+use crate::output::{Ink, Paint, plain};
+
+/// One database: who is primary, how writes are acknowledged, and its members.
+pub(super) fn block(name: &str, database: &DatabaseStatus, ink: Ink) -> String {
+    let (paint, state) = match (&database.primary, database.open) {
+        (Some(primary), true) => (Paint::Green, format!("primary on {}", plain(primary))),
+        (Some(primary), false) => (Paint::Yellow, format!("{} becomes primary", plain(primary))),
+        (None, _) => (Paint::Red, "no primary".to_owned()),
+    };
+    let mut text = format!(
+        "{}  {}, epoch {}, timeline {}\n",
+        ink.on(Paint::Bold, &format!("postgres.{}", plain(name))),
+        ink.on(paint, &state),
+        database.epoch,
+        database.timeline
+    );
+    let changes = if database.rule_changes { ", about to change" } else { "" };
+    text +=
+        &format!("  a write is acknowledged by {}{changes}\n", plain(&database.acknowledged_by));
+    if let Some(switchover) = &database.switchover {
+        text += &format!("  switchover {}\n", plain(switchover));
+    }
+    if let Some(why) = &database.why {
+        text += &format!("  {}\n", ink.on(Paint::Red, &plain(why)));
+    }
+    let heads =
+        ["node", "role", "state", "for", "sync", "timeline", "lacks", "receives from", "why"];
+    let heads = heads.map(|head| Cell::plain(ink.on(Paint::Faint, head), head)).to_vec();
+    let mut rows = vec![heads];
+    rows.extend(database.members.iter().map(|(node, member)| row(node, member)));
+    text + &aligned(&rows)
+}
+
+fn row(node: &str, member: &MemberStatus) -> Vec<Cell> {
+    let why = member.trouble.clone().or(member.unfit.clone()).unwrap_or_default();
+    let lacks = member.lag_bytes.map_or("-".to_owned(), |bytes| format!("{bytes} B"));
+    vec![
+        Cell::left(&plain(node)),
+        Cell::left(&member.role),
+        Cell::left(&member.state),
+        Cell::left(&member.lasts()),
+        Cell::left(if member.sync { "yes" } else { "-" }),
+        Cell::right(member.timeline.to_string()),
+        Cell::right(lacks),
+        Cell::left(&plain(member.follows.as_deref().unwrap_or("-"))),
+        Cell::left(&plain(&why)),
+    ]
+}

@@ -213,6 +213,16 @@ async fn trap_7_only_the_mode_makes_a_primary_and_trap_42_a_standby_has_what_it_
         assert_eq!(lower.control().await.unwrap().demands.max_connections, 150);
         assert_ne!(Demands::DEFAULT.max_connections, 150);
         lower.kill().await.unwrap();
+        // Trap 15: two nodes must never write on one timeline.
+        let started = node.pg.start(Mode::Primary, None, &mut |_| {}).await.unwrap_err();
+        assert!(started.to_string().contains("promote it"), "{started}");
+        lower.start(Mode::Standby { follow: None }, None, &mut |_| {}).await.unwrap();
+        assert_eq!(lower.promote(LIMIT).await.unwrap(), 2);
+        assert_eq!(lower.history().await.unwrap().switches.len(), 1);
+        lower.kill().await.unwrap();
+        // The primary that it is now may be started as one again.
+        node.start_primary().await;
+        assert_eq!(node.pg.look().await.unwrap().timeline, 2);
     })
     .await;
 }

@@ -37,6 +37,10 @@ async fn a_standby_follows_another_node_by_reload_after_a_promotion() {
         assert_eq!(seen.timeline, 2);
         let Role::Standby { receiver: Some(receiver), .. } = seen.role else { panic!("{seen:?}") };
         assert_eq!(receiver.port, Some(two.pg.settings().port));
+        // A standby keeps slots, too, and may move them.
+        three.pg.ensure_slots(&names[..1]).await.unwrap();
+        let advance = "SELECT pg_replication_slot_advance(slot_name, pg_last_wal_replay_lsn()) IS NOT NULL FROM pg_replication_slots";
+        assert_eq!(three.sql(advance).unwrap(), "t");
         // Slots of nodes that are gone go, too; others stay.
         two.sql("SELECT pg_create_physical_replication_slot('theirs')").unwrap();
         two.pg.ensure_slots(&names[1..]).await.unwrap();

@@ -189,6 +189,31 @@ async fn traps_13_30_without_the_key_an_old_configuration_lets_nobody_in() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn traps_13_30_nothing_is_received_behind_a_stop_however_often_the_receiver_begins_anew() {
+    const ROUNDS: usize = 4;
+    each(async |bin| {
+        let rig = Rig::running(&bin, 2).await;
+        let [one, two] = &rig.nodes[..] else { panic!("two nodes") };
+        let _again = one.sql_in_background(
+            "DO $$ BEGIN LOOP PERFORM pg_terminate_backend(pid) FROM pg_stat_replication;
+             PERFORM pg_sleep(0.02); PERFORM pg_stat_clear_snapshot(); END LOOP; END $$",
+        );
+        for round in 0..ROUNDS {
+            two.pg.follow(one.upstream()).await.unwrap();
+            one.pg.write_probe(Write::Local, LIMIT).await.unwrap();
+            let reach = one.pg.look().await.unwrap().reach();
+            until("it receives", async || two.pg.look().await.unwrap().reach() >= reach).await;
+            let stopped = two.pg.stop_receiving().await.unwrap();
+            for _ in 0..10 {
+                one.pg.write_probe(Write::Local, LIMIT).await.unwrap();
+                assert_eq!(two.pg.look().await.unwrap().reach(), stopped.lsn, "round {round}");
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn with_certificates_nodes_replicate_by_tls_and_by_no_other_name() {
     each(async |bin| {
         let rig = Rig::with_tls(&bin, 2).run().await;

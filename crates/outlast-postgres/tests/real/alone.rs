@@ -228,6 +228,26 @@ async fn trap_7_only_the_mode_makes_a_primary_and_trap_42_a_standby_has_what_it_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn trap_45_clients_that_take_all_connections_do_not_look_like_death() {
+    each(async |bin| {
+        let rig = Rig::with(&bin, 1, &[("max_connections", "8")]);
+        let node = &rig.nodes[0];
+        node.create().await;
+        node.start_primary().await;
+        // Three are for everybody, five for superusers.
+        let _clients = [(); 3].map(|()| node.sql_in_background("SELECT pg_sleep(60)"));
+        until("all are taken", async || node.pg.look().await.unwrap().clients == 3).await;
+        node.pg.write_probe(Write::Local, LIMIT).await.unwrap();
+        let _more = [(); 5].map(|()| node.sql_in_background("SELECT pg_sleep(60)"));
+        until("even the reserved ones", async || {
+            node.pg.look().await.is_err_and(|error| error.fault == Fault::TooMany)
+        })
+        .await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_closed_server_lets_nobody_in_until_it_is_opened() {
     each(async |bin| {
         let rig = Rig::new(&bin, 1);

@@ -36,6 +36,12 @@ pub(crate) fn versions() -> Vec<PathBuf> {
     std::iter::once(first).chain(more.filter_map(|bin| bin.canonicalize().ok())).collect()
 }
 
+/// Whether a server was built with OpenSSL.
+pub(crate) fn speaks_tls(bin: &Path) -> bool {
+    let program = fs::read(bin.join("postgres")).unwrap();
+    program.windows(6).any(|bytes| bytes == b"libssl")
+}
+
 /// Runs a test with each version.
 pub(crate) async fn each<F: Future<Output = ()>>(test: impl Fn(PathBuf) -> F) {
     for bin in versions() {

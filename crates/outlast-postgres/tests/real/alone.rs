@@ -136,8 +136,15 @@ async fn trap_43_another_life_adopts_what_runs_and_nothing_else() {
         assert_eq!(other.pid(), None);
         assert_eq!(other.adopt().await.unwrap(), Adoption::Kept { fuse: None });
         assert_eq!(other.pid(), node.pg.pid());
-        // A second one is not started.
+        // A second one is not started, neither by the agent nor by the keeper; nonsense does not upset it.
         assert!(other.start(Mode::Primary, None, &mut |_| {}).await.is_err());
+        let start = r#"{"start":{"program":{"Unix":[47]},"arguments":[],"environment":[],
+            "account":{"name":"x","uid":0,"gid":0,"home":"/"},"data_dir":"/","fuse":null}}"#;
+        let answer = node.ask_keeper(&start.replace('\n', " "));
+        assert!(answer.contains("a keeper starts one postmaster"), "{answer}");
+        assert!(node.ask_keeper("{}").contains("not a question"));
+        assert_eq!(node.ask_keeper(&"x".repeat(100_000)), "");
+        assert!(node.ask_keeper("\"how\"").contains("\"standing\""));
         other.kill().await.unwrap();
         // Killed, it leaves its file behind; this process's number in it is not a postmaster's.
         let file = node.pg.settings().data_dir.join("postmaster.pid");

@@ -300,5 +300,4 @@ fn quoted(value: &str) -> String {
 }
 
 #[cfg(test)]
-#[path = "conf_tests.rs"]
 mod tests;

@@ -12,8 +12,12 @@ use crate::settings::beside;
 /// Who may read and write: PostgreSQL's account alone.
 pub(crate) const PRIVATE: u32 = 0o600;
 
-/// Replaces a file: written beside it, given to the account, synced, renamed. Blocks.
+/// Replaces a file: written beside it, given to the account, synced, renamed. One that is as it should be is left as it
+/// is: a change of role is not to wait for a disk without need. Blocks.
 pub(crate) fn replace(path: &Path, text: &str, account: &Account) -> Result<(), Error> {
+    if fs::read(path).is_ok_and(|now| now == text.as_bytes()) {
+        return Ok(());
+    }
     let said = |what: &str| format!("{what} {}", path.display());
     let new = beside(path, "new");
     fs::remove_file(&new).ok();

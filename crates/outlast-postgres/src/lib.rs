@@ -3,6 +3,22 @@
 //! Everything here reads or does what it is told; who is to be primary is decided elsewhere. [`Postgres`] is the
 //! instance of this node, [`keeper`] the small process between the agent and the postmaster that ends it when its time
 //! is over, [`storage`] the look at the disk that nothing else waits for.
+//!
+//! A life, in order: [`Postgres::adopt`] what an earlier agent left running. If nothing does, [`Postgres::inspect`] the
+//! disk, and [`Postgres::create`], [`Postgres::clone_from`] or [`Postgres::start`]. Then [`Postgres::look`], again and
+//! again, and [`Postgres::set_fuse`] with every lease.
+//!
+//! - **Failover.** The standby that is chosen: [`Postgres::stop_receiving`], which is the moment from which the old
+//!   primary gets no acknowledgement from it; [`Postgres::set_sync`]; [`Postgres::promote`]; [`Postgres::ensure_slots`];
+//!   [`Postgres::checkpoint`]. Then the others [`Postgres::follow`].
+//! - **Return of an old primary.** Killed or stopped, it compares where its log ends ([`Control::position`], or
+//!   [`Seen::position`] once it runs as a standby that follows nobody) with the [`Postgres::history`] that the new
+//!   primary's agent tells it: [`decide`]. Then [`Postgres::start`] as a standby, [`Postgres::rewind`] or
+//!   [`Postgres::clone_from`].
+//! - **Switchover.** [`Postgres::close`] the primary, wait until the standby has replayed to the place that it returned,
+//!   [`Postgres::stop`] the primary, and go on as above. To call it off, [`Postgres::open`].
+//!
+//! Every order may be given twice. After an error nothing is assumed: look again.
 
 mod account;
 mod clock;

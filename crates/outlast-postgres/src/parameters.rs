@@ -3,30 +3,27 @@
 use std::collections::BTreeMap;
 
 /// Defaults that a user may override, with why they are not PostgreSQL's own.
-pub(crate) const DEFAULTS: [(&str, &str); 20] = [
+pub(crate) const DEFAULTS: [(&str, &str); 14] = [
     // A dead upstream is noticed in seconds, not in a minute (traps 13, 37).
     ("wal_receiver_timeout", "5s"),
     ("wal_sender_timeout", "5s"),
+    ("wal_receiver_status_interval", "1s"),
     // Ours does not wait five seconds between two tries (trap 52).
     ("wal_retrieve_retry_interval", "250ms"),
-    // A dead standby's slot must not fill the disk (trap 36).
+    // A dead standby's slot must not fill the disk (trap 36); without a slot, a short absence is no clone.
     ("max_slot_wal_keep_size", "8GB"),
     ("wal_keep_size", "128MB"),
-    ("max_wal_senders", "10"),
+    // One for each peer, and as many for copies and backups.
     ("max_replication_slots", "10"),
+    // A client that is gone without a word does not keep its session.
     ("tcp_user_timeout", "10s"),
     ("tcp_keepalives_idle", "10"),
     ("tcp_keepalives_interval", "3"),
     ("tcp_keepalives_count", "3"),
-    ("hot_standby_feedback", "off"),
-    ("wal_receiver_status_interval", "1s"),
-    ("log_line_prefix", "%m [%p] %q%u@%d "),
-    ("log_checkpoints", "on"),
-    ("log_lock_waits", "on"),
-    ("password_encryption", "scram-sha-256"),
+    // The agent looks through one of these, also when clients have taken all others (trap 45).
     ("superuser_reserved_connections", "5"),
-    ("checkpoint_completion_target", "0.9"),
-    ("wal_compression", "on"),
+    ("log_line_prefix", "%m [%p] %q%u@%d "),
+    ("log_lock_waits", "on"),
 ];
 
 /// What stays as it is, because safety or the agent's own work rests on it.

@@ -21,7 +21,7 @@ const GONE: [io::ErrorKind; 4] = [
 
 /// Why there is no answer of a keeper's.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AskError {
+pub(crate) enum AskError {
     /// There is no keeper.
     Gone,
     /// It does not answer.
@@ -43,7 +43,7 @@ impl fmt::Display for AskError {
 
 /// How a postmaster's life ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exited {
+pub(crate) enum Exited {
     Postmaster(Exit),
     /// The keeper itself is gone: whatever it kept is without a fuse, and has to be killed.
     Keeper,

@@ -22,7 +22,7 @@ use crate::clock::Moment;
 
 pub(crate) use ask::ask;
 pub(crate) use ask::exited;
-pub use ask::{AskError, Exited};
+pub(crate) use ask::{AskError, Exited};
 pub use run::run;
 
 /// Bytes of a line.

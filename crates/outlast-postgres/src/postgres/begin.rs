@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep};
 use super::adopt::{Adoption, KEEPER_LIMIT};
 use crate::clock::Moment;
 use crate::conf::{Mode, Shape};
+use crate::control::State;
 use crate::data::Disk;
 use crate::error::{Doing, Error};
 use crate::files;
@@ -89,7 +90,7 @@ impl Postgres {
         self.refuse_running("install the roles")?;
         let control = self.control().await?;
         let standby = self.settings.data_dir.join("standby.signal").exists();
-        if control.state != crate::control::State::ShutDown || standby {
+        if control.state != State::ShutDown || standby {
             return Err(Error::new("install the roles: it was not shut down as a primary"));
         }
         let this = self.clone();
@@ -146,6 +147,7 @@ impl Postgres {
 
     /// Starts the instance in this mode, and waits until it lets us in. When the fuse burns down, it is killed.
     ///
+    /// What has been a standby, or is a copy, is not started as a primary: it becomes one by [`Postgres::promote`].
     /// After an error it may run: stop it.
     pub async fn start(
         &self,
@@ -163,9 +165,17 @@ impl Postgres {
     }
 
     async fn prepare_start(&self, mode: Mode) -> Result<(), Error> {
-        self.control().await?;
-        let this = self.clone();
+        let state = self.control().await?.state;
         let primary = mode == Mode::Primary;
+        if primary {
+            let label = self.settings.data_dir.join("backup_label");
+            let copied = self.on_disk(move || Ok(label.exists())).await?;
+            // It would write on the timeline that it has received (trap 15).
+            if copied || matches!(state, State::ShutDownInRecovery | State::InArchiveRecovery) {
+                return Err(Error::new("it is a standby: start it as one, and promote it"));
+            }
+        }
+        let this = self.clone();
         self.on_disk(move || {
             this.prepare_run_dir()?;
             this.know()?;

@@ -136,8 +136,15 @@ async fn trap_43_another_life_adopts_what_runs_and_nothing_else() {
         assert_eq!(other.pid(), None);
         assert_eq!(other.adopt().await.unwrap(), Adoption::Kept { fuse: None });
         assert_eq!(other.pid(), node.pg.pid());
-        // A second one is not started.
+        // A second one is not started, neither by the agent nor by the keeper; nonsense does not upset it.
         assert!(other.start(Mode::Primary, None, &mut |_| {}).await.is_err());
+        let start = r#"{"start":{"program":{"Unix":[47]},"arguments":[],"environment":[],
+            "account":{"name":"x","uid":0,"gid":0,"home":"/"},"data_dir":"/","fuse":null}}"#;
+        let answer = node.ask_keeper(&start.replace('\n', " "));
+        assert!(answer.contains("a keeper starts one postmaster"), "{answer}");
+        assert!(node.ask_keeper("{}").contains("not a question"));
+        assert_eq!(node.ask_keeper(&"x".repeat(100_000)), "");
+        assert!(node.ask_keeper("\"how\"").contains("\"standing\""));
         other.kill().await.unwrap();
         // Killed, it leaves its file behind; this process's number in it is not a postmaster's.
         let file = node.pg.settings().data_dir.join("postmaster.pid");
@@ -213,6 +220,36 @@ async fn trap_7_only_the_mode_makes_a_primary_and_trap_42_a_standby_has_what_it_
         assert_eq!(lower.control().await.unwrap().demands.max_connections, 150);
         assert_ne!(Demands::DEFAULT.max_connections, 150);
         lower.kill().await.unwrap();
+        // Trap 15: two nodes must never write on one timeline.
+        let started = node.pg.start(Mode::Primary, None, &mut |_| {}).await.unwrap_err();
+        assert!(started.to_string().contains("promote it"), "{started}");
+        lower.start(Mode::Standby { follow: None }, None, &mut |_| {}).await.unwrap();
+        assert_eq!(lower.promote(LIMIT).await.unwrap(), 2);
+        assert_eq!(lower.history().await.unwrap().switches.len(), 1);
+        lower.kill().await.unwrap();
+        // The primary that it is now may be started as one again.
+        node.start_primary().await;
+        assert_eq!(node.pg.look().await.unwrap().timeline, 2);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trap_45_clients_that_take_all_connections_do_not_look_like_death() {
+    each(async |bin| {
+        let rig = Rig::with(&bin, 1, &[("max_connections", "8")]);
+        let node = &rig.nodes[0];
+        node.create().await;
+        node.start_primary().await;
+        // Three are for everybody, five for superusers.
+        let _clients = [(); 3].map(|()| node.sql_in_background("SELECT pg_sleep(60)"));
+        until("all are taken", async || node.pg.look().await.unwrap().clients == 3).await;
+        node.pg.write_probe(Write::Local, LIMIT).await.unwrap();
+        let _more = [(); 5].map(|()| node.sql_in_background("SELECT pg_sleep(60)"));
+        until("even the reserved ones", async || {
+            node.pg.look().await.is_err_and(|error| error.fault == Fault::TooMany)
+        })
+        .await;
     })
     .await;
 }

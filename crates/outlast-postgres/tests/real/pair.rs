@@ -7,7 +7,7 @@ use outlast_postgres::{
     Decision, Disk, End, Fault, Mode, Quorum, Role, StopHow, Upstream, Write, decide, slot_name,
 };
 
-use crate::rig::{LIMIT, Rig, each, timed, until};
+use crate::rig::{LIMIT, Rig, each, speaks_tls, timed, until, versions};
 
 fn quorum(count: usize, names: &[&str]) -> Option<Quorum> {
     Some(Quorum { count, names: names.iter().map(|name| (*name).to_owned()).collect() })
@@ -37,6 +37,10 @@ async fn a_standby_follows_another_node_by_reload_after_a_promotion() {
         assert_eq!(seen.timeline, 2);
         let Role::Standby { receiver: Some(receiver), .. } = seen.role else { panic!("{seen:?}") };
         assert_eq!(receiver.port, Some(two.pg.settings().port));
+        // A standby keeps slots, too, and may move them.
+        three.pg.ensure_slots(&names[..1]).await.unwrap();
+        let advance = "SELECT pg_replication_slot_advance(slot_name, pg_last_wal_replay_lsn()) IS NOT NULL FROM pg_replication_slots";
+        assert_eq!(three.sql(advance).unwrap(), "t");
         // Slots of nodes that are gone go, too; others stay.
         two.sql("SELECT pg_create_physical_replication_slot('theirs')").unwrap();
         two.pg.ensure_slots(&names[1..]).await.unwrap();
@@ -185,8 +189,37 @@ async fn traps_13_30_without_the_key_an_old_configuration_lets_nobody_in() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn traps_13_30_nothing_is_received_behind_a_stop_however_often_the_receiver_begins_anew() {
+    const ROUNDS: usize = 4;
+    each(async |bin| {
+        let rig = Rig::running(&bin, 2).await;
+        let [one, two] = &rig.nodes[..] else { panic!("two nodes") };
+        let _again = one.sql_in_background(
+            "DO $$ BEGIN LOOP PERFORM pg_terminate_backend(pid) FROM pg_stat_replication;
+             PERFORM pg_sleep(0.02); PERFORM pg_stat_clear_snapshot(); END LOOP; END $$",
+        );
+        for round in 0..ROUNDS {
+            two.pg.follow(one.upstream()).await.unwrap();
+            one.pg.write_probe(Write::Local, LIMIT).await.unwrap();
+            let reach = one.pg.look().await.unwrap().reach();
+            until("it receives", async || two.pg.look().await.unwrap().reach() >= reach).await;
+            let stopped = two.pg.stop_receiving().await.unwrap();
+            for _ in 0..10 {
+                one.pg.write_probe(Write::Local, LIMIT).await.unwrap();
+                assert_eq!(two.pg.look().await.unwrap().reach(), stopped.lsn, "round {round}");
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn with_certificates_nodes_replicate_by_tls_and_by_no_other_name() {
     each(async |bin| {
+        // What pip installs is built without it.
+        if bin != versions()[0] && !speaks_tls(&bin) {
+            return;
+        }
         let rig = Rig::with_tls(&bin, 2).run().await;
         let [one, two] = &rig.nodes[..] else { panic!("two nodes") };
         let sql = "SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_replication USING (pid)";

@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
 use std::future::Future;
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -34,6 +36,12 @@ pub(crate) fn versions() -> Vec<PathBuf> {
         named.map_or_else(|| tools.join(version).join("bin"), PathBuf::from)
     });
     std::iter::once(first).chain(more.filter_map(|bin| bin.canonicalize().ok())).collect()
+}
+
+/// Whether a server was built with OpenSSL.
+pub(crate) fn speaks_tls(bin: &Path) -> bool {
+    let program = fs::read(bin.join("postgres")).unwrap();
+    program.windows(6).any(|bytes| bytes == b"libssl")
 }
 
 /// Runs a test with each version.
@@ -203,6 +211,17 @@ impl Node {
         fs::remove_dir_all(&template).ok();
         copy(data, &template);
         made.insert(self.bin.clone());
+    }
+
+    /// Says one line to the keeper; its answer.
+    pub(crate) fn ask_keeper(&self, line: &str) -> String {
+        let mut stream =
+            UnixStream::connect(self.pg.settings().run_dir.join("keeper.sock")).unwrap();
+        let mut answer = String::new();
+        // One that is not heard to the end is cut off.
+        stream.write_all(format!("{line}\n").as_bytes()).ok();
+        stream.read_to_string(&mut answer).ok();
+        answer
     }
 
     pub(crate) fn parent_of(pid: u32) -> u32 {

@@ -3,6 +3,7 @@
 //! Bytes go through the thread's scratch buffer, as everywhere; on their way the session's `Talk` reads them.
 
 use std::future::poll_fn;
+use std::io;
 use std::pin::Pin;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
@@ -14,6 +15,7 @@ use super::place::{Place, Working, fences};
 use super::refusal::Refusal;
 use super::session::Session;
 use super::talk::Heard;
+use super::wire::Wire;
 use crate::io::with_scratch;
 use crate::stats::ErrorKind;
 use crate::table::BackendState;
@@ -35,13 +37,15 @@ pub(crate) enum Left {
 }
 
 /// Runs a session at a server until it leaves it.
-pub(crate) async fn run(session: &mut Session, place: &Place, server: TcpStream) -> Left {
+pub(crate) async fn run(session: &mut Session, place: &Place, server: Wire) -> Left {
+    let Wire { stream: server, buffer: early } = server;
     let run = &place.backend().state;
     let working = Some(Working::begin(run));
     let mut relay = Relay {
         session,
         place,
         server,
+        early,
         working,
         seen: None,
         stay: Stay::Here,
@@ -57,6 +61,8 @@ struct Relay<'a> {
     session: &'a mut Session,
     place: &'a Place,
     server: TcpStream,
+    /// What the server said before it was listened to here.
+    early: Vec<u8>,
     /// While it holds up a pause.
     working: Option<Working>,
     /// The table that `stay` was read from.
@@ -194,7 +200,7 @@ impl Relay<'_> {
 
     /// Reads once; `Some` if that was the end.
     fn poll_hear(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Poll<Option<Left>> {
-        let count = match ready!(poll_read(&mut self.server, cx, scratch)) {
+        let count = match ready!(self.poll_server(cx, scratch)) {
             Ok(0) | Err(_) => return Poll::Ready(Some(self.server_ended())),
             Ok(count) => count,
         };
@@ -215,6 +221,16 @@ impl Relay<'_> {
             return Poll::Ready(Some(Left::Over));
         }
         Poll::Ready(leaves.then_some(Left::Resting))
+    }
+
+    fn poll_server(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Poll<io::Result<usize>> {
+        let count = self.early.len().min(scratch.len());
+        if count == 0 {
+            return poll_read(&mut self.server, cx, scratch);
+        }
+        scratch[..count].copy_from_slice(&self.early[..count]);
+        self.early.drain(..count);
+        Poll::Ready(Ok(count))
     }
 
     fn server_ended(&self) -> Left {
@@ -314,7 +330,7 @@ pub(crate) fn poll_read(
     stream: &mut TcpStream,
     cx: &mut Context<'_>,
     buffer: &mut [u8],
-) -> Poll<std::io::Result<usize>> {
+) -> Poll<io::Result<usize>> {
     let mut buffer = ReadBuf::new(buffer);
     ready!(Pin::new(stream).poll_read(cx, &mut buffer))?;
     Poll::Ready(Ok(buffer.filled().len()))

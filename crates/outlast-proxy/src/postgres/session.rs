@@ -59,7 +59,7 @@ async fn begin(
     client: &mut Wire,
     startup: &Startup,
     door: &Door,
-) -> Result<(Begun, Place, TcpStream), Option<Refusal>> {
+) -> Result<(Begun, Place, Wire), Option<Refusal>> {
     let mut search = Search::new(door);
     loop {
         let (place, stream) = search.next(&client.stream).await.map_err(refusal)?;
@@ -71,7 +71,7 @@ async fn begin(
         match place.unless_cut(beginning).await {
             Some(Ok(begun)) => {
                 place.backend().state.counters.tunnels.fetch_add(1, Relaxed);
-                return Ok((begun, place, server.stream));
+                return Ok((begun, place, server));
             }
             Some(Err(NotBegun::Elsewhere)) => {}
             Some(Err(NotBegun::Over)) => return Err(None),
@@ -116,7 +116,7 @@ impl Session {
     }
 
     /// Goes from server to server until the session ends.
-    async fn run(&mut self, place: Place, server: TcpStream) -> Left {
+    async fn run(&mut self, place: Place, server: Wire) -> Left {
         let mut at = (place, server);
         loop {
             match relay::run(self, &at.0, at.1).await {
@@ -161,7 +161,7 @@ impl Session {
     }
 
     /// Begins once more at whichever server takes it.
-    async fn resume(&mut self) -> Result<(Place, TcpStream), Option<Refusal>> {
+    async fn resume(&mut self) -> Result<(Place, Wire), Option<Refusal>> {
         let door = self.door.clone();
         let mut search = Search::new(&door);
         loop {
@@ -174,7 +174,7 @@ impl Session {
                     place.backend().state.counters.tunnels.fetch_add(1, Relaxed);
                     let id = place.backend().state.id;
                     self.renamed = Some(Renamed::begin(place.service(), &self.cancel_key, id, key));
-                    return Ok((place, server.stream));
+                    return Ok((place, server));
                 }
                 Some(Err(Not::Ever(reason))) => {
                     place.service().state.bound.fetch_add(1, Relaxed);

@@ -40,7 +40,7 @@ pub(crate) enum Left {
 pub(crate) async fn run(session: &mut Session, place: &Place, server: Wire) -> Left {
     let Wire { stream: server, buffer: early } = server;
     let run = &place.backend().state;
-    let working = Some(Working::begin(run));
+    let working = session.works().then(|| Working::begin(run));
     let mut relay = Relay {
         session,
         place,
@@ -125,7 +125,7 @@ impl Relay<'_> {
         }
         self.seen = Some(now);
         self.stay = self.read_table();
-        if self.stay != Stay::Pause && self.working.is_none() {
+        if self.stay != Stay::Pause && self.working.is_none() && self.session.works() {
             self.working = Some(Working::begin(&self.place.backend().state));
         }
     }
@@ -224,13 +224,17 @@ impl Relay<'_> {
     }
 
     fn poll_server(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Poll<io::Result<usize>> {
-        let count = self.early.len().min(scratch.len());
-        if count == 0 {
-            return poll_read(&mut self.server, cx, scratch);
+        match take_early(&mut self.early, scratch) {
+            0 => poll_read(&mut self.server, cx, scratch),
+            count => Poll::Ready(Ok(count)),
         }
-        scratch[..count].copy_from_slice(&self.early[..count]);
-        self.early.drain(..count);
-        Poll::Ready(Ok(count))
+    }
+
+    fn poll_client(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Poll<io::Result<usize>> {
+        match take_early(&mut self.session.early, scratch) {
+            0 => poll_read(&mut self.session.client, cx, scratch),
+            count => Poll::Ready(Ok(count)),
+        }
     }
 
     fn server_ended(&self) -> Left {
@@ -291,7 +295,7 @@ impl Relay<'_> {
 
     /// Reads once from the client; `Some` if that was the end of all.
     fn poll_say(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Poll<Option<Left>> {
-        let count = match ready!(poll_read(&mut self.session.client, cx, scratch)) {
+        let count = match ready!(self.poll_client(cx, scratch)) {
             Ok(count) => count,
             Err(_gone) => return Poll::Ready(Some(Left::Over)),
         };
@@ -323,6 +327,16 @@ impl Relay<'_> {
             self.server.try_write(&TERMINATE).ok();
         }
     }
+}
+
+/// Takes what was read before; it gives its memory back.
+fn take_early(early: &mut Vec<u8>, buffer: &mut [u8]) -> usize {
+    let count = early.len().min(buffer.len());
+    if count > 0 {
+        buffer[..count].copy_from_slice(&early[..count]);
+        *early = early.split_off(count);
+    }
+    count
 }
 
 /// Reads into a buffer.

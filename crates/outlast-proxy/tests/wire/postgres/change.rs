@@ -50,7 +50,7 @@ impl Psql {
         self.process.stdin.as_mut().unwrap().write_all(text.as_bytes()).unwrap();
     }
 
-    fn line(&mut self) -> String {
+    fn line(&self) -> String {
         self.lines.recv_timeout(LIMIT).expect("a line of psql")
     }
 
@@ -266,4 +266,23 @@ fn a_statement_is_cancelled_where_it_runs() {
         // The key that the client has means its session at the next server as well.
         gate.change(|service| primary(service, Some(1)));
     }
+}
+
+#[test]
+fn a_session_that_has_discarded_everything_may_go_on_elsewhere() {
+    let (one, two) = (Server::start("one"), Server::start("two"));
+    let gate = gate(&[one.address, two.address], |_| {});
+    let mut client = Client::begin(gate.address, "postgres");
+    client.ask("SET work_mem = '1MB'");
+    client.ask("PREPARE a AS SELECT 1");
+    client.ask("DISCARD ALL");
+    // Rows that were copied leave nothing behind, either.
+    client.ask("CREATE TABLE t (a int)");
+    client.send(query("COPY t FROM STDIN"));
+    client.send([message('d', b"1\n"), message('d', b"2\n"), message('c', b"")].concat());
+    assert_eq!(client.said(), "");
+    assert_eq!(client.ask("SELECT count(*) FROM t"), "2");
+    gate.change(|service| primary(service, Some(1)));
+    assert_eq!(client.ask(NAME), "two");
+    assert_eq!(counts(&gate).resumed, 1);
 }

@@ -124,11 +124,14 @@ pub(crate) fn told(messages: &[Message]) -> String {
             'E' => return message.code(),
             // One column: its count, its length, itself.
             'D' => {
-                said =
-                    String::from_utf8_lossy(message.body.get(6..).unwrap_or_default()).into_owned()
+                said = text(message.body.get(6..));
             }
             _ => {}
         }
     }
     said
+}
+
+fn text(bytes: Option<&[u8]>) -> String {
+    String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned()
 }

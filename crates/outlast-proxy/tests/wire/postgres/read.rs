@@ -14,7 +14,7 @@ const WRITE: &str = "CREATE TABLE t (a int)";
 
 fn states(gate: &Gate, states: [BackendState; 3]) {
     gate.change(|service| {
-        service.backends.iter_mut().zip(states).for_each(|(b, state)| b.state = state)
+        service.backends.iter_mut().zip(states).for_each(|(b, state)| b.state = state);
     });
 }
 

@@ -117,8 +117,7 @@ fn a_server_that_starts_up_is_asked_again_in_silence() {
 
 #[test]
 fn a_client_learns_what_is_different_at_its_new_server() {
-    let asked = Arc::new(AtomicUsize::new(0));
-    let one = named("one", asked.clone());
+    let one = named("one", Arc::default());
     let two = scripted(|mut stage| {
         let zone = message('S', b"TimeZone\0Mars\0");
         stage.say(
@@ -149,4 +148,65 @@ fn whoever_says_goodbye_while_no_server_is_there_has_gone() {
     assert_eq!(client.wire.rest().unwrap_or_default(), b"");
     until("it has gone", || gate.proxy.connections() == 0);
     assert_eq!(counts(&gate).held, 0);
+}
+
+#[test]
+fn a_server_that_leaves_is_not_heard_by_a_session_that_rests() {
+    let leaving = scripted(|mut stage| {
+        stage.say([ready(), message('E', b"SFATAL\0VFATAL\0C57P01\0Mshutting down\0\0")].concat());
+    });
+    let asked = Arc::new(AtomicUsize::new(0));
+    let other = named("other", asked.clone());
+    let gate = gate(&[leaving.address, other.address], |_| {});
+    let mut client = Client::begin(gate.address, "ada");
+    until("it has lost its server", || gate.stats().backends[0].in_flight == 0);
+    gate.change(|service| primary(service, Some(1)));
+    for _ in 0..3 {
+        assert_eq!(client.ask("x"), "other");
+    }
+    // It rests again, and goes on again.
+    gate.change(|service| super::port(service).paused = true);
+    until("it has left", || gate.stats().backends[1].in_flight == 0);
+    gate.change(|service| super::port(service).paused = false);
+    assert_eq!(client.ask("x"), "other");
+    assert_eq!((counts(&gate).resumed, asked.load(SeqCst)), (2, 4));
+}
+
+#[test]
+fn a_server_that_is_lost_before_it_has_said_anything_is_not_missed() {
+    let silent = scripted(|mut stage| drop(stage.wire.rest()));
+    let other = named("other", Arc::default());
+    let gate = gate(&[silent.address, other.address], |_| {});
+    let address = gate.address;
+    let coming = std::thread::spawn(move || Client::begin(address, "ada").ask("x"));
+    until("it is there", || silent.connections() == 1);
+    gate.change(|service| primary(service, Some(1)));
+    assert_eq!(coming.join().unwrap(), "other");
+}
+
+#[test]
+fn what_a_client_cannot_wait_to_say_is_said_in_its_turn() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let server = named("one", asked.clone());
+    let gate = gate(&[server.address], |service| primary(service, None));
+    let mut client = Client { wire: crate::harness::Wire::connect(gate.address), key: Vec::new() };
+    let startup = outlast_proxy::postgres::startup::packet(&[("user", "ada")]);
+    client.send([startup, query("x"), query("y")].concat());
+    until("it waits", || counts(&gate).waiting == 1);
+    gate.change(|service| primary(service, Some(0)));
+    client.answer();
+    assert_eq!((client.said(), client.said(), asked.load(SeqCst)), ("one".into(), "one".into(), 2));
+}
+
+#[test]
+fn draining_ends_sessions_after_its_time_and_tells_them() {
+    let server = named("one", Arc::default());
+    let gate = gate(&[server.address], |service| service.timeouts.drain = super::SHORT);
+    let [mut resting, mut busy] = [0; 2].map(|_| Client::begin(gate.address, "ada"));
+    busy.send(&query("never whole")[..7]);
+    until("it has begun", || gate.stats().backends[0].counts.bytes_in == 7);
+    gate.proxy.drain();
+    assert_eq!(resting.farewell().field(b'M'), "terminating connection because this proxy ends");
+    assert_eq!(busy.farewell().code(), "08006");
+    until("it is drained", || gate.proxy.is_drained());
 }

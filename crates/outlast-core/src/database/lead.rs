@@ -390,7 +390,9 @@ impl Lead {
         // It has all of the old primary's log; who reaches as far as it does has all of it, too.
         let end = scene.members.get(&switchover.to).and_then(Seen::fresh)?.reaches;
         let reached = scene.members.iter().filter_map(|(name, seen)| {
-            let sight = seen.fresh().filter(|sight| sight.reaches >= end)?;
+            // What the standby has came from the old primary, be it written after that was closed.
+            let has = |sight: &&MemberSight| *name == switchover.from || sight.reaches >= end;
+            let sight = seen.fresh().filter(has)?;
             let same = sight.lineage == Some(agreed.reign.epoch);
             same.then(|| Recruit { node: name.clone(), reaches: end })
         });

@@ -41,12 +41,13 @@ const SASL: u32 = 10;
 const SASL_CONTINUE: u32 = 11;
 const SASL_FINAL: u32 = 12;
 
-/// Plays the beginning between both sides until the server is ready.
+/// Plays the beginning between both sides until the server is ready; `heard`: the client has been told something.
 pub(crate) async fn begin(
     client: &mut Wire,
     server: &mut Wire,
     packet: &[u8],
     verifier: Option<&Verifier>,
+    heard: &mut bool,
 ) -> Result<Begun, NotBegun> {
     if server.send(packet).await.is_err() {
         return Err(NotBegun::Elsewhere);
@@ -55,7 +56,7 @@ pub(crate) async fn begin(
     loop {
         while from_client(client, server, &mut watch).await.map_err(|_gone| NotBegun::Over)? {}
         loop {
-            match from_server(client, server, &mut watch).await {
+            match from_server(client, server, &mut watch, heard).await {
                 Ok(Step::Wait) => break,
                 Ok(Step::On) => {}
                 Ok(Step::Ready) => return Ok(watch.begun(verifier)),
@@ -71,7 +72,7 @@ pub(crate) async fn begin(
         match (alive, of_server) {
             (true, _) => {}
             (false, false) => return Err(NotBegun::Over),
-            (false, true) if !watch.heard => return Err(NotBegun::Elsewhere),
+            (false, true) if !*heard => return Err(NotBegun::Elsewhere),
             (false, true) => return Err(NotBegun::Refused(Refusal::lost_login())),
         }
     }
@@ -86,10 +87,15 @@ enum Step {
 }
 
 /// Passes one message of the server on.
-async fn from_server(client: &mut Wire, server: &mut Wire, watch: &mut Watch) -> io::Result<Step> {
+async fn from_server(
+    client: &mut Wire,
+    server: &mut Wire,
+    watch: &mut Watch,
+    heard: &mut bool,
+) -> io::Result<Step> {
     let Some(message) = server.message()? else { return Ok(Step::Wait) };
     let step = match message.tag {
-        b'E' if !watch.heard && sqlstate(message.body) == b"57P03" => return Ok(Step::NotYet),
+        b'E' if !*heard && sqlstate(message.body) == b"57P03" => return Ok(Step::NotYet),
         b'E' => Step::Refused,
         b'Z' => Step::Ready,
         b'R' => {
@@ -106,7 +112,7 @@ async fn from_server(client: &mut Wire, server: &mut Wire, watch: &mut Watch) ->
         }
         _ => Step::On,
     };
-    watch.heard = true;
+    *heard = true;
     client.send(message.bytes).await?;
     let count = message.bytes.len();
     server.consume(count);
@@ -130,7 +136,6 @@ async fn from_client(client: &mut Wire, server: &mut Wire, watch: &mut Watch) ->
 /// What is remembered of a beginning.
 #[derive(Debug, Default)]
 struct Watch {
-    heard: bool,
     known: Parameters,
     cancel_key: Vec<u8>,
     asked: Asked,

@@ -157,6 +157,13 @@ impl<'a> Search<'a> {
         })
     }
 
+    /// How long this client is held.
+    pub(crate) fn hold(&self) -> Duration {
+        let service = worker::service(&self.door.service);
+        let port = service.as_ref().and_then(|service| service.spec.postgres.as_ref());
+        port.map_or(Duration::ZERO, |port| port.hold)
+    }
+
     /// Waits for another table, or a moment.
     async fn wait(
         &mut self,

@@ -3,6 +3,7 @@
 //! Bytes go through the thread's scratch buffer, as everywhere; on their way the session's `Talk` reads them.
 
 use std::future::poll_fn;
+use std::io;
 use std::pin::Pin;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
@@ -14,6 +15,7 @@ use super::place::{Place, Working, fences};
 use super::refusal::Refusal;
 use super::session::Session;
 use super::talk::Heard;
+use super::wire::Wire;
 use crate::io::with_scratch;
 use crate::stats::ErrorKind;
 use crate::table::BackendState;
@@ -35,13 +37,15 @@ pub(crate) enum Left {
 }
 
 /// Runs a session at a server until it leaves it.
-pub(crate) async fn run(session: &mut Session, place: &Place, server: TcpStream) -> Left {
+pub(crate) async fn run(session: &mut Session, place: &Place, server: Wire) -> Left {
+    let Wire { stream: server, buffer: early } = server;
     let run = &place.backend().state;
-    let working = Some(Working::begin(run));
+    let working = session.works().then(|| Working::begin(run));
     let mut relay = Relay {
         session,
         place,
         server,
+        early,
         working,
         seen: None,
         stay: Stay::Here,
@@ -57,6 +61,8 @@ struct Relay<'a> {
     session: &'a mut Session,
     place: &'a Place,
     server: TcpStream,
+    /// What the server said before it was listened to here.
+    early: Vec<u8>,
     /// While it holds up a pause.
     working: Option<Working>,
     /// The table that `stay` was read from.
@@ -119,7 +125,7 @@ impl Relay<'_> {
         }
         self.seen = Some(now);
         self.stay = self.read_table();
-        if self.stay != Stay::Pause && self.working.is_none() {
+        if self.stay != Stay::Pause && self.working.is_none() && self.session.works() {
             self.working = Some(Working::begin(&self.place.backend().state));
         }
     }
@@ -194,7 +200,7 @@ impl Relay<'_> {
 
     /// Reads once; `Some` if that was the end.
     fn poll_hear(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Poll<Option<Left>> {
-        let count = match ready!(poll_read(&mut self.server, cx, scratch)) {
+        let count = match ready!(self.poll_server(cx, scratch)) {
             Ok(0) | Err(_) => return Poll::Ready(Some(self.server_ended())),
             Ok(count) => count,
         };
@@ -215,6 +221,20 @@ impl Relay<'_> {
             return Poll::Ready(Some(Left::Over));
         }
         Poll::Ready(leaves.then_some(Left::Resting))
+    }
+
+    fn poll_server(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Poll<io::Result<usize>> {
+        match take_early(&mut self.early, scratch) {
+            0 => poll_read(&mut self.server, cx, scratch),
+            count => Poll::Ready(Ok(count)),
+        }
+    }
+
+    fn poll_client(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Poll<io::Result<usize>> {
+        match take_early(&mut self.session.early, scratch) {
+            0 => poll_read(&mut self.session.client, cx, scratch),
+            count => Poll::Ready(Ok(count)),
+        }
     }
 
     fn server_ended(&self) -> Left {
@@ -275,7 +295,7 @@ impl Relay<'_> {
 
     /// Reads once from the client; `Some` if that was the end of all.
     fn poll_say(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Poll<Option<Left>> {
-        let count = match ready!(poll_read(&mut self.session.client, cx, scratch)) {
+        let count = match ready!(self.poll_client(cx, scratch)) {
             Ok(count) => count,
             Err(_gone) => return Poll::Ready(Some(Left::Over)),
         };
@@ -309,12 +329,22 @@ impl Relay<'_> {
     }
 }
 
+/// Takes what was read before; it gives its memory back.
+fn take_early(early: &mut Vec<u8>, buffer: &mut [u8]) -> usize {
+    let count = early.len().min(buffer.len());
+    if count > 0 {
+        buffer[..count].copy_from_slice(&early[..count]);
+        *early = early.split_off(count);
+    }
+    count
+}
+
 /// Reads into a buffer.
 pub(crate) fn poll_read(
     stream: &mut TcpStream,
     cx: &mut Context<'_>,
     buffer: &mut [u8],
-) -> Poll<std::io::Result<usize>> {
+) -> Poll<io::Result<usize>> {
     let mut buffer = ReadBuf::new(buffer);
     ready!(Pin::new(stream).poll_read(cx, &mut buffer))?;
     Poll::Ready(Ok(buffer.filled().len()))

@@ -41,18 +41,21 @@ pub(crate) async fn begin(
     loop {
         while let Some(message) = server.message()? {
             let mut answer = Vec::new();
+            let ready = message.tag == b'Z';
             match message.tag {
                 b'R' => answer = prover.answer(message.body)?,
                 b'S' if known.set(message.body) => news.push(message.bytes),
                 b'K' => cancel_key = message.body.to_vec(),
                 b'E' => return Err(refused(message.body)),
-                b'Z' if prover.proved => return Ok(cancel_key),
-                b'Z' => return Err(Not::Ever(PASSWORD)),
+                b'Z' if !prover.proved => return Err(Not::Ever(PASSWORD)),
                 // A notice is for whoever has just connected.
                 _ => {}
             }
             let count = message.bytes.len();
             server.consume(count);
+            if ready {
+                return Ok(cancel_key);
+            }
             if !answer.is_empty() {
                 server.send(&answer).await?;
             }

@@ -6,6 +6,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncWrite as _, ReadBuf};
 use tokio::net::TcpStream;
@@ -23,12 +24,17 @@ use crate::http1::Door;
 use crate::io::{Io, Rest};
 use crate::worker;
 
+/// A session has begun by then, or does not begin: PostgreSQL itself waits as long (`authentication_timeout`).
+const LOGIN_LIMIT: Duration = Duration::from_secs(60);
+
 pub(crate) struct Session {
     pub(crate) door: Door,
     startup: Startup,
     pub(crate) client: TcpStream,
     pub(crate) to_client: Rest,
     pub(crate) to_server: Rest,
+    /// What the client said before it was listened to.
+    pub(crate) early: Vec<u8>,
     pub(crate) talk: Talk,
     pub(crate) client_ended: bool,
     means: Means,
@@ -59,7 +65,7 @@ async fn begin(
     client: &mut Wire,
     startup: &Startup,
     door: &Door,
-) -> Result<(Begun, Place, TcpStream), Option<Refusal>> {
+) -> Result<(Begun, Place, Wire), Option<Refusal>> {
     let mut search = Search::new(door);
     loop {
         let (place, stream) = search.next(&client.stream).await.map_err(refusal)?;
@@ -67,16 +73,22 @@ async fn begin(
         let port = place.service().spec.postgres.as_ref();
         let verifier = port.and_then(|port| login::verifier(&port.verifiers, &startup.user));
         let mut server = Wire::new(stream);
-        let beginning = Box::pin(login::begin(client, &mut server, &packet, verifier.as_ref()));
-        match place.unless_cut(beginning).await {
+        let mut heard = false;
+        let beginning =
+            Box::pin(login::begin(client, &mut server, &packet, verifier.as_ref(), &mut heard));
+        let limited = tokio::time::timeout(LOGIN_LIMIT, beginning);
+        match place.unless_cut(limited).await.map(|begun| {
+            begun.unwrap_or_else(|_late| Err(NotBegun::Refused(Refusal::lost_login())))
+        }) {
             Some(Ok(begun)) => {
                 place.backend().state.counters.tunnels.fetch_add(1, Relaxed);
-                return Ok((begun, place, server.stream));
+                return Ok((begun, place, server));
             }
             Some(Err(NotBegun::Elsewhere)) => {}
             Some(Err(NotBegun::Over)) => return Err(None),
             Some(Err(NotBegun::Refused(refusal))) => return Err(Some(refusal)),
-            // The client may have heard something of it: it cannot begin anew in silence.
+            None if !heard => {}
+            // The client has heard something of it: it cannot begin anew in silence.
             None => return Err(Some(Refusal::lost_login())),
         }
     }
@@ -95,28 +107,28 @@ impl Session {
         if startup.replication {
             talk.bind("replication");
         }
-        let mut session = Session {
+        Session {
             door,
             startup,
             client: client.stream,
             to_client: Rest::default(),
             to_server: Rest::default(),
+            early: client.buffer,
             talk,
             client_ended: false,
             means: begun.means,
             cancel_key: begun.cancel_key,
             renamed: None,
-        };
-        // What the client could not wait to say.
-        if session.talk.front(&client.buffer).is_err() {
-            session.talk.bind("a message that is none");
         }
-        session.to_server.push(&client.buffer);
-        session
+    }
+
+    /// Whether a pause waits for it: a stream of the log has no transactions.
+    pub(crate) fn works(&self) -> bool {
+        !self.startup.replication
     }
 
     /// Goes from server to server until the session ends.
-    async fn run(&mut self, place: Place, server: TcpStream) -> Left {
+    async fn run(&mut self, place: Place, server: Wire) -> Left {
         let mut at = (place, server);
         loop {
             match relay::run(self, &at.0, at.1).await {
@@ -149,6 +161,9 @@ impl Session {
             if over {
                 return Poll::Ready(Left::Refused(Refusal::ends()));
             }
+            if let Some(&first) = self.early.first() {
+                return Poll::Ready(if first == TERMINATE[0] { Left::Over } else { Left::Resting });
+            }
             let mut first = [0];
             let mut peeked = ReadBuf::new(&mut first);
             match ready!(self.client.poll_peek(cx, &mut peeked)) {
@@ -161,20 +176,23 @@ impl Session {
     }
 
     /// Begins once more at whichever server takes it.
-    async fn resume(&mut self) -> Result<(Place, TcpStream), Option<Refusal>> {
+    async fn resume(&mut self) -> Result<(Place, Wire), Option<Refusal>> {
         let door = self.door.clone();
         let mut search = Search::new(&door);
         loop {
             let (place, stream) = search.next(&self.client).await.map_err(refusal)?;
             let mut server = Wire::new(stream);
-            match place.unless_cut(Box::pin(self.begin_again(&place, &mut server))).await {
+            let beginning = Box::pin(self.begin_again(&place, &mut server));
+            let limited = tokio::time::timeout(search.hold(), beginning);
+            let begun = place.unless_cut(limited).await;
+            match begun.map(|begun| begun.unwrap_or(Err(Not::Yet))) {
                 Some(Ok(key)) => {
                     let state = &place.service().state;
                     state.resumed.fetch_add(1, Relaxed);
                     place.backend().state.counters.tunnels.fetch_add(1, Relaxed);
                     let id = place.backend().state.id;
                     self.renamed = Some(Renamed::begin(place.service(), &self.cancel_key, id, key));
-                    return Ok((place, server.stream));
+                    return Ok((place, server));
                 }
                 Some(Err(Not::Ever(reason))) => {
                     place.service().state.bound.fetch_add(1, Relaxed);

@@ -332,6 +332,8 @@ impl Talk {
                     return Ok(Heard::All);
                 }
                 if resting && self.back.tag() == b'E' && leaves(left) {
+                    // The next that is heard is another server.
+                    self.back = Frame::default();
                     return Ok(Heard::Leaves(before));
                 }
                 self.answers(self.back.tag());

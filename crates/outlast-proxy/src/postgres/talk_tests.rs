@@ -125,6 +125,7 @@ fn a_server_that_leaves_a_resting_session_is_not_heard() {
         talk.back(&[notice.clone(), farewell.clone()].concat()),
         Ok(Heard::Leaves(notice.len()))
     );
+    assert!(talk.at_rest(), "for the next server");
     let own = message(b'E', b"SFATAL\0C57P05\0Midle\0\0");
     assert_eq!(Talk::new(Parameters::default()).back(&own), Ok(Heard::All));
     let mut talk = Talk::new(Parameters::default());

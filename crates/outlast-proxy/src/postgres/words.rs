@@ -28,6 +28,8 @@ pub struct Words {
     /// Words of this statement so far.
     count: u32,
     comment: Comment,
+    /// Something else than space and comments was there.
+    begun: bool,
     /// The byte before, if it may begin a comment or end one.
     before: u8,
     /// A comment may have hidden the beginning of a statement from now on.
@@ -93,9 +95,11 @@ impl Words {
                 *place = byte.to_ascii_lowercase();
             }
             self.length += 1;
+            self.begun = true;
             return;
         }
         self.word_ends();
+        self.begun |= !(byte.is_ascii_whitespace() || matches!(byte, b'-' | b'/' | b'*'));
         match (before, byte) {
             (b'-', b'-') | (b'/', b'*') => self.comment_begins(byte),
             (_, b';') => (self.count, self.after_set, self.after_with) = (0, false, false),
@@ -105,10 +109,10 @@ impl Words {
         }
     }
 
-    /// Before the first word of all, a comment is one for certain. Later it may be part of a literal, and skipping it could
-    /// skip a statement.
+    /// At the beginning of a text, a comment is one for certain. Later it may be part of a literal, and skipping it could skip
+    /// a statement.
     fn comment_begins(&mut self, byte: u8) {
-        if self.count > 0 || self.murky {
+        if self.begun {
             self.murky = true;
             return;
         }
@@ -187,6 +191,9 @@ mod tests {
             "-- comment\nSET x = 1",
             "SELECT '/*'; SET x = 1; SELECT '*/'",
             "SELECT 'a -- '; SET x = 1",
+            "SELECT 'a;--'; SET x = 1",
+            "SELECT 'a;/*'; SET x = 1",
+            "';--'; SET x = 1",
             "SELECT 1 /* c */; /* d */ SET x = 1",
             "SELECT 1; -- c\nSET x = 1",
             "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",

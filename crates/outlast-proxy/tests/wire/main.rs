@@ -13,6 +13,7 @@ mod harness;
 mod http;
 mod lack;
 mod malformed;
+mod postgres;
 mod retry;
 mod tcp;
 mod tls;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use outlast_consensus::boottime;
 use outlast_core::agreed::{Database, Position};
-use outlast_core::database::{Member, MemberSight, Order, Part, Server};
+use outlast_core::database::{DatabaseSight, Member, MemberSight, Order, Part, Server};
 use outlast_core::time::Instant;
 use outlast_core::topology::{Postgres as Spec, Topology};
 use outlast_postgres::storage::{Health as Disk, Probe};
@@ -258,7 +258,11 @@ impl Running {
         }
         self.keep_slots(now);
         let sight = self.member.sight(now, agreed.as_ref(), lease.is_some(), &self.watch.local);
-        self.office.say(&self.database, |said| said.member = Some(sight));
+        let say = |said: &mut DatabaseSight| said.member = Some(sight);
+        match agreed.is_some_and(|agreed| agreed.is_closed()) {
+            true => self.office.say_each_step(&self.database, say),
+            false => self.office.say(&self.database, say),
+        }
     }
 
     /// What only a primary does is given up when this member is none any more.

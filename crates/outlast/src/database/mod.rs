@@ -181,12 +181,30 @@ impl Office {
 
     /// Changes what this node says of a database; the others hear of it at once if it matters.
     fn say(&self, database: &str, change: impl FnOnce(&mut DatabaseSight)) {
+        self.say_if(database, change, DatabaseSight::differs);
+    }
+
+    /// The same while others wait for how far a log reaches.
+    fn say_each_step(&self, database: &str, change: impl FnOnce(&mut DatabaseSight)) {
+        let reaches = |sight: &DatabaseSight| sight.member.as_ref().map(|member| member.reaches);
+        let moved = |now: &DatabaseSight, before: &DatabaseSight| {
+            now.differs(before) || reaches(now) != reaches(before)
+        };
+        self.say_if(database, change, moved);
+    }
+
+    fn say_if(
+        &self,
+        database: &str,
+        change: impl FnOnce(&mut DatabaseSight),
+        matters: impl FnOnce(&DatabaseSight, &DatabaseSight) -> bool,
+    ) {
         self.says.send_if_modified(|says| {
             says.at = boottime();
             let Some(sight) = says.sights.get_mut(database) else { return false };
             let before = sight.clone();
             change(sight);
-            sight.differs(&before)
+            matters(sight, &before)
         });
     }
 

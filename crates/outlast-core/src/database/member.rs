@@ -481,6 +481,10 @@ impl Member {
             }
             Duty::Promote => Some(Order::Promote { epoch, rule }),
             Duty::Stop => Some(Order::StopReceiving { election: self.epoch }),
+            // How far a log reaches is known once nothing more arrives.
+            Duty::Follow if local.upstream.is_some() && !self.surely_part(agreed, local) => {
+                Some(Order::StopReceiving { election: self.epoch })
+            }
             Duty::Follow if self.may_follow(agreed, local) => {
                 Some(Order::Follow { node: primary() })
             }

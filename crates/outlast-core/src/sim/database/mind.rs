@@ -146,6 +146,9 @@ impl World {
         let role = database_role(ORDERS);
         let down = !matches!(self.local_server(node), Server::Primary | Server::Hung);
         let Some(mind) = &mut self.nodes[node].mind else { return };
+        if mind.held.is_some_and(|held| mind.agreed.index() < held.epoch()) {
+            return;
+        }
         let Some(id) = mind.agreed.registry().id_of(NAMES[node]) else { return };
         let Some(database) = mind.agreed.databases().get(ORDERS) else { return };
         let lease = mind.agreed.leases().get(&role).copied();

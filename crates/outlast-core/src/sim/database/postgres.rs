@@ -205,6 +205,7 @@ impl Postgres {
     pub(super) fn promote(&mut self, id: u32) {
         let timeline = self.log.timeline() + 1;
         self.log.0.push(Record { timeline, id });
+        self.flushed = self.log.len();
         (self.mode, self.disk) = (Mode::Primary, Disk::Data { standby: false });
         (self.closed, self.verified, self.stopped, self.is_source) = (None, None, None, false);
     }

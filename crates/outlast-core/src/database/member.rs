@@ -182,7 +182,10 @@ pub enum State {
     Dead,
     /// Down, and primary under another reign, or none that is known.
     Deposed,
+    /// As a standby.
     Starting,
+    /// As primary.
+    Rising,
     Hung,
     /// Primary under the present reign.
     Reigns,
@@ -199,7 +202,7 @@ pub enum State {
 }
 
 impl State {
-    pub const ALL: [State; 15] = [
+    pub const ALL: [State; 16] = [
         State::Unknown,
         State::Busy,
         State::Empty,
@@ -208,6 +211,7 @@ impl State {
         State::Dead,
         State::Deposed,
         State::Starting,
+        State::Rising,
         State::Hung,
         State::Reigns,
         State::Usurps,
@@ -246,7 +250,10 @@ pub fn order_of(part: Part, state: State) -> Duty {
     use State as S;
     match (part, state) {
         (_, S::Unknown | S::Busy) | (Part::Outsider, _) => Duty::Rest,
-        (_, S::Starting) => Duty::Rest,
+        (_, S::Starting) | (Part::Maker | Part::Primary, S::Rising) => Duty::Rest,
+        (Part::Unleased | Part::Elector | Part::Follower | Part::FollowerLater, S::Rising) => {
+            Duty::Kill
+        }
 
         (Part::Maker, S::Empty) => Duty::Create,
         (Part::Maker, S::Dead | S::Deposed) => Duty::StartPrimary,
@@ -341,6 +348,7 @@ impl Member {
             _ if local.busy.is_some() => State::Busy,
             (Server::Unknown, _) | (Server::Down, Disk::Unknown) => State::Unknown,
             (Server::Hung, _) => State::Hung,
+            (Server::Starting, Disk::Data { standby: false }) => State::Rising,
             (Server::Starting, _) => State::Starting,
             (Server::Primary, _) if ours => State::Reigns,
             (Server::Primary, _) => State::Usurps,

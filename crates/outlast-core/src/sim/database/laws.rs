@@ -105,7 +105,7 @@ impl World {
             return wrong("nobody reigns");
         }
         if database.switchover.is_some() {
-            return wrong("a switchover goes on");
+            return Some(format!("a switchover goes on: {:?}", database.switchover));
         }
         if pg.mode != Mode::Primary || pg.epoch != reign.epoch {
             return wrong("the primary does not serve");

@@ -144,7 +144,7 @@ impl World {
     fn hold_lease(&mut self, node: usize) {
         let (now, moment) = (self.now, self.moment(node));
         let role = database_role(ORDERS);
-        let down = !matches!(self.local_server(node), Server::Primary | Server::Hung);
+        let down = !self.nodes[node].postgres.is_primary_soon();
         let Some(mind) = &mut self.nodes[node].mind else { return };
         if mind.held.is_some_and(|held| mind.agreed.index() < held.epoch()) {
             return;
@@ -185,9 +185,6 @@ impl World {
         self.propose(node, false, asked, command);
     }
 
-    fn local_server(&self, node: usize) -> Server {
-        self.local(node).server
-    }
 
     pub(super) fn answer(&mut self, proposal: &super::Proposal, reply: Reply) {
         let node = proposal.node;

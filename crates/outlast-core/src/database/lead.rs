@@ -105,9 +105,12 @@ impl Lead {
         if let Some(command) = self.begin_reign(scene, agreed) {
             return Some(command);
         }
-        if let Some(why) = ends {
-            return self.elect(scene, agreed, why);
+        if let Some(why) = ends
+            && let Some(command) = self.elect(scene, agreed, why)
+        {
+            return Some(command);
         }
+        // Nobody can come after this primary now: it is not to stay closed, either.
         self.switch(now, scene, agreed).or_else(|| self.plan_confirm(now, scene, agreed))
     }
 

@@ -184,7 +184,10 @@ pub enum State {
     Dead,
     /// Down, and primary under another reign, or none that is known.
     Deposed,
+    /// As a standby.
     Starting,
+    /// As primary.
+    Rising,
     Hung,
     /// Primary under the present reign.
     Reigns,
@@ -201,7 +204,7 @@ pub enum State {
 }
 
 impl State {
-    pub const ALL: [State; 15] = [
+    pub const ALL: [State; 16] = [
         State::Unknown,
         State::Busy,
         State::Empty,
@@ -210,6 +213,7 @@ impl State {
         State::Dead,
         State::Deposed,
         State::Starting,
+        State::Rising,
         State::Hung,
         State::Reigns,
         State::Usurps,
@@ -248,7 +252,10 @@ pub fn order_of(part: Part, state: State) -> Duty {
     use State as S;
     match (part, state) {
         (_, S::Unknown | S::Busy) | (Part::Outsider, _) => Duty::Rest,
-        (_, S::Starting) => Duty::Rest,
+        (_, S::Starting) | (Part::Maker | Part::Primary, S::Rising) => Duty::Rest,
+        (Part::Unleased | Part::Elector | Part::Follower | Part::FollowerLater, S::Rising) => {
+            Duty::Kill
+        }
 
         (Part::Maker, S::Empty) => Duty::Create,
         (Part::Maker, S::Dead | S::Deposed) => Duty::StartPrimary,
@@ -343,6 +350,7 @@ impl Member {
             _ if local.busy.is_some() => State::Busy,
             (Server::Unknown, _) | (Server::Down, Disk::Unknown) => State::Unknown,
             (Server::Hung, _) => State::Hung,
+            (Server::Starting, Disk::Data { standby: false }) => State::Rising,
             (Server::Starting, _) => State::Starting,
             (Server::Primary, _) if ours => State::Reigns,
             (Server::Primary, _) => State::Usurps,
@@ -487,6 +495,10 @@ impl Member {
             }
             Duty::Promote => Some(Order::Promote { epoch, rule }),
             Duty::Stop => Some(Order::StopReceiving { election: self.epoch }),
+            // How far a log reaches is known once nothing more arrives.
+            Duty::Follow if local.upstream.is_some() && !self.surely_part(agreed, local) => {
+                Some(Order::StopReceiving { election: self.epoch })
+            }
             Duty::Follow if self.may_follow(agreed, local) => {
                 Some(Order::Follow { node: primary() })
             }

@@ -256,7 +256,7 @@ impl World {
             self.note(node, "is killed by its keeper");
             return;
         }
-        let primary = this.postgres.mode == postgres::Mode::Primary;
+        let primary = this.postgres.is_primary_soon();
         let over = this.keeper_until.is_some_and(|until| until <= at);
         if primary && over && this.keeper_kills_at.is_none() {
             let delay = if slip == Some(Slip::KilledLate) { delay + 8_000 } else { delay };

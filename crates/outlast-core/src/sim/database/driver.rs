@@ -131,6 +131,7 @@ impl World {
     pub(super) fn abort(&mut self, node: usize) {
         let this = &mut self.nodes[node];
         this.driver.next = None;
+        this.postgres.promoting = false;
         if let Some(running) = this.driver.running.take()
             && matches!(running.order, Order::StartPrimary { .. } | Order::StartStandby { .. })
         {
@@ -181,6 +182,7 @@ impl World {
                 }
             }
             Order::Promote { .. } => {
+                pg.promoting = pg.mode == Mode::Standby;
                 pg.upstream = None;
                 pg.cut_off();
             }
@@ -218,6 +220,7 @@ impl World {
         let now = self.now;
         let this = &mut self.nodes[node];
         let pg = &mut this.postgres;
+        pg.promoting = false;
         match order {
             Order::Create if pg.disk == Disk::Empty => {
                 pg.disk = Disk::Data { standby: false };

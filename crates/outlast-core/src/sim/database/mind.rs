@@ -144,8 +144,11 @@ impl World {
     fn hold_lease(&mut self, node: usize) {
         let (now, moment) = (self.now, self.moment(node));
         let role = database_role(ORDERS);
-        let down = !matches!(self.local_server(node), Server::Primary | Server::Hung);
+        let down = !self.nodes[node].postgres.is_primary_soon();
         let Some(mind) = &mut self.nodes[node].mind else { return };
+        if mind.held.is_some_and(|held| mind.agreed.index() < held.epoch()) {
+            return;
+        }
         let Some(id) = mind.agreed.registry().id_of(NAMES[node]) else { return };
         let Some(database) = mind.agreed.databases().get(ORDERS) else { return };
         let lease = mind.agreed.leases().get(&role).copied();
@@ -182,9 +185,6 @@ impl World {
         self.propose(node, false, asked, command);
     }
 
-    fn local_server(&self, node: usize) -> Server {
-        self.local(node).server
-    }
 
     pub(super) fn answer(&mut self, proposal: &super::Proposal, reply: Reply) {
         let node = proposal.node;

@@ -116,6 +116,7 @@ pub(super) struct Postgres {
     pub(super) coming: VecDeque<Sent>,
     pub(super) said: usize,
     pub(super) stopped: Option<u64>,
+    pub(super) promoting: bool,
     /// As primary.
     pub(super) epoch: u64,
     pub(super) rule: Confirm,
@@ -144,6 +145,7 @@ impl Postgres {
             coming: VecDeque::new(),
             said: 0,
             stopped: None,
+            promoting: false,
             epoch: 0,
             rule: Confirm::default(),
             ruled_at: 0,
@@ -165,6 +167,12 @@ impl Postgres {
         matches!(self.mode, Mode::Standby | Mode::Primary) && !self.is_hung(now)
     }
 
+    /// It is primary, or will be if nobody kills it.
+    pub(super) fn is_primary_soon(&self) -> bool {
+        let rises = self.mode == Mode::Starting && self.disk == (Disk::Data { standby: false });
+        self.mode == Mode::Primary || rises || self.promoting
+    }
+
     pub(super) fn reaches(&self) -> Position {
         self.log.position(self.flushed)
     }
@@ -172,6 +180,7 @@ impl Postgres {
     /// The whole process tree is killed; what was written is still in the cache of the system.
     pub(super) fn die(&mut self) {
         self.mode = Mode::Down;
+        self.promoting = false;
         self.hung_until = 0;
         self.life += 1;
         self.cut_off();
@@ -203,8 +212,10 @@ impl Postgres {
     }
 
     pub(super) fn promote(&mut self, id: u32) {
+        self.promoting = false;
         let timeline = self.log.timeline() + 1;
         self.log.0.push(Record { timeline, id });
+        self.flushed = self.log.len();
         (self.mode, self.disk) = (Mode::Primary, Disk::Data { standby: false });
         (self.closed, self.verified, self.stopped, self.is_source) = (None, None, None, false);
     }

@@ -69,3 +69,13 @@ fn no_acknowledged_write_is_lost_and_all_find_back() {
         seeds().count()
     );
 }
+
+#[test]
+#[ignore]
+fn survey() {
+    for seed in seeds() {
+        if let Err((law, _)) = run(seed, None, false) {
+            std::println!("{}", &law[..law.len().min(300)]);
+        }
+    }
+}

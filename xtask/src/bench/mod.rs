@@ -25,7 +25,6 @@ bench NAME [--rounds N] [--quick]   measure, side by side with other systems whe
                      leader is killed (five rounds: ten minutes)
   resilience         no failed request and no reset connection over 100 restarts of backends one by one, 20 reloads,
                      10 upgrades of the binary and 10 kills of the agent, under load (a minute and a half)
-
   failover           PostgreSQL whose primary is killed, frozen and moved: Patroni with etcd and HAProxy in its default and
                      its tightest legal settings, and outlast (three rounds: an hour and a half)
 

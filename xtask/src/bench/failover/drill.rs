@@ -1,7 +1,7 @@
 //! Random faults, one after the other, while a client writes without pause: nothing acknowledged is lost,
 //! and nothing is there that nobody wrote.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -109,12 +109,24 @@ pub(super) async fn drill(
         }
     }
     let log = probe.finish().await?;
-    let primary = stack::primary(&mut stack, RECOVERY_LIMIT).await.context("read what is left")?;
-    let present = stack::present_rows(&stack, primary, TABLE).await?;
+    let present = what_is_left(&mut stack).await;
+    let present = present.with_context(|| match &broken {
+        Some(fault) => format!("{fault}; what is left cannot be read"),
+        None => "what is left cannot be read".to_owned(),
+    })?;
     stack.stop().await;
     let begun = episodes.first().map_or_else(monotonic, |episode| episode.begun);
     let findings = analysis::analyse(&log, begun, &present, "");
     Ok(finish(seed, count, &episodes, &log, &findings, broken))
+}
+
+/// The rows that the primary holds, whatever the last fault has left dead.
+async fn what_is_left(stack: &mut impl Stack) -> Result<BTreeSet<i64>> {
+    for at in 0..NODES {
+        stack.revive(at).await?;
+    }
+    let primary = stack::whole(stack, RECOVERY_LIMIT).await?;
+    stack::present_rows(stack, primary, TABLE).await
 }
 
 /// One fault on the primary, or for an agent on any node, until all is as good as new.
@@ -272,7 +284,6 @@ fn row(fault: Fault, times: &[(f64, f64)]) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::postgres::attempts::{ACKNOWLEDGED, Attempt};
-    use std::collections::BTreeSet;
 
     fn log(moments_ms: &[u64]) -> Log {
         let attempts = moments_ms.iter().zip(1..).map(|(ms, id)| Attempt {

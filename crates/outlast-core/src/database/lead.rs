@@ -366,6 +366,7 @@ impl Lead {
         } else {
             switchover.pause_max < paused
         };
+        let overdue = overdue || never(scene, &switchover.to).is_some();
         match judge_step(scene, agreed, switchover) {
             Ok(_) if switchover.step == Step::PIVOT && still => {
                 self.appoint_planned(scene, agreed, switchover)
@@ -462,7 +463,14 @@ fn judge_step(
             Ok(format!("has {end}"))
         }
         Step::Examine => fit_to_follow(scene, switchover).map(|()| "fit".to_owned()),
-        Step::Promote if switchover.from == agreed.reign.primary => Ok(String::new()),
+        Step::Promote if switchover.from == agreed.reign.primary => {
+            let to = to?;
+            // It may have died or lost its data since.
+            match to.state == MemberState::Standby && to.lineage == Some(epoch) {
+                true => Ok(String::new()),
+                false => Err(format!("node `{}` is {}", switchover.to, to.state.word())),
+            }
+        }
         Step::Promote => match to?.serves == Some(epoch) {
             true => {
                 Ok(format!("epoch {epoch}, timeline {}", end_of(scene, &switchover.to).timeline))
@@ -501,13 +509,18 @@ fn fit_to_follow(scene: &Scene<'_>, switchover: &Switchover) -> Result<(), Strin
     if follows { Ok(()) } else { Err(format!("node `{to}` does not follow `{}`", switchover.from)) }
 }
 
-/// Why a member must not be chosen.
-fn unfit(scene: &Scene<'_>, node: &str) -> Option<String> {
+/// Why a member is not chosen as long as people want nothing else.
+fn never(scene: &Scene<'_>, node: &str) -> Option<String> {
     if !scene.wish.members.contains(node) {
         return Some("it is no member".to_owned());
     }
-    if scene.wish.priority(node) == 0 {
-        return Some("its priority is 0".to_owned());
+    (scene.wish.priority(node) == 0).then(|| "its priority is 0".to_owned())
+}
+
+/// Why a member must not be chosen.
+fn unfit(scene: &Scene<'_>, node: &str) -> Option<String> {
+    if let Some(why) = never(scene, node) {
+        return Some(why);
     }
     let Some(sight) = scene.members.get(node).and_then(Seen::fresh) else {
         return Some("it is silent".to_owned());

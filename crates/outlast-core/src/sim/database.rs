@@ -314,7 +314,8 @@ impl World {
     /// Who leads: nobody for a while, once the leader is gone.
     fn lead(&mut self) {
         if let Some(leader) = self.leader {
-            if !self.has_majority(leader) || self.rng.per_mille(1) {
+            let resigns = self.now < FAULTS_END && self.rng.per_mille(1);
+            if !self.has_majority(leader) || resigns {
                 self.leader = None;
                 self.vacant_since = self.now;
             }

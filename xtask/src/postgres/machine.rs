@@ -94,13 +94,6 @@ impl Machine {
         }
     }
 
-    /// Has PostgreSQL read its files again.
-    pub(crate) fn reload(&self) {
-        for pid in self.pids(Part::Postmaster) {
-            send(pid, Signal::HUP);
-        }
-    }
-
     /// Whether its agent stands still.
     pub(crate) fn is_frozen(&self) -> bool {
         procs::stat(self.agent.as_raw_pid()).is_some_and(|stat| stat.state == 'T')

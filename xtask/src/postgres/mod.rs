@@ -4,7 +4,6 @@
 pub(crate) mod analysis;
 pub(crate) mod attempts;
 pub(crate) mod cost;
-mod door;
 pub(crate) mod machine;
 pub(crate) mod ours;
 pub(crate) mod patroni;

@@ -8,7 +8,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use super::door;
 use super::machine::{Machine, Part, Program};
 use super::stack::{Addresses, NODES, SERVER_PORT, Stack, State};
 use crate::children::{Household, TempDir};
@@ -122,9 +121,11 @@ data_dir = "{home}/{DATABASE}"
 port = {SERVER_PORT}
 listen = {{ write = "{write}", read = "{address}:{READ_PORT}" }}
 durability = "{durability}"
+hba = ["host all {user} 127.0.0.0/8 trust"]
 "#,
             write = self.entry(at),
             address = self.addresses.node(at),
+            user = super::USER,
             durability = if self.quorum { "quorum" } else { "async" },
         )
     }
@@ -146,16 +147,6 @@ durability = "{durability}"
             bail!("outlast {} at {}: {}", words[0], NAMES[at], said(&output));
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    }
-
-    /// A copy and a rewound server have the files of another one.
-    fn let_clients_in(&self) -> Result<()> {
-        for (at, machine) in self.machines.iter().enumerate() {
-            if !machine.is_frozen() && door::open(&self.home(at).join(DATABASE))? {
-                machine.reload();
-            }
-        }
-        Ok(())
     }
 
     /// What the first node says that answers and knows a primary.
@@ -209,7 +200,6 @@ impl Stack for Ours {
     }
 
     async fn state(&mut self) -> Result<State> {
-        self.let_clients_in()?;
         Ok(state(&self.status().await?, self.quorum))
     }
 
@@ -256,38 +246,41 @@ impl Stack for Ours {
 
 /// What a status says of the database.
 fn state(status: &Value, quorum: bool) -> State {
-    let members = status["postgres"][DATABASE]["members"].as_array();
-    let members = members.map(Vec::as_slice).unwrap_or_default();
-    let at = |member: &Value| member["node"].as_str().and_then(at_of);
-    let leads = |member: &&Value| member["role"] == "primary";
-    let synchronous = |member: &Value| {
-        member["sync"] == true || matches!(member["sync"].as_str(), Some("sync" | "quorum"))
+    let database = &status["postgres"][DATABASE];
+    let Some(members) = database["members"].as_object() else {
+        let lacks = Some(format!("the status says nothing of postgres.{DATABASE}"));
+        return State { primary: None, candidate: None, lacks };
     };
-    // An old one may not know yet that it is over.
-    let primary = members.iter().filter(leads).max_by_key(|member| member["epoch"].as_u64());
-    let stands_by = |member: &&Value| member["role"] == "standby";
-    let candidate = members
-        .iter()
-        .filter(stands_by)
-        .filter(|member| !quorum || synchronous(member))
-        .min_by_key(|member| member["lag_bytes"].as_u64().unwrap_or(u64::MAX));
-    let standbys = members.iter().filter(stands_by).count();
-    let timeline = primary.map(|member| &member["timeline"]);
-    let lacks = if members.is_empty() {
-        Some(format!("the status says nothing of postgres.{DATABASE}"))
-    } else if primary.is_none() {
+    let primary = database["primary"].as_str().filter(|_| database["open"] == true);
+    let follows = |member: &Value| {
+        member["state"] == "standby" && primary.is_some() && member["follows"].as_str() == primary
+    };
+    let standbys = members.iter().filter(|(node, _)| Some(node.as_str()) != primary);
+    let candidate = standbys
+        .clone()
+        .filter(|(_, member)| follows(member) && (!quorum || member["sync"] == true))
+        .min_by_key(|(_, member)| member["lag_bytes"].as_u64().unwrap_or(u64::MAX));
+    let astray = standbys.clone().find(|(_, member)| !follows(member));
+    let lacks = if primary.is_none() {
         Some("there is no primary".to_owned())
-    } else if standbys != NODES - 1 {
-        Some(format!("{standbys} standbys are there"))
-    } else if let Some(other) = members.iter().find(|member| timeline != Some(&member["timeline"]))
-    {
-        Some(format!("{} is on timeline {}", other["node"], other["timeline"]))
-    } else if candidate.is_none() {
-        Some("no standby is synchronous".to_owned())
+    } else if members.len() != NODES {
+        Some(format!("{} members are there", members.len()))
+    } else if let Some((node, member)) = astray {
+        Some(format!("{node} is {}", member["state"]))
+    } else if database["rule_changes"] == true {
+        Some("the rule for acknowledgements is about to change".to_owned())
+    } else if quorum && standbys.clone().any(|(_, member)| member["sync"] != true) {
+        Some("not every standby is synchronous".to_owned())
+    } else if !database["switchover"].is_null() {
+        Some("a switchover is under way".to_owned())
     } else {
         None
     };
-    State { primary: primary.and_then(at), candidate: candidate.and_then(at), lacks }
+    State {
+        primary: primary.and_then(at_of),
+        candidate: candidate.and_then(|(node, _)| at_of(node)),
+        lacks,
+    }
 }
 
 fn at_of(name: &str) -> Option<usize> {
@@ -309,40 +302,29 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn member(node: &str, role: &str, epoch: u64, timeline: u64, sync: bool) -> Value {
-        json!({
-            "node": node, "role": role, "state": "running", "epoch": epoch, "timeline": timeline,
-            "lag_bytes": 0, "sync": sync,
-        })
-    }
-
-    fn status(members: &[Value]) -> Value {
-        json!({ "postgres": { "orders": { "members": members } } })
+    fn status(primary: Option<&str>, astray: Option<&str>) -> Value {
+        let member = |node: &str| {
+            let leads = primary == Some(node);
+            let state = if leads { "primary" } else { "standby" };
+            let follows = primary.filter(|_| !leads && astray != Some(node));
+            json!({ "state": state, "follows": follows, "sync": !leads, "lag_bytes": 0 })
+        };
+        let members = json!({ "a": member("a"), "b": member("b"), "c": member("c") });
+        let database = json!({
+            "primary": primary, "open": primary.is_some(), "rule_changes": false, "switchover": null, "members": members,
+        });
+        json!({ "postgres": { DATABASE: database } })
     }
 
     #[test]
-    fn the_primary_of_the_newest_epoch_counts() {
-        let old = member("a", "primary", 3, 1, false);
-        let new = member("b", "primary", 4, 2, false);
-        let standby = member("c", "standby", 4, 2, true);
-        let torn = state(&status(&[old, new.clone(), standby.clone()]), true);
-        assert_eq!((torn.primary, torn.candidate), (Some(1), Some(2)));
+    fn a_database_is_whole_with_a_primary_that_all_others_follow() {
+        let whole = state(&status(Some("b"), None), true);
+        assert_eq!((whole.primary, whole.lacks), (Some(1), None));
+        assert!(whole.candidate.is_some_and(|candidate| candidate != 1));
+        let torn = state(&status(Some("b"), Some("c")), true);
+        assert_eq!((torn.primary, torn.candidate), (Some(1), Some(0)));
         assert!(torn.lacks.is_some());
-        let back = member("a", "standby", 4, 2, false);
-        let whole = state(&status(&[back, new, standby]), true);
-        assert_eq!(whole, State { primary: Some(1), candidate: Some(2), lacks: None });
-    }
-
-    #[test]
-    fn nobody_is_a_candidate_in_quorum_mode_who_is_not_synchronous() {
-        let members = [
-            member("a", "primary", 1, 1, false),
-            member("b", "standby", 1, 1, false),
-            member("c", "standby", 1, 1, false),
-        ];
-        assert_eq!(state(&status(&members), true).candidate, None);
-        assert_eq!(state(&status(&members), false).candidate, Some(1));
-        let nothing = state(&json!({}), true).lacks.unwrap();
-        assert!(nothing.contains("says nothing of postgres.orders"), "{nothing}");
+        assert!(state(&status(None, None), true).lacks.is_some());
+        assert!(state(&json!({}), true).lacks.is_some());
     }
 }

@@ -10,7 +10,11 @@ use outlast_postgres::{Error, Mode, Moment, Postgres, Quorum, Upstream, Write};
 const PROMOTE_MAX: Duration = Duration::from_secs(30);
 
 /// Sessions that are in the middle of something may go on for this long when the server is closed.
-const CLOSE_GRACE: Duration = Duration::from_millis(1500);
+const CLOSE_GRACE: Duration = Duration::from_millis(1000);
+
+/// For so long clients may leave by themselves before.
+const LEAVE_MAX: Duration = Duration::from_millis(700);
+const LEAVE_LOOK: Duration = Duration::from_millis(10);
 
 const CHECKPOINT_MAX: Duration = Duration::from_secs(300);
 
@@ -89,6 +93,17 @@ fn quorum(rule: &Confirm) -> Option<Quorum> {
     })
 }
 
+/// The ports let sessions end what they have begun, and then leave: what is closed before meets an error.
+async fn let_clients_leave(postgres: &Postgres) {
+    let end = tokio::time::Instant::now() + LEAVE_MAX;
+    while tokio::time::Instant::now() < end {
+        if postgres.look().await.is_ok_and(|seen| seen.clients == 0) {
+            return;
+        }
+        tokio::time::sleep(LEAVE_LOOK).await;
+    }
+}
+
 /// Does it. Every part of it has a limit.
 pub(super) async fn carry(postgres: Postgres, job: Job) -> Result<Done, Error> {
     let Job { order, upstream, fuse } = job;
@@ -131,6 +146,7 @@ pub(super) async fn carry(postgres: Postgres, job: Job) -> Result<Done, Error> {
             Ok(Done::Rule(rule))
         }
         Order::Close { begun } => {
+            let_clients_leave(&postgres).await;
             let end = postgres.close(CLOSE_GRACE).await?;
             Ok(Done::Closed { begun, lsn: end.0 })
         }

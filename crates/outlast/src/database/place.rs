@@ -51,10 +51,24 @@ fn run_dir(home: &Home, database: &str) -> anyhow::Result<PathBuf> {
     if !rustix::process::geteuid().is_root() {
         return Ok(home.data_dir.join("postgres").join(database).join("run"));
     }
-    let of = outlast_proxy::balance::hash(home.data_dir.as_os_str().as_encoded_bytes());
-    let dir = Path::new("/run/outlast").join(format!("{of:016x}"));
+    let dir = Path::new("/run/outlast").join(token(home)?);
     std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
     Ok(dir.join(database))
+}
+
+/// A name that no other data directory of this machine has, nor one that lay in its place before.
+fn token(home: &Home) -> anyhow::Result<String> {
+    let path = home.data_dir.join("postgres").join("run-name");
+    if let Ok(token) = std::fs::read_to_string(&path) {
+        return Ok(token.trim().to_owned());
+    }
+    let mut bytes = [0; 8];
+    let mut source = std::fs::File::open("/dev/urandom").context("open /dev/urandom")?;
+    std::io::Read::read_exact(&mut source, &mut bytes).context("read /dev/urandom")?;
+    let token: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    std::fs::write(&path, format!("{token}\n"))
+        .with_context(|| format!("write {}", path.display()))?;
+    Ok(token)
 }
 
 fn bin_dir(part: &Part) -> anyhow::Result<PathBuf> {

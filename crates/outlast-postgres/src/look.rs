@@ -375,3 +375,6 @@ impl Columns<'_> {
         Slot { name, active, wal_status, restart_lsn: self.lsn(4) }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -15,7 +16,7 @@ pub(crate) const REPLICATION_ROLE: &str = "outlast_replication";
 pub(crate) const SOCKET_PATH_MAX: usize = 107;
 
 /// One node's instance of one database.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Settings {
     pub database: String,
     /// This node; also its `application_name` at the primary.
@@ -74,6 +75,16 @@ impl Tls {
 pub struct Upstream {
     pub node: String,
     pub address: Address,
+}
+
+/// Without the secret, which would stand in some log one day.
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Settings");
+        shown.field("database", &self.database).field("node", &self.node);
+        shown.field("data_dir", &self.data_dir).field("run_dir", &self.run_dir);
+        shown.field("port", &self.port).finish_non_exhaustive()
+    }
 }
 
 impl Settings {

@@ -1,8 +1,8 @@
 //! The keeper: a small process between the agent and the postmaster, which ends PostgreSQL when its time is over.
 //!
-//! It is the postmaster's parent, and the adopter of what the postmaster leaves behind. It holds a *fuse*: a moment at
-//! which it kills all of it, unless the agent has moved the moment before. The agent may die and come back meanwhile; if
-//! it does not come back in time, PostgreSQL does not outlive the right under which it was started.
+//! It is the postmaster's parent, and the adopter of what that leaves behind. It holds a *fuse*: a moment at which it
+//! kills all of it, unless the agent has moved the moment before. The agent may die and come back meanwhile; if it does
+//! not come back in time, PostgreSQL does not outlive the right under which it was started.
 //!
 //! After the start it touches no data disk, so that a stuck disk cannot keep it from its work, and it stays in memory
 //! where the system allows that. It listens at `keeper.sock` in the run directory; each connection brings one question,

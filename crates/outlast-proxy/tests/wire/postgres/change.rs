@@ -207,6 +207,8 @@ fn a_server_that_dies_takes_only_what_was_under_way_with_it() {
     server.stop();
     let end = open.farewell();
     assert!(["57P01", "57P02", "57P03"].contains(&end.code().as_str()), "{end:?}");
+    let told = gate.notices();
+    assert!(matches!(told[0], outlast_proxy::Notice::Suspect { .. }), "{told:?}");
     // Its table still says that it is up: it is tried until it is there again.
     resting.send(query(NAME));
     until("it waits", || counts(&gate).waiting == 1);

@@ -550,7 +550,7 @@ impl LiveService {
         self.announce(world, backend, change);
     }
 
-    fn suspect(&self, world: &World, backend: &LiveBackend) {
+    pub(crate) fn suspect(&self, world: &World, backend: &LiveBackend) {
         let now = world.now_ms();
         let last = backend.state.last_suspect_ms.load(Relaxed);
         let due = last + SUSPECT_EVERY_MS <= now;

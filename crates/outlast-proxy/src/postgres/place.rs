@@ -44,6 +44,12 @@ impl Place {
         &self.service
     }
 
+    /// Has the agent look at once: the server has ended a session by itself.
+    pub(crate) fn suspect(&self) {
+        let world = worker::with(|w| w.world.clone());
+        self.service.suspect(&world, self.backend());
+    }
+
     pub(crate) fn cut(&self) -> Cut<'_> {
         Cut::of(&self.service, self.backend(), self.pass, self.lease)
     }

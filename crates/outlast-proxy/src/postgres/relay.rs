@@ -138,10 +138,14 @@ impl Relay<'_> {
         let id = self.place.backend().state.id;
         let state = service.backends.iter().find(|b| b.state.id == id).map(|b| b.spec.state);
         match state {
-            Some(BackendState::Up) => Stay::Here,
-            // What must not be used any more is cut; what is only unknown keeps its sessions.
-            Some(BackendState::Unknown | BackendState::Down | BackendState::Passive) => Stay::Here,
             Some(BackendState::Draining) | None => Stay::Drain,
+            // What must not be used any more is cut; what is only unknown keeps its sessions.
+            Some(
+                BackendState::Up
+                | BackendState::Unknown
+                | BackendState::Down
+                | BackendState::Passive,
+            ) => Stay::Here,
         }
     }
 
@@ -220,6 +224,9 @@ impl Relay<'_> {
         if self.session.tell_at_once(cx, &scratch[..pass]).is_err() {
             return Poll::Ready(Some(Left::Over));
         }
+        if leaves {
+            self.place.suspect();
+        }
         Poll::Ready(leaves.then_some(Left::Resting))
     }
 
@@ -245,6 +252,7 @@ impl Relay<'_> {
         if !talk.at_rest() {
             self.place.backend().state.counters.failed(ErrorKind::Reset);
         }
+        self.place.suspect();
         self.lost()
     }
 

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 
 fn message(tag: u8, body: &[u8]) -> Vec<u8> {
@@ -149,4 +151,37 @@ fn what_the_client_knows_is_remembered() {
         talk.back(piece).unwrap();
     }
     assert_eq!(talk.known.value(b"TimeZone"), Some(b"UTC".as_slice()));
+}
+
+proptest! {
+    #[test]
+    fn it_does_not_matter_how_messages_arrive(
+        said in proptest::collection::vec((any::<bool>(), "[QPSCBDEHFdcfXTZGWN]", "[a-cSPI\0; ]{0,12}"), 0..20),
+        size in 1_usize..8,
+    ) {
+        let mut whole = Talk::new(Parameters::default());
+        let mut pieces = whole.clone();
+        for (front, tag, body) in said {
+            let bytes = message(tag.as_bytes()[0], body.as_bytes());
+            if front {
+                whole.front(&bytes).unwrap();
+                bytes.chunks(size).for_each(|piece| pieces.front(piece).unwrap());
+            } else {
+                // Whether a server leaves is seen from as much of its error as has come.
+                if whole.at_rest() && tag == "E" {
+                    continue;
+                }
+                prop_assert_eq!(whole.back(&bytes), Ok(Heard::All));
+                bytes.chunks(size).for_each(|piece| assert_eq!(pieces.back(piece), Ok(Heard::All)));
+            }
+            prop_assert_eq!(format!("{:?}", (whole.at_rest(), whole.bound())), format!("{:?}", (pieces.at_rest(), pieces.bound())));
+            prop_assert_eq!(whole.asked, pieces.asked);
+        }
+    }
+
+    #[test]
+    fn no_bytes_make_it_panic(bytes: Vec<u8>) {
+        Talk::new(Parameters::default()).front(&bytes).ok();
+        Talk::new(Parameters::default()).back(&bytes).ok();
+    }
 }

@@ -207,6 +207,8 @@ fn a_server_that_dies_takes_only_what_was_under_way_with_it() {
     server.stop();
     let end = open.farewell();
     assert!(["57P01", "57P02", "57P03"].contains(&end.code().as_str()), "{end:?}");
+    let told = gate.notices();
+    assert!(matches!(told[0], outlast_proxy::Notice::Suspect { .. }), "{told:?}");
     // Its table still says that it is up: it is tried until it is there again.
     resting.send(query(NAME));
     until("it waits", || counts(&gate).waiting == 1);
@@ -285,4 +287,63 @@ fn a_session_that_has_discarded_everything_may_go_on_elsewhere() {
     gate.change(|service| primary(service, Some(1)));
     assert_eq!(client.ask(NAME), "two");
     assert_eq!(counts(&gate).resumed, 1);
+}
+
+/// Transactions of a load, each with a statement of its own and one that goes in three messages.
+const LOAD: &str = "BEGIN;\nINSERT INTO t VALUES (1);\nCOMMIT;\n";
+
+#[test]
+fn under_load_no_switchover_costs_a_transaction_or_makes_it_happen_twice() {
+    let servers = [Server::start("one"), Server::start("two")];
+    for server in &servers {
+        server.client().ask("CREATE TABLE t (a int)");
+    }
+    let gate = gate(&[servers[0].address, servers[1].address], |_| {});
+    let script = std::env::temp_dir().join(format!("outlast-load-{}.sql", std::process::id()));
+    std::fs::write(&script, LOAD).unwrap();
+    let port_number = gate.address.port().to_string();
+    let load = Command::new("pgbench")
+        .args([
+            "-n",
+            "-h",
+            "127.0.0.1",
+            "-p",
+            &port_number,
+            "-U",
+            "postgres",
+            "-c",
+            "6",
+            "-t",
+            "500",
+        ])
+        .args([std::ffi::OsStr::new("-f"), script.as_os_str(), "postgres".as_ref()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("pgbench is installed");
+    let mut ask = servers.each_ref().map(Server::client);
+    let mut count =
+        |which: usize| -> u64 { ask[which].ask("SELECT count(*) FROM t").parse().unwrap() };
+    for turn in 0..4 {
+        let (old, new) = (turn % 2, (turn + 1) % 2);
+        let before = count(old);
+        until("it has some load", || count(old) > before + 20);
+        paused(&gate).wait(LIMIT).expect("no transaction is open");
+        let at_rest = count(old);
+        gate.change(|service| primary(service, None));
+        assert_eq!(count(old), at_rest, "nothing is done in a pause");
+        gate.change(|service| {
+            primary(service, Some(new));
+            port(service).paused = false;
+        });
+    }
+    let output = load.wait_with_output().unwrap();
+    std::fs::remove_file(&script).ok();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success() && said.contains("actually processed: 3000/3000"),
+        "{output:?}"
+    );
+    assert_eq!(count(0) + count(1), 3000);
+    assert!(counts(&gate).resumed >= 6, "{:?}", counts(&gate));
 }

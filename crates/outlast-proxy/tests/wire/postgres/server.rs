@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, Weak};
 
 use super::client::Client;
 use crate::harness::{listen, until};
@@ -23,8 +23,8 @@ impl Drop for Directory {
     }
 }
 
-/// A cluster that was never started, to be copied.
-static TEMPLATE: Mutex<Weak<Directory>> = Mutex::new(Weak::new());
+/// Counted up when clusters are made in another way.
+const TEMPLATE_VERSION: u32 = 1;
 
 static NUMBER: AtomicUsize = AtomicUsize::new(0);
 
@@ -72,12 +72,23 @@ fn own(path: &Path) {
     }
 }
 
-fn template() -> Arc<Directory> {
-    let mut held = TEMPLATE.lock().unwrap();
-    if let Some(template) = held.upgrade() {
-        return template;
-    }
-    let template = directory();
+/// A cluster that was never started, to be copied; kept for the next run, because making one takes seconds.
+fn template() -> &'static Path {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    MADE.get_or_init(|| {
+        let version = programs().parent().and_then(Path::file_name).unwrap().display().to_string();
+        let kept = Path::new(env!("CARGO_TARGET_TMPDIR"))
+            .join(format!("postgres-{version}-{TEMPLATE_VERSION}"));
+        if !kept.exists() {
+            make_template(&kept);
+        }
+        kept
+    })
+}
+
+fn make_template(kept: &Path) {
+    let home = directory();
+    let data = home.0.join("data");
     let made = command("initdb")
         .args([
             "--auth=trust",
@@ -85,17 +96,25 @@ fn template() -> Arc<Directory> {
             "--username=postgres",
             "--encoding=UTF8",
             "--no-locale",
-            "-D",
         ])
-        .arg(template.0.join("data"))
+        .arg("-D")
+        .arg(&data)
         .status();
     assert!(made.unwrap().success(), "initdb");
     // `ada` has to know her password.
-    let rules = "host all ada 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\nlocal all all trust\n";
-    std::fs::write(template.0.join("data/pg_hba.conf"), rules).unwrap();
-    let template = Arc::new(template);
-    *held = Arc::downgrade(&template);
-    template
+    let rules = "host all ada 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n";
+    std::fs::write(data.join("pg_hba.conf"), rules).unwrap();
+    // Another process may have made one meanwhile: whichever comes first is used.
+    let own = kept.with_extension(std::process::id().to_string());
+    copy(&data, &own);
+    if std::fs::rename(&own, kept).is_err() {
+        std::fs::remove_dir_all(&own).unwrap();
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status();
+    assert!(copied.unwrap().success(), "cp");
 }
 
 /// A running server, called by its `cluster_name`.
@@ -105,7 +124,6 @@ pub(crate) struct Server {
     name: &'static str,
     home: Directory,
     process: Child,
-    _template: Arc<Directory>,
 }
 
 impl Server {
@@ -124,17 +142,15 @@ impl Server {
         address: SocketAddr,
         prepare: impl FnOnce(&Path),
     ) -> Server {
-        let template = template();
         let home = directory();
         let data = home.0.join("data");
-        let copied = Command::new("cp").arg("-a").arg(template.0.join("data")).arg(&data).status();
-        assert!(copied.unwrap().success(), "cp");
+        copy(template(), &data);
         prepare(&data);
         for file in std::fs::read_dir(&data).unwrap() {
             own(&file.unwrap().path());
         }
         let process = Server::run(name, address, &data);
-        let server = Server { address, name, home, process, _template: template };
+        let server = Server { address, name, home, process };
         until("PostgreSQL runs", || Client::try_begin(address, &[("user", "postgres")]).is_ok());
         server
     }

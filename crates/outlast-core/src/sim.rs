@@ -44,6 +44,22 @@ pub(crate) enum Bug {
     SettledEarly,
     /// What one node sees alone moves a pair.
     OneObserver,
+    /// A database's primary is started without its lease.
+    StartedUnleased,
+    /// A standby follows although its log is longer.
+    FollowsAhead,
+    /// A primary is appointed without an election.
+    NoElection,
+    /// Logs are compared by position alone.
+    LineageIgnored,
+    /// What was said of a rule counts for the same rule later.
+    OldRuleSettles,
+    /// A primary that a switchover has closed starts open.
+    StartedClosed,
+    /// A switchover takes any position for the last one.
+    LastLogUnclosed,
+    /// What starts as primary is let alone although the reign is over.
+    RisesOn,
 }
 
 std::thread_local! {

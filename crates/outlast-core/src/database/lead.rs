@@ -12,6 +12,8 @@ use crate::agreed::{
     Confirm, Database, DatabaseCommand, Position, Recruit, Switchover, SwitchoverStep as Step,
 };
 use crate::health::Health;
+#[cfg(test)]
+use crate::sim::{Bug, instead};
 use crate::time::Instant;
 
 /// Where nothing is promised, an election waits this long for members that are there and have not reported.
@@ -239,7 +241,23 @@ impl Lead {
             return None;
         }
         let (database, epoch) = (scene.name.to_owned(), agreed.reign.epoch);
-        Some(DatabaseCommand::Elect { database, epoch, why })
+        let elect = DatabaseCommand::Elect { database, epoch, why };
+        #[cfg(test)]
+        let elect = instead(Bug::NoElection, elect.clone(), self.at_once(scene, agreed, likely)?);
+        Some(elect)
+    }
+
+    #[cfg(test)]
+    fn at_once(
+        &self,
+        scene: &Scene<'_>,
+        agreed: &Database,
+        recruits: Vec<Recruit>,
+    ) -> Option<DatabaseCommand> {
+        let node = recruits.iter().max_by_key(|recruit| recruit.reaches)?.node.clone();
+        let next = self.next_rule(scene, &node, &recruits);
+        let (database, epoch) = (scene.name.to_owned(), agreed.reign.epoch);
+        Some(DatabaseCommand::Appoint { database, epoch, node, recruits, next, losing: false })
     }
 
     /// Appoints the next primary once the recruits are enough.
@@ -316,7 +334,12 @@ impl Lead {
             return None;
         }
         let (database, epoch, rule) = (scene.name.to_owned(), reign.epoch, agreed.rule());
-        if primary.confirmed.as_ref() == Some(&rule) && agreed.confirms.len() > 1 {
+        let confirmed = primary.confirmed.as_ref() == Some(&rule);
+        #[cfg(test)]
+        let like = primary.confirmed.as_ref().is_some_and(|confirmed| confirmed.is_like(&rule));
+        #[cfg(test)]
+        let confirmed = instead(Bug::OldRuleSettles, confirmed, like);
+        if confirmed && agreed.confirms.len() > 1 {
             return Some(DatabaseCommand::Settle { database, epoch, to: rule });
         }
         let mut of = BTreeSet::new();
@@ -438,7 +461,10 @@ fn judge_step(
         }
         Step::LastLog => {
             let from = from?;
-            if from.closed != Some(switchover.begun.index) {
+            let closed = from.closed == Some(switchover.begun.index);
+            #[cfg(test)]
+            let closed = instead(Bug::LastLogUnclosed, closed, true);
+            if !closed {
                 return Err(format!("node `{}` is not known to be closed", switchover.from));
             }
             let end = from.reaches;

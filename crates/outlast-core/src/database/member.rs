@@ -11,6 +11,8 @@ use core::time::Duration;
 
 use super::{MemberSight, MemberState};
 use crate::agreed::{Confirm, Database, Position};
+#[cfg(test)]
+use crate::sim::{Bug, instead};
 use crate::time::Instant;
 
 /// A primary that went down gets this long to serve again before another member takes over.
@@ -96,6 +98,9 @@ pub struct Local {
 
 /// An order for the driver. Each can be given again. It is given under [`Database::epoch`], which the driver writes down
 /// before it carries the order out; it carries out none under a lower one.
+///
+/// Who is told to follow a node receives from it only while that node is primary under the order's epoch (a replication slot
+/// that is named after the epoch and made by that primary sees to it): later the same server may have another log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Order {
     Create,
@@ -331,6 +336,8 @@ impl Member {
     pub fn part(&self, agreed: Option<&Database>, leased: bool) -> Part {
         let Some(agreed) = agreed else { return Part::Outsider };
         let reign = &agreed.reign;
+        #[cfg(test)]
+        let leased = instead(Bug::StartedUnleased, leased, true);
         match () {
             () if agreed.election.is_some() => Part::Elector,
             () if reign.primary == self.me && !leased => Part::Unleased,
@@ -348,7 +355,7 @@ impl Member {
             _ if local.busy.is_some() => State::Busy,
             (Server::Unknown, _) | (Server::Down, Disk::Unknown) => State::Unknown,
             (Server::Hung, _) => State::Hung,
-            (Server::Starting, Disk::Data { standby: false }) => State::Rising,
+            (Server::Starting, Disk::Data { standby: false }) => rising(),
             (Server::Starting, _) => State::Starting,
             (Server::Primary, _) if ours => State::Reigns,
             (Server::Primary, _) => State::Usurps,
@@ -470,7 +477,7 @@ impl Member {
             Duty::Rest => None,
             Duty::Create => Some(Order::Create),
             // It would accept writes which the next primary lacks.
-            Duty::StartPrimary if agreed.is_closed() => None,
+            Duty::StartPrimary if is_closed(agreed) => None,
             Duty::StartPrimary => {
                 // Whoever has asked for another primary waits until nobody has come.
                 let waits = self.gives_up.as_ref();
@@ -528,7 +535,10 @@ impl Member {
     }
 
     fn may_follow(&self, agreed: &Database, local: &Local) -> bool {
-        self.surely_part(agreed, local) || agreed.is_part(local.lineage, local.reaches)
+        let may = self.surely_part(agreed, local) || agreed.is_part(local.lineage, local.reaches);
+        #[cfg(test)]
+        let may = instead(Bug::FollowsAhead, may, true);
+        may
     }
 
     /// A rewind first; where that does not help or could be mistaken, everything anew.
@@ -594,6 +604,13 @@ impl Member {
     }
 }
 
+fn is_closed(agreed: &Database) -> bool {
+    let closed = agreed.is_closed();
+    #[cfg(test)]
+    let closed = instead(Bug::StartedClosed, closed, false);
+    closed
+}
+
 /// What a primary has to keep in order, one thing at a time.
 fn govern(agreed: &Database, local: &Local) -> Option<Order> {
     let (epoch, rule) = (agreed.reign.epoch, agreed.rule());
@@ -622,4 +639,11 @@ fn why_kill(part: Part, state: State) -> &'static str {
         (Part::Follower | Part::FollowerLater, _) => "another node is primary",
         (Part::Primary | Part::Maker | Part::Outsider, _) => "it is primary under another reign",
     }
+}
+
+fn rising() -> State {
+    let state = State::Rising;
+    #[cfg(test)]
+    let state = instead(Bug::RisesOn, state, State::Starting);
+    state
 }

@@ -144,6 +144,9 @@ impl World {
         let slow = if self.rng.per_mille(30) { 6 } else { 1 };
         let slow = if matches!(order, Order::Kill { .. }) { 1 } else { slow };
         let ends = self.now + self.rng.between(least, most) * slow;
+        let early = self.slip == Some(Slip::StoppedEarly);
+        let late = early && matches!(order, Order::StopReceiving { .. });
+        let ends = if late { ends + 1_500 } else { ends };
         let fails = self.rng.per_mille(60);
         self.note(node, &std::format!("begins {order:?} under {epoch}"));
         let this = &mut self.nodes[node];

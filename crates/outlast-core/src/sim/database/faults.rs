@@ -15,7 +15,7 @@ pub(super) struct Faults {
 
 impl Faults {
     pub(super) fn new(rng: &mut Rng) -> Faults {
-        let pace = rng.pick(&[1_500, 4_000, 10_000]);
+        let pace = rng.pick(&[800, 2_500, 6_000]);
         Faults { next: 8_000, pace, healed: false }
     }
 }

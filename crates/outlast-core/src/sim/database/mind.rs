@@ -185,7 +185,6 @@ impl World {
         self.propose(node, false, asked, command);
     }
 
-
     pub(super) fn answer(&mut self, proposal: &super::Proposal, reply: Reply) {
         let node = proposal.node;
         let (sent, at) = (proposal.sent, self.moment(node));

@@ -12,6 +12,7 @@ mod http;
 mod load;
 mod out;
 mod procs;
+mod sim;
 mod test;
 mod tools;
 mod workspace;
@@ -36,6 +37,7 @@ struct Verb {
 const VERBS: &[Verb] = &[
     Verb { name: "demo", help: demo::HELP, run: demo::run },
     Verb { name: "test", help: test::HELP, run: test::run },
+    Verb { name: "sim", help: sim::HELP, run: sim::run },
     Verb { name: "bench", help: bench::HELP, run: bench::run },
     Verb { name: "history", help: history::HELP, run: history::run },
     Verb { name: "fuzz", help: fuzz::HELP, run: fuzz::run },

@@ -52,14 +52,8 @@ pub(crate) enum Bug {
     NoElection,
     /// Logs are compared by position alone.
     LineageIgnored,
-    /// What was said of a rule counts for the same rule later.
-    OldRuleSettles,
     /// A primary that a switchover has closed starts open.
     StartedClosed,
-    /// A switchover takes any position for the last one.
-    LastLogUnclosed,
-    /// What starts as primary is let alone although the reign is over.
-    RisesOn,
 }
 
 std::thread_local! {

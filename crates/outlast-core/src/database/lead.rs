@@ -243,7 +243,7 @@ impl Lead {
         let (database, epoch) = (scene.name.to_owned(), agreed.reign.epoch);
         let elect = DatabaseCommand::Elect { database, epoch, why };
         #[cfg(test)]
-        let elect = instead(Bug::NoElection, elect.clone(), self.at_once(scene, agreed, likely)?);
+        let elect = instead(Bug::NoElection, elect, self.at_once(scene, agreed, likely)?);
         Some(elect)
     }
 
@@ -334,12 +334,7 @@ impl Lead {
             return None;
         }
         let (database, epoch, rule) = (scene.name.to_owned(), reign.epoch, agreed.rule());
-        let confirmed = primary.confirmed.as_ref() == Some(&rule);
-        #[cfg(test)]
-        let like = primary.confirmed.as_ref().is_some_and(|confirmed| confirmed.is_like(&rule));
-        #[cfg(test)]
-        let confirmed = instead(Bug::OldRuleSettles, confirmed, like);
-        if confirmed && agreed.confirms.len() > 1 {
+        if primary.confirmed.as_ref() == Some(&rule) && agreed.confirms.len() > 1 {
             return Some(DatabaseCommand::Settle { database, epoch, to: rule });
         }
         let mut of = BTreeSet::new();
@@ -461,10 +456,7 @@ fn judge_step(
         }
         Step::LastLog => {
             let from = from?;
-            let closed = from.closed == Some(switchover.begun.index);
-            #[cfg(test)]
-            let closed = instead(Bug::LastLogUnclosed, closed, true);
-            if !closed {
+            if from.closed != Some(switchover.begun.index) {
                 return Err(format!("node `{}` is not known to be closed", switchover.from));
             }
             let end = from.reaches;

@@ -355,7 +355,7 @@ impl Member {
             _ if local.busy.is_some() => State::Busy,
             (Server::Unknown, _) | (Server::Down, Disk::Unknown) => State::Unknown,
             (Server::Hung, _) => State::Hung,
-            (Server::Starting, Disk::Data { standby: false }) => rising(),
+            (Server::Starting, Disk::Data { standby: false }) => State::Rising,
             (Server::Starting, _) => State::Starting,
             (Server::Primary, _) if ours => State::Reigns,
             (Server::Primary, _) => State::Usurps,
@@ -639,11 +639,4 @@ fn why_kill(part: Part, state: State) -> &'static str {
         (Part::Follower | Part::FollowerLater, _) => "another node is primary",
         (Part::Primary | Part::Maker | Part::Outsider, _) => "it is primary under another reign",
     }
-}
-
-fn rising() -> State {
-    let state = State::Rising;
-    #[cfg(test)]
-    let state = instead(Bug::RisesOn, state, State::Starting);
-    state
 }

@@ -169,7 +169,8 @@ impl World {
             priorities,
         };
         let rate = if kind == Kind::Drifting { 100_000 } else { 900 };
-        let drift = |rng: &mut Rng| i64::try_from(rng.between(0, 2 * rate)).unwrap() - rate as i64;
+        let drift =
+            |rng: &mut Rng| i64::try_from(rng.between(0, 2 * rate)).unwrap() - rate.cast_signed();
         let nodes = (0..size).map(|_| Node::new(drift(&mut rng))).collect();
         let mut truth = Agreed::default();
         for (index, entry) in (1..).zip(&log) {

@@ -21,7 +21,18 @@ fn leads_to(duty: Duty, from: State) -> Vec<State> {
             S::Busy => &[S::Empty, S::Broken, S::Asleep, S::Deposed],
             S::Starting => &[S::Astray, S::Follows, S::Asleep, S::Hung],
             S::Rising => &[S::Reigns, S::Dead, S::Hung],
-            _ => &[],
+            S::Empty
+            | S::Broken
+            | S::Asleep
+            | S::Dead
+            | S::Deposed
+            | S::Hung
+            | S::Reigns
+            | S::Usurps
+            | S::Stopped
+            | S::Follows
+            | S::Starves
+            | S::Astray => &[],
         },
         Duty::Create => &[S::Busy, S::Reigns, S::Empty, S::Broken],
         Duty::StartPrimary => &[S::Rising, S::Dead],
@@ -31,11 +42,9 @@ fn leads_to(duty: Duty, from: State) -> Vec<State> {
         Duty::Follow => &[S::Follows, S::Stopped, S::Busy],
         Duty::Rewind => &[S::Busy, S::Starting],
         Duty::Clone => &[S::Busy],
-        Duty::Kill | Duty::Yield => match from {
-            S::Reigns => &[S::Dead],
-            S::Usurps => &[S::Deposed],
-            _ => &[S::Asleep, S::Dead, S::Deposed],
-        },
+        Duty::Kill | Duty::Yield if from == S::Reigns => &[S::Dead],
+        Duty::Kill | Duty::Yield if from == S::Usurps => &[S::Deposed],
+        Duty::Kill | Duty::Yield => &[S::Asleep, S::Dead, S::Deposed],
         Duty::Govern | Duty::GiveUp => &[],
     };
     to.iter().copied().chain([from]).collect()

@@ -72,7 +72,17 @@ impl World {
         let busy = running.and_then(|order| match order {
             Order::Rewind { .. } => Some(MemberState::Rewinding),
             Order::Clone { .. } | Order::Create => Some(MemberState::Cloning),
-            _ => None,
+            Order::StartPrimary { .. }
+            | Order::StartStandby { .. }
+            | Order::Promote { .. }
+            | Order::StopReceiving { .. }
+            | Order::Follow { .. }
+            | Order::SetRule { .. }
+            | Order::Close { .. }
+            | Order::Open
+            | Order::MakeSource
+            | Order::Verify { .. }
+            | Order::Kill { .. } => None,
         });
         let runs = pg.runs(now);
         let has_data = matches!(pg.disk, Disk::Data { .. });
@@ -192,7 +202,19 @@ impl World {
             Order::StopReceiving { election } if self.slip == Some(Slip::StoppedEarly) => {
                 pg.stopped = Some(*election);
             }
-            _ => {}
+            Order::StartPrimary { .. }
+            | Order::StartStandby { .. }
+            | Order::StopReceiving { .. }
+            | Order::Follow { .. }
+            | Order::SetRule { .. }
+            | Order::Close { .. }
+            | Order::Open
+            | Order::MakeSource
+            | Order::Verify { .. }
+            | Order::Kill { .. }
+            | Order::Create
+            | Order::Rewind { .. }
+            | Order::Clone { .. } => {}
         }
         this.driver.running = Some(Running { order, epoch, ends, fails });
     }
@@ -273,11 +295,9 @@ impl World {
             }
             Order::Open => pg.closed = None,
             Order::MakeSource if pg.mode == Mode::Primary => pg.is_source = true,
-            Order::Verify { epoch } if pg.mode == Mode::Primary => {
-                // It is a write like any other.
-                if pg.closed.is_none() {
-                    pg.verifying = Some((pg.append(id), *epoch));
-                }
+            // It is a write like any other.
+            Order::Verify { epoch } if pg.mode == Mode::Primary && pg.closed.is_none() => {
+                pg.verifying = Some((pg.append(id), *epoch));
             }
             Order::Kill { .. } => pg.die(),
             Order::Rewind { from } | Order::Clone { from } => {
@@ -287,7 +307,17 @@ impl World {
                     self.copy(node, source, rewinds, *epoch);
                 }
             }
-            _ => {}
+            // It has come to nothing.
+            Order::Create
+            | Order::StartPrimary { .. }
+            | Order::StartStandby { .. }
+            | Order::Promote { .. }
+            | Order::StopReceiving { .. }
+            | Order::Follow { .. }
+            | Order::SetRule { .. }
+            | Order::Close { .. }
+            | Order::MakeSource
+            | Order::Verify { .. } => {}
         }
     }
 

@@ -97,7 +97,8 @@ pub struct Local {
 }
 
 /// An order for the driver. Each can be given again. It is given under [`Database::epoch`], which the driver writes down
-/// before it carries the order out; it carries out none under a lower one.
+/// before it carries the order out; it carries out none under a lower one. It carries out one at a time and keeps none
+/// waiting, except that a kill comes at once: what is being done may change what the next one was decided on.
 ///
 /// Who is told to follow a node receives from it only while that node is primary under the order's epoch (a replication slot
 /// that is named after the epoch and made by that primary sees to it): later the same server may have another log.

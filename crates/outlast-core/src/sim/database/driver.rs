@@ -18,7 +18,6 @@ pub(super) struct Running {
 #[derive(Debug, Default)]
 pub(super) struct Driver {
     running: Option<Running>,
-    next: Option<(Order, u64)>,
 }
 
 /// On disk.
@@ -130,9 +129,8 @@ impl World {
             self.abort(node);
         }
         let this = &mut self.nodes[node];
-        if this.driver.running.is_some() {
-            this.driver.next = Some((order, epoch));
-        } else {
+        // What is being done may change what this order was decided on.
+        if this.driver.running.is_none() {
             self.begin(node, order, epoch);
         }
     }
@@ -140,7 +138,6 @@ impl World {
     /// What was being done is left as it is.
     pub(super) fn abort(&mut self, node: usize) {
         let this = &mut self.nodes[node];
-        this.driver.next = None;
         this.postgres.promoting = false;
         if let Some(running) = this.driver.running.take()
             && matches!(running.order, Order::StartPrimary { .. } | Order::StartStandby { .. })
@@ -232,11 +229,6 @@ impl World {
         }
         let running = this.driver.running.take().expect("it was there");
         self.finish(node, &running);
-        if let Some((order, epoch)) = self.nodes[node].driver.next.take()
-            && self.nodes[node].kept.obeyed <= epoch
-        {
-            self.begin(node, order, epoch);
-        }
     }
 
     fn finish(&mut self, node: usize, running: &Running) {

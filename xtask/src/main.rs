@@ -15,6 +15,7 @@ mod out;
 mod postgres;
 mod procs;
 mod random;
+mod sim;
 mod test;
 mod tools;
 mod workspace;
@@ -39,6 +40,7 @@ struct Verb {
 const VERBS: &[Verb] = &[
     Verb { name: "demo", help: demo::HELP, run: demo::run },
     Verb { name: "test", help: test::HELP, run: test::run },
+    Verb { name: "sim", help: sim::HELP, run: sim::run },
     Verb { name: "bench", help: bench::HELP, run: bench::run },
     Verb { name: "tools", help: tools::HELP, run: tools::run },
     Verb { name: "history", help: history::HELP, run: history::run },

@@ -46,6 +46,21 @@ const STEPS: &[Step] = &[
         args: &["test", "--release", "--locked", "-p", "outlast-sim", "--", "--show-output"],
         env: &[],
     },
+    // More than twenty thousand changes of primary.
+    Step {
+        name: "failovers",
+        args: &[
+            "test",
+            "--release",
+            "--locked",
+            "-p",
+            "outlast-core",
+            "--",
+            "--show-output",
+            "sim::database",
+        ],
+        env: &[("OUTLAST_SEEDS", "8000")],
+    },
     Step {
         name: "documentation",
         args: &["doc", "--workspace", "--no-deps", "--document-private-items", "--locked"],

@@ -8,7 +8,7 @@
 //! and tokens are indices of the log, which never go back.
 
 #[cfg(test)]
-mod bugs;
+pub(crate) mod bugs;
 mod changes;
 mod clients;
 mod clock;

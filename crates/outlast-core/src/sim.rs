@@ -44,6 +44,16 @@ pub(crate) enum Bug {
     SettledEarly,
     /// What one node sees alone moves a pair.
     OneObserver,
+    /// A database's primary is started without its lease.
+    StartedUnleased,
+    /// A standby follows although its log is longer.
+    FollowsAhead,
+    /// A primary is appointed without an election.
+    NoElection,
+    /// Logs are compared by position alone.
+    LineageIgnored,
+    /// A primary that a switchover has closed starts open.
+    StartedClosed,
 }
 
 std::thread_local! {

@@ -97,6 +97,11 @@ impl Postgres {
         files::remove(&self.settings.run_dir.join("known"))
     }
 
+    /// Whether a rewind or a clone has left the directory unfit to be started.
+    pub fn is_unfit(&self) -> bool {
+        self.unfit().is_ok_and(|why| why.is_some())
+    }
+
     fn unfit(&self) -> Result<Option<String>, Error> {
         let why = files::read_or_empty(&self.settings.beside(UNFIT))?;
         Ok((!why.is_empty()).then(|| why.trim().to_owned()))

@@ -19,6 +19,8 @@ use crate::settings::Upstream;
 const RELOAD_LIMIT: Duration = Duration::from_secs(10);
 /// How long a receiver may take to end.
 const RECEIVER_LIMIT: Duration = Duration::from_secs(10);
+/// How long the log on this disk may take to be read. Whoever asked may ask again.
+const READ_LIMIT: Duration = Duration::from_secs(60);
 /// How often either is looked at.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -58,8 +60,27 @@ impl Postgres {
         self.shape(|shape| shape.upstream = None).await.doing("stop receiving")?;
         self.reload_until("primary_conninfo", "").await.doing("stop receiving")?;
         self.end_receiver().await.doing("stop receiving")?;
+        self.read_to_end().await.doing("read the log to its end")?;
         let seen = self.look().await.doing("see where the log ends")?;
         Ok(Stopped { timeline: seen.timeline, lsn: seen.reach() })
+    }
+
+    /// Waits until the server has read all of its log that lies on this disk: after a start nobody knows before how far that
+    /// reaches. One that is held up on purpose knows what it has received since its start.
+    async fn read_to_end(&self) -> Result<(), Error> {
+        let sql = "SELECT CASE
+            WHEN wait_event IN ('RecoveryRetrieveRetryInterval', 'RecoveryWalStream') THEN 'end'
+            WHEN wait_event IN ('RecoveryPause', 'RecoveryApplyDelay')
+              AND pg_last_wal_receive_lsn() > pg_last_wal_replay_lsn() THEN 'end' END
+            FROM pg_stat_activity WHERE backend_type = 'startup'";
+        let end = Instant::now() + READ_LIMIT;
+        while self.value(sql, LOOK_LIMIT).await.doing("look")? != "end" {
+            if Instant::now() >= end {
+                return Err(Error::new("it is not read to its end yet"));
+            }
+            sleep(LOOK).await;
+        }
+        Ok(())
     }
 
     /// Ends the receiver as the server itself does. SIGKILL would crash the whole standby.

@@ -1,5 +1,6 @@
 //! From standby to primary, and what a primary must prove.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -14,6 +15,9 @@ use crate::sql::{Connection, Row, SqlError, literal};
 const LOOK: Duration = Duration::from_millis(10);
 /// To make or refresh the roles.
 const ROLES_LIMIT: Duration = Duration::from_secs(10);
+
+/// Roles whose sessions can be moved between servers; those of more must log in again.
+const VERIFIERS_MAX: usize = 1000;
 
 /// Which commit is tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +72,21 @@ impl Postgres {
     pub(crate) async fn value(&self, sql: &str, limit: Duration) -> Result<String, LookError> {
         let rows = self.ask(sql, limit).await?;
         Ok(rows.into_iter().next().and_then(|row| row.into_iter().next()?).unwrap_or_default())
+    }
+
+    /// What the roles' passwords are compared with, by role: from that, who has shown that they know a password can be let
+    /// in elsewhere. Ours are left out.
+    pub async fn verifiers(&self) -> Result<BTreeMap<String, String>, LookError> {
+        let sql = format!(
+            "SELECT rolname, rolpassword FROM pg_authid WHERE rolcanlogin AND rolpassword LIKE 'SCRAM-SHA-256$%'
+             AND rolname NOT IN ('{CONTROL_ROLE}', '{REPLICATION_ROLE}') ORDER BY rolname LIMIT {VERIFIERS_MAX}"
+        );
+        let rows = self.ask(&sql, LOOK_LIMIT).await?;
+        let pair = |row: Row| {
+            let mut row = row.into_iter();
+            Some((row.next()??, row.next()??))
+        };
+        Ok(rows.into_iter().filter_map(pair).collect())
     }
 
     /// Makes the standby a primary. Returns its timeline once it takes writes. Idempotent.

@@ -25,6 +25,8 @@ use super::lease::Leases;
 use super::limits::Limit;
 use super::registry::Registry;
 use super::reply::{Refusal, Reply};
+#[cfg(test)]
+use crate::sim;
 
 /// How long a primary may serve after it last asked a majority.
 pub const DATABASE_LEASE: Duration = Duration::from_secs(5);
@@ -385,14 +387,21 @@ impl Database {
     pub fn is_covered(&self, recruits: &[Recruit], at: Position) -> bool {
         let behind = recruits.iter().filter(|recruit| recruit.reaches <= at);
         let behind: BTreeSet<&str> = behind.map(|recruit| recruit.node.as_str()).collect();
-        self.confirms.iter().all(|confirm| confirm.is_covered(&behind, &self.reign.primary))
+        let covered =
+            self.confirms.iter().all(|confirm| confirm.is_covered(&behind, &self.reign.primary));
+        #[cfg(test)]
+        let covered = instead(Bug::Uncovered, covered, true);
+        covered
     }
 
     /// Whether a log that was last fed under this reign, and reaches this far, is a part of the present primary's. Two logs of
     /// different reigns can have timelines of the same number, so that positions alone say nothing.
     pub fn is_part(&self, lineage: Option<u64>, reaches: Position) -> bool {
-        lineage == Some(self.reign.epoch)
-            || self.ancestor(lineage).is_some_and(|ancestor| reaches <= ancestor.until)
+        let is_part = lineage == Some(self.reign.epoch)
+            || self.ancestor(lineage).is_some_and(|ancestor| reaches <= ancestor.until);
+        #[cfg(test)]
+        let is_part = sim::instead(sim::Bug::LineageIgnored, is_part, true);
+        is_part
     }
 
     /// Whether such a log has more than the present primary's, and the place where they part can be found: the timelines of
@@ -547,10 +556,11 @@ impl Databases {
             }
             DatabaseCommand::Settle { epoch, to, .. } => {
                 database.reigns(*epoch)?;
-                if database.confirms.last() != Some(to) {
+                let last = database.rule();
+                if last != *to {
                     return Err(Refusal::OutOfTurn);
                 }
-                database.confirms = Vec::from([to.clone()]);
+                database.confirms = Vec::from([last]);
                 say(&database.reign.primary, &format!("writes are acknowledged by {to}"));
                 Ok(Reply::Done)
             }
@@ -640,11 +650,11 @@ impl Database {
         if self.election.is_none() {
             let planned = self.switchover.as_ref();
             let planned = planned.is_some_and(|s| s.step == Step::PIVOT && s.to == node);
+            #[cfg(test)]
+            let planned = sim::instead(sim::Bug::NoElection, planned, true);
             return if planned { Ok(()) } else { Err(Refusal::OutOfTurn) };
         }
         let covered = self.is_covered(recruits, own.reaches);
-        #[cfg(test)]
-        let covered = instead(Bug::Uncovered, covered, true);
         if covered || losing { Ok(()) } else { Err(Refusal::NotCovered) }
     }
 

@@ -12,6 +12,8 @@ use crate::agreed::{
     Confirm, Database, DatabaseCommand, Position, Recruit, Switchover, SwitchoverStep as Step,
 };
 use crate::health::Health;
+#[cfg(test)]
+use crate::sim::{Bug, instead};
 use crate::time::Instant;
 
 /// Where nothing is promised, an election waits this long for members that are there and have not reported.
@@ -240,7 +242,23 @@ impl Lead {
             return None;
         }
         let (database, epoch) = (scene.name.to_owned(), agreed.reign.epoch);
-        Some(DatabaseCommand::Elect { database, epoch, why })
+        let elect = DatabaseCommand::Elect { database, epoch, why };
+        #[cfg(test)]
+        let elect = instead(Bug::NoElection, elect, self.at_once(scene, agreed, likely)?);
+        Some(elect)
+    }
+
+    #[cfg(test)]
+    fn at_once(
+        &self,
+        scene: &Scene<'_>,
+        agreed: &Database,
+        recruits: Vec<Recruit>,
+    ) -> Option<DatabaseCommand> {
+        let node = recruits.iter().max_by_key(|recruit| recruit.reaches)?.node.clone();
+        let next = self.next_rule(scene, &node, &recruits);
+        let (database, epoch) = (scene.name.to_owned(), agreed.reign.epoch);
+        Some(DatabaseCommand::Appoint { database, epoch, node, recruits, next, losing: false })
     }
 
     /// Appoints the next primary once the recruits are enough.

@@ -11,6 +11,8 @@ use core::time::Duration;
 
 use super::{MemberSight, MemberState};
 use crate::agreed::{Confirm, Database, Position};
+#[cfg(test)]
+use crate::sim::{Bug, instead};
 use crate::time::Instant;
 
 /// A primary that went down gets this long to serve again before another member takes over.
@@ -28,6 +30,9 @@ const RECEIVES_WITHIN: Duration = Duration::from_secs(10);
 
 /// An order that had no effect is given again after this long.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+const FOREIGN: &str =
+    "its data is of another database: move it away, and it is cloned from the primary";
 
 const DATA_GONE: &str = "its data is gone or cannot be used";
 
@@ -97,7 +102,11 @@ pub struct Local {
 }
 
 /// An order for the driver. Each can be given again. It is given under [`Database::epoch`], which the driver writes down
-/// before it carries the order out; it carries out none under a lower one.
+/// before it carries the order out; it carries out none under a lower one. It carries out one at a time and keeps none
+/// waiting, except that a kill comes at once: what is being done may change what the next one was decided on.
+///
+/// Who is told to follow a node receives from it only while that node is primary under the order's epoch (a replication slot
+/// that is named after the epoch and made by that primary sees to it): later the same server may have another log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Order {
     Create,
@@ -333,6 +342,8 @@ impl Member {
     pub fn part(&self, agreed: Option<&Database>, leased: bool) -> Part {
         let Some(agreed) = agreed else { return Part::Outsider };
         let reign = &agreed.reign;
+        #[cfg(test)]
+        let leased = instead(Bug::StartedUnleased, leased, true);
         match () {
             () if agreed.election.is_some() => Part::Elector,
             () if reign.primary == self.me && !leased => Part::Unleased,
@@ -346,8 +357,12 @@ impl Member {
     fn state(&self, now: Instant, agreed: Option<&Database>, local: &Local) -> State {
         let reign = agreed.map(|agreed| &agreed.reign);
         let ours = local.promoted.is_some() && local.promoted == reign.map(|reign| reign.epoch);
+        let known = agreed.and_then(|agreed| agreed.system);
+        // It is another database that lies here: nobody but a person knows why.
+        let foreign = known.is_some() && local.system.is_some() && local.system != known;
         match (local.server, local.disk) {
             _ if local.busy.is_some() => State::Busy,
+            _ if foreign => State::Unknown,
             (Server::Unknown, _) | (Server::Down, Disk::Unknown) => State::Unknown,
             (Server::Hung, _) => State::Hung,
             (Server::Starting, Disk::Data { standby: false }) => State::Rising,
@@ -387,7 +402,7 @@ impl Member {
         local: &Local,
         source: Option<&MemberSight>,
     ) -> Option<Order> {
-        self.remember(now, agreed, local);
+        self.remember(now, agreed, local, source);
         let part = self.part(agreed, leased);
         let state = self.state(now, agreed, local);
         if self.state.is_none_or(|(before, _)| before != state) {
@@ -405,7 +420,13 @@ impl Member {
     }
 
     /// Notes what has been so for how long.
-    fn remember(&mut self, now: Instant, agreed: Option<&Database>, local: &Local) {
+    fn remember(
+        &mut self,
+        now: Instant,
+        agreed: Option<&Database>,
+        local: &Local,
+        source: Option<&MemberSight>,
+    ) {
         let epoch = agreed.map_or(0, Database::epoch);
         if self.epoch != epoch {
             self.epoch = epoch;
@@ -415,8 +436,14 @@ impl Member {
             self.rewound = false;
             self.last = None;
         }
-        let starves =
-            local.server == Server::Standby && local.upstream.is_some() && !local.receives;
+        // Where the primary does not serve there is nothing to receive.
+        let serves = source.is_some_and(|sight| {
+            sight.serves.is_some() && sight.serves == agreed.map(|agreed| agreed.reign.epoch)
+        });
+        let starves = local.server == Server::Standby
+            && local.upstream.is_some()
+            && !local.receives
+            && serves;
         self.starved_since = starves.then(|| self.starved_since.unwrap_or(now));
         if local.receives {
             self.rewound = false;
@@ -476,7 +503,7 @@ impl Member {
             Duty::Rest => None,
             Duty::Create => Some(Order::Create),
             // It would accept writes which the next primary lacks.
-            Duty::StartPrimary if agreed.is_closed() => None,
+            Duty::StartPrimary if is_closed(agreed) => None,
             Duty::StartPrimary => {
                 // Whoever has asked for another primary waits until nobody has come.
                 let waits = self.gives_up.as_ref();
@@ -534,7 +561,10 @@ impl Member {
     }
 
     fn may_follow(&self, agreed: &Database, local: &Local) -> bool {
-        self.surely_part(agreed, local) || agreed.is_part(local.lineage, local.reaches)
+        let may = self.surely_part(agreed, local) || agreed.is_part(local.lineage, local.reaches);
+        #[cfg(test)]
+        let may = instead(Bug::FollowsAhead, may, true);
+        may
     }
 
     /// A rewind first; where that does not help or could be mistaken, everything anew.
@@ -593,11 +623,23 @@ impl Member {
             is_source: reigns && local.is_source,
             unfit: local.unfit.clone(),
             gives_up: self.gives_up.as_ref().map(|(_, why)| why.clone()),
-            trouble: local.trouble.clone(),
+            trouble: match agreed.and_then(|agreed| agreed.system) {
+                Some(known) if local.system.is_some_and(|system| system != known) => {
+                    FOREIGN.to_owned()
+                }
+                Some(_) | None => local.trouble.clone(),
+            },
             since,
             free_bytes: local.free_bytes,
         }
     }
+}
+
+fn is_closed(agreed: &Database) -> bool {
+    let closed = agreed.is_closed();
+    #[cfg(test)]
+    let closed = instead(Bug::StartedClosed, closed, false);
+    closed
 }
 
 /// What a primary has to keep in order, one thing at a time.

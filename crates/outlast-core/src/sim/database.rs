@@ -53,6 +53,8 @@ enum Slip {
     KilledLate,
     /// Nothing outlives the agent that could kill its primary.
     NoKeeper,
+    /// A standby receives from the server of the name that it was told, whatever has become of it.
+    AnyUpstream,
     /// Orders of an epoch that is over are carried out.
     OldEpochObeyed,
     /// An agent that has just started goes by what it reads of its old log.
@@ -167,7 +169,8 @@ impl World {
             priorities,
         };
         let rate = if kind == Kind::Drifting { 100_000 } else { 900 };
-        let drift = |rng: &mut Rng| i64::try_from(rng.between(0, 2 * rate)).unwrap() - rate as i64;
+        let drift =
+            |rng: &mut Rng| i64::try_from(rng.between(0, 2 * rate)).unwrap() - rate.cast_signed();
         let nodes = (0..size).map(|_| Node::new(drift(&mut rng))).collect();
         let mut truth = Agreed::default();
         for (index, entry) in (1..).zip(&log) {

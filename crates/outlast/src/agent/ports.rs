@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::database::Verifiers;
 use outlast_core::agent::HeldDatabase;
 use outlast_core::agreed::Database;
 use outlast_core::database::{MemberSight, MemberState};
@@ -24,6 +25,7 @@ pub(super) struct Known {
     pub(super) databases: BTreeMap<String, HeldDatabase>,
     /// What each node says of its member, if that is fresh: by database, then by node.
     pub(super) members: BTreeMap<String, BTreeMap<String, MemberSight>>,
+    pub(super) verifiers: Verifiers,
 }
 
 /// The name under which a port is counted.
@@ -88,7 +90,7 @@ fn service(
         hold: part.hold,
         paused: kind == PostgresKind::Write && agreed.is_some_and(Database::is_closed),
         fallback: primary.filter(|_| kind == PostgresKind::Read && part.read_from_primary).cloned(),
-        verifiers: BTreeMap::new(),
+        verifiers: known.verifiers.0.get(name).cloned().unwrap_or_default(),
     });
     service
 }

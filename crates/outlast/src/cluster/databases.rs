@@ -11,7 +11,7 @@ use outlast_core::agreed::{
     ClientId, Command, DATABASE_LEASE, DatabaseCommand, Entry, Expected, Held, KvCommand,
     LeaseCommand, NoticeKind, Reply, database_role,
 };
-use outlast_core::database::{DatabaseSight, Lead, SILENT_AFTER, Scene, Seen, Wish};
+use outlast_core::database::{DatabaseSight, Lead, MemberState, SILENT_AFTER, Scene, Seen, Wish};
 use outlast_core::health::Health;
 use outlast_core::time::Instant;
 use tokio::sync::watch;
@@ -31,6 +31,9 @@ const AGAIN: Duration = Duration::from_millis(200);
 
 /// Who says nothing of its own PostgreSQL for this long does not renew the lease of a primary.
 const SILENT_MAX: Duration = Duration::from_secs(3);
+
+/// A primary that has ended and asks for another one waits this long for it.
+const HAND_OVER_MAX: Duration = Duration::from_secs(10);
 
 /// A primary that does not serve for this long does not renew its lease.
 const SERVES_WITHIN: Duration = Duration::from_secs(15);
@@ -317,7 +320,7 @@ impl Hub {
         let lost = held.lease.is_none()
             && held.database.election.is_none()
             && reign.primary == self.settings.node;
-        if !lost || !self.is_worthy(name, &held.database) {
+        if !lost || !self.is_worthy(name, &held.database) || self.has_ended(name) {
             return;
         }
         let command = DatabaseCommand::Regain { database: name.to_owned(), epoch: reign.epoch };
@@ -342,6 +345,18 @@ impl Hub {
         !reign.open || member.serves == Some(reign.epoch) || member.since <= SERVES_WITHIN
     }
 
+    /// Whether this node's PostgreSQL is down, and it asks for another primary.
+    fn has_ended(&self, name: &str) -> bool {
+        let own = self.shelf.own.borrow();
+        let member = own.sights.get(name).and_then(|sight| sight.member.as_ref());
+        member.is_some_and(|member| {
+            // If nobody takes over, it starts again itself.
+            member.gives_up.is_some()
+                && member.state == MemberState::Down
+                && member.since <= HAND_OVER_MAX
+        })
+    }
+
     /// Renews one lease until it is over or lost.
     async fn keep_database(self: Arc<Self>, lease: HeardLease) {
         let Some(node) = self.identity().id else { return };
@@ -351,6 +366,13 @@ impl Hub {
             let database = self.replica.read(|agreed| agreed.databases().get(&name).cloned());
             let sent = moment();
             if held.as_mut().is_some_and(|held| held.check(sent).is_err()) {
+                return;
+            }
+            if self.has_ended(&name) {
+                // It was killed here: nobody has to wait for the end of its lease.
+                let role = database_role(&name);
+                let release = LeaseCommand::Release { role, node, epoch };
+                self.repeat(release, DATABASE_LEASE / 2).await.ok();
                 return;
             }
             if database.is_some_and(|database| self.is_worthy(&name, &database)) {

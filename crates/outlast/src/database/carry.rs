@@ -28,6 +28,8 @@ pub(super) struct Job {
     pub(super) upstream: Option<Upstream>,
     /// When this node's right to be primary ends.
     pub(super) fuse: Option<Moment>,
+    /// The data may be of before outlast: it may lack our roles.
+    pub(super) takes_over: bool,
 }
 
 /// What an order has changed.
@@ -106,7 +108,7 @@ async fn let_clients_leave(postgres: &Postgres) {
 
 /// Does it. Every part of it has a limit.
 pub(super) async fn carry(postgres: Postgres, job: Job) -> Result<Done, Error> {
-    let Job { order, upstream, fuse } = job;
+    let Job { order, upstream, fuse, takes_over } = job;
     match order {
         Order::Create => {
             postgres.create().await?;
@@ -116,6 +118,12 @@ pub(super) async fn carry(postgres: Postgres, job: Job) -> Result<Done, Error> {
         Order::StartPrimary { .. } => {
             // Sessions of one that has crashed may still be there.
             postgres.kill().await?;
+            if takes_over {
+                // One that was not shut down has to recover first; then the roles are made while it runs.
+                if let Err(error) = postgres.install_roles().await {
+                    tracing::warn!(%error, "make the roles before the start");
+                }
+            }
             postgres.start(Mode::Primary, fuse, &mut |_| {}).await?;
             Ok(Done::Started { upstream: None })
         }

@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use outlast_consensus::boottime;
 use outlast_core::agreed::{Database, Position};
-use outlast_core::database::{DatabaseSight, Member, MemberSight, Order, Part, Server};
+use outlast_core::database::{
+    DatabaseSight, Member, MemberSight, Order, Part, SILENT_AFTER, Server,
+};
 use outlast_core::time::Instant;
 use outlast_core::topology::{Postgres as Spec, Topology};
 use outlast_postgres::storage::{Health as Disk, Probe};
-use outlast_postgres::{Adoption, Error, Moment, Postgres, StopHow};
+use outlast_postgres::{Adoption, Ended, Error, Moment, Postgres, StopHow};
 use tokio::sync::watch as watching;
 use tokio::task::JoinSet;
 
@@ -85,6 +87,8 @@ enum Event {
         order: Order,
         result: Result<Done, Error>,
     },
+    /// What the roles' passwords are compared with.
+    Verifiers(BTreeMap<String, String>),
     /// Something beside the orders has ended, well or not.
     Aside {
         what: &'static str,
@@ -115,6 +119,10 @@ struct Running {
     disk: Option<Probe>,
     slots_at: Option<Instant>,
     fuse: Option<PrimaryLease>,
+    /// The right that the agent had before it was started anew, as its keeper still has it.
+    inherited: Option<PrimaryLease>,
+    /// Lineage and promotion before the last order.
+    before: (Option<u64>, Option<u64>),
     said_part: Option<Part>,
 }
 
@@ -136,6 +144,13 @@ impl Running {
             tracing::warn!(database, "PostgreSQL runs without its keeper: it is ended");
             postgres.kill().await.map_err(|error| anyhow::anyhow!("{error}"))?;
         }
+        let inherited = match adopted {
+            Adoption::Kept { fuse: Some(fuse) } => kept.memory.promoted.map(|epoch| {
+                let until = Instant::from_start(Duration::from_nanos(fuse.nanos));
+                PrimaryLease { epoch, until }
+            }),
+            Adoption::Kept { fuse: None } | Adoption::Nothing | Adoption::Unkept => None,
+        };
         let mut watch = Watch::default();
         (watch.local.promoted, watch.local.lineage) = (kept.memory.promoted, kept.memory.lineage);
         Ok(Running {
@@ -156,6 +171,8 @@ impl Running {
             disk: None,
             slots_at: None,
             fuse: None,
+            inherited,
+            before: (None, None),
             said_part: None,
         })
     }
@@ -230,14 +247,17 @@ impl Running {
 
     /// This node's right to be primary, while it lasts.
     fn lease(&self) -> Option<PrimaryLease> {
-        let lease = self.office.cluster.leases.borrow().get(&self.database).copied()?;
+        let own = self.office.cluster.leases.borrow().get(&self.database).copied();
+        let lease = own.or(self.inherited)?;
         (boottime() < lease.until).then_some(lease)
     }
 
     /// What the primary's node says of it.
     fn source(&self, agreed: &Database) -> Option<MemberSight> {
         let heard = self.office.cluster.heard.borrow();
-        heard.get(&agreed.reign.primary)?.sights.get(&self.database)?.member.clone()
+        let said = heard.get(&agreed.reign.primary)?;
+        let fresh = boottime().since(said.at) <= SILENT_AFTER;
+        said.sights.get(&self.database).filter(|_| fresh)?.member.clone()
     }
 
     fn decide(&mut self) {
@@ -295,7 +315,11 @@ impl Running {
 
     fn pass_on_fuse(&mut self, lease: Option<PrimaryLease>) {
         let Some(lease) = lease.filter(|lease| self.fuse != Some(*lease)) else { return };
-        if self.watch.local.server == Server::Primary {
+        let rises = self.carries.as_ref().is_some_and(|(order, _)| {
+            matches!(order, Order::StartPrimary { .. } | Order::Promote { .. })
+        });
+        if (self.watch.local.server == Server::Primary || rises) && !self.aside.contains_key("fuse")
+        {
             self.fuse = Some(lease);
             let postgres = self.postgres.clone();
             self.beside("fuse", async move { postgres.set_fuse(Some(moment(lease.until))).await });
@@ -308,6 +332,7 @@ impl Running {
         if epoch < self.kept.memory.obeyed {
             return;
         }
+        self.before = (self.kept.memory.lineage, self.kept.memory.promoted);
         let promoted = match &order {
             Order::StartPrimary { epoch, .. } | Order::Promote { epoch, .. } => Some(*epoch),
             _ => None,
@@ -378,6 +403,8 @@ impl Running {
             order: order.clone(),
             upstream: node.and_then(|node| place::upstream(&self.topology, &self.spec, node)),
             fuse: lease.map(|lease| moment(lease.until)),
+            takes_over: matches!(order, Order::StartPrimary { .. })
+                && self.said_part == Some(Part::Maker),
         }
     }
 
@@ -416,9 +443,15 @@ impl Running {
 
     fn await_exit(&mut self) {
         self.awaits_exit = true;
-        let postgres = self.postgres.clone();
+        let (postgres, database) = (self.postgres.clone(), self.database.clone());
         self.events.spawn(async move {
-            postgres.exited().await;
+            if postgres.exited().await == Ended::KeeperGone {
+                // What runs without a keeper would outlive its right.
+                tracing::warn!(database, "the keeper of PostgreSQL is gone: PostgreSQL is ended");
+                if let Err(error) = postgres.kill().await {
+                    tracing::error!(database, %error, "end what runs without a keeper");
+                }
+            }
             Event::Exited
         });
     }
@@ -449,9 +482,16 @@ impl Running {
             Event::Aside { what, result } => {
                 self.aside.remove(what);
                 if let Err(error) = result {
-                    tracing::debug!(database = self.database, what, %error, "beside the orders");
+                    tracing::warn!(database = self.database, what, %error, "beside the orders");
+                    match what {
+                        // It stands where it stood.
+                        "fuse" => self.fuse = None,
+                        "slots" => self.watch.has_roles = false,
+                        _ => {}
+                    }
                 }
             }
+            Event::Verifiers(verifiers) => self.office.show_verifiers(&self.database, verifiers),
             Event::Carried { order, result } => self.carried(order, result),
         }
     }
@@ -477,11 +517,29 @@ impl Running {
             Err(error) => {
                 tracing::warn!(database = self.database, ?order, %error, "carry out an order");
                 self.trouble(error.to_string());
+                if matches!(order, Order::Rewind { .. } | Order::Clone { .. }) {
+                    self.restore_lineage();
+                }
                 // Whatever it is now has to be seen first.
                 self.watch.local.server = Server::Unknown;
             }
         }
         self.look();
+    }
+
+    /// A rewind or a clone that changed nothing leaves a log that is what it was.
+    fn restore_lineage(&mut self) {
+        if self.postgres.is_unfit() {
+            return;
+        }
+        let (lineage, promoted) = self.before;
+        let restored = self.kept.change(|memory| {
+            (memory.lineage, memory.promoted) = (lineage, promoted);
+        });
+        if let Err(error) = restored {
+            self.trouble(format!("{error:#}"));
+        }
+        self.remember();
     }
 
     fn take(&mut self, done: Done) {
@@ -564,7 +622,14 @@ impl Running {
         let (postgres, roles) = (self.postgres.clone(), primary && !self.watch.has_roles);
         self.watch.has_roles |= primary;
         let others: Vec<String> = postgres.settings().peers.keys().cloned().collect();
+        let asked = postgres.clone();
+        self.events.spawn(async move {
+            // Without them sessions with a password are not resumed; that is all.
+            Event::Verifiers(asked.verifiers().await.unwrap_or_default())
+        });
         self.beside("slots", async move {
+            let rotated = postgres.clone();
+            tokio::task::spawn_blocking(move || rotated.rotate_output().ok()).await.ok();
             if roles {
                 postgres.ensure_roles().await?;
             }

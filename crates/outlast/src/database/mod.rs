@@ -45,7 +45,18 @@ pub struct Home {
 pub struct Databases {
     topology: watching::Sender<Arc<Topology>>,
     stop: watching::Sender<Stop>,
+    verifiers: watching::Receiver<Verifiers>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// What the roles' passwords are compared with, by database and role. Never shown.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Verifiers(pub BTreeMap<String, BTreeMap<String, String>>);
+
+impl std::fmt::Debug for Verifiers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
 }
 
 /// What becomes of PostgreSQL when the agent ends.
@@ -64,6 +75,7 @@ struct Office {
     home: Home,
     cluster: OfDatabases,
     says: watching::Sender<cluster::Databases>,
+    verifiers: watching::Sender<Verifiers>,
     stop: watching::Receiver<Stop>,
 }
 
@@ -76,12 +88,19 @@ impl Databases {
     ) -> anyhow::Result<Databases> {
         let (topology, follow) = watching::channel(topology);
         let (stop, stopping) = watching::channel(Stop::No);
-        let office = Arc::new(Office { home, cluster, says, stop: stopping });
+        let verifiers = watching::Sender::default();
+        let known = verifiers.subscribe();
+        let office = Arc::new(Office { home, cluster, says, verifiers, stop: stopping });
         let thread = std::thread::Builder::new()
             .name("databases".to_owned())
             .spawn(move || run(&office, follow))
             .context("start the thread for databases")?;
-        Ok(Databases { topology, stop, thread: Some(thread) })
+        Ok(Databases { topology, stop, verifiers: known, thread: Some(thread) })
+    }
+
+    /// What the roles' passwords are compared with.
+    pub fn verifiers(&self) -> Verifiers {
+        self.verifiers.borrow().clone()
     }
 
     /// Another topology is in force.
@@ -205,6 +224,13 @@ impl Office {
             let before = sight.clone();
             change(sight);
             matters(sight, &before)
+        });
+    }
+
+    fn show_verifiers(&self, database: &str, verifiers: BTreeMap<String, String>) {
+        self.verifiers.send_if_modified(|all| {
+            let before = all.0.insert(database.to_owned(), verifiers.clone());
+            before.as_ref() != Some(&verifiers)
         });
     }
 

@@ -165,7 +165,11 @@ fn parameters(item: Item<'_>) -> Option<BTreeMap<String, String>> {
     };
     let read: Vec<Option<(String, String)>> =
         item.entries()?.into_iter().map(|(key, value)| read((key.get_ref(), value))).collect();
-    read.into_iter().collect()
+    let read: BTreeMap<String, String> = read.into_iter().collect::<Option<_>>()?;
+    for outlast_postgres::Refused { name, why } in outlast_postgres::refused(&read) {
+        item.complain(format!("the setting {} is outlast's own", quote(&name)), why);
+    }
+    Some(read)
 }
 
 pub(super) fn redis(section: &Section<'_>, name: &str, notes: &mut Notes) -> Option<Redis> {

@@ -18,7 +18,6 @@ pub(super) struct Running {
 #[derive(Debug, Default)]
 pub(super) struct Driver {
     running: Option<Running>,
-    next: Option<(Order, u64)>,
 }
 
 /// On disk.
@@ -72,7 +71,17 @@ impl World {
         let busy = running.and_then(|order| match order {
             Order::Rewind { .. } => Some(MemberState::Rewinding),
             Order::Clone { .. } | Order::Create => Some(MemberState::Cloning),
-            _ => None,
+            Order::StartPrimary { .. }
+            | Order::StartStandby { .. }
+            | Order::Promote { .. }
+            | Order::StopReceiving { .. }
+            | Order::Follow { .. }
+            | Order::SetRule { .. }
+            | Order::Close { .. }
+            | Order::Open
+            | Order::MakeSource
+            | Order::Verify { .. }
+            | Order::Kill { .. } => None,
         });
         let runs = pg.runs(now);
         let has_data = matches!(pg.disk, Disk::Data { .. });
@@ -120,9 +129,8 @@ impl World {
             self.abort(node);
         }
         let this = &mut self.nodes[node];
-        if this.driver.running.is_some() {
-            this.driver.next = Some((order, epoch));
-        } else {
+        // What is being done may change what this order was decided on.
+        if this.driver.running.is_none() {
             self.begin(node, order, epoch);
         }
     }
@@ -130,7 +138,6 @@ impl World {
     /// What was being done is left as it is.
     pub(super) fn abort(&mut self, node: usize) {
         let this = &mut self.nodes[node];
-        this.driver.next = None;
         this.postgres.promoting = false;
         if let Some(running) = this.driver.running.take()
             && matches!(running.order, Order::StartPrimary { .. } | Order::StartStandby { .. })
@@ -144,6 +151,9 @@ impl World {
         let slow = if self.rng.per_mille(30) { 6 } else { 1 };
         let slow = if matches!(order, Order::Kill { .. }) { 1 } else { slow };
         let ends = self.now + self.rng.between(least, most) * slow;
+        let early = self.slip == Some(Slip::StoppedEarly);
+        let late = early && matches!(order, Order::StopReceiving { .. });
+        let ends = if late { ends + 1_500 } else { ends };
         let fails = self.rng.per_mille(60);
         self.note(node, &std::format!("begins {order:?} under {epoch}"));
         let this = &mut self.nodes[node];
@@ -189,7 +199,19 @@ impl World {
             Order::StopReceiving { election } if self.slip == Some(Slip::StoppedEarly) => {
                 pg.stopped = Some(*election);
             }
-            _ => {}
+            Order::StartPrimary { .. }
+            | Order::StartStandby { .. }
+            | Order::StopReceiving { .. }
+            | Order::Follow { .. }
+            | Order::SetRule { .. }
+            | Order::Close { .. }
+            | Order::Open
+            | Order::MakeSource
+            | Order::Verify { .. }
+            | Order::Kill { .. }
+            | Order::Create
+            | Order::Rewind { .. }
+            | Order::Clone { .. } => {}
         }
         this.driver.running = Some(Running { order, epoch, ends, fails });
     }
@@ -207,11 +229,6 @@ impl World {
         }
         let running = this.driver.running.take().expect("it was there");
         self.finish(node, &running);
-        if let Some((order, epoch)) = self.nodes[node].driver.next.take()
-            && self.nodes[node].kept.obeyed <= epoch
-        {
-            self.begin(node, order, epoch);
-        }
     }
 
     fn finish(&mut self, node: usize, running: &Running) {
@@ -270,11 +287,9 @@ impl World {
             }
             Order::Open => pg.closed = None,
             Order::MakeSource if pg.mode == Mode::Primary => pg.is_source = true,
-            Order::Verify { epoch } if pg.mode == Mode::Primary => {
-                // It is a write like any other.
-                if pg.closed.is_none() {
-                    pg.verifying = Some((pg.append(id), *epoch));
-                }
+            // It is a write like any other.
+            Order::Verify { epoch } if pg.mode == Mode::Primary && pg.closed.is_none() => {
+                pg.verifying = Some((pg.append(id), *epoch));
             }
             Order::Kill { .. } => pg.die(),
             Order::Rewind { from } | Order::Clone { from } => {
@@ -284,7 +299,17 @@ impl World {
                     self.copy(node, source, rewinds, *epoch);
                 }
             }
-            _ => {}
+            // It has come to nothing.
+            Order::Create
+            | Order::StartPrimary { .. }
+            | Order::StartStandby { .. }
+            | Order::Promote { .. }
+            | Order::StopReceiving { .. }
+            | Order::Follow { .. }
+            | Order::SetRule { .. }
+            | Order::Close { .. }
+            | Order::MakeSource
+            | Order::Verify { .. } => {}
         }
     }
 

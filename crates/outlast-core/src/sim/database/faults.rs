@@ -1,8 +1,8 @@
 //! What goes wrong, and that it ends.
 
-use super::{FAULTS_END, Kind, NAMES, World};
+use super::{FAULTS_END, Kind, NAMES, ORDERS, World};
 use crate::sim::Rng;
-use crate::sim::database::postgres::Mode;
+use crate::sim::database::postgres::{Disk, Mode};
 use std::borrow::ToOwned as _;
 
 /// When the next fault comes, and how many nodes may be in trouble at the same time.
@@ -15,7 +15,7 @@ pub(super) struct Faults {
 
 impl Faults {
     pub(super) fn new(rng: &mut Rng) -> Faults {
-        let pace = rng.pick(&[1_500, 4_000, 10_000]);
+        let pace = rng.pick(&[800, 2_500, 6_000]);
         Faults { next: 8_000, pace, healed: false }
     }
 }
@@ -29,6 +29,7 @@ impl World {
             }
             return;
         }
+        self.disturb_switchover();
         if self.now < self.faults.next {
             return;
         }
@@ -39,7 +40,7 @@ impl World {
         let node = primary.filter(|_| self.rng.per_mille(400)).unwrap_or(node);
         let lasts = self.rng.pick(&[100, 700, 2_500, 6_000, 12_000]);
         let until = self.now + lasts;
-        let what = self.rng.between(0, 16);
+        let what = self.rng.between(0, 18);
         self.note(node, &std::format!("fault {what} until {until}"));
         let this = &mut self.nodes[node];
         match what {
@@ -62,6 +63,8 @@ impl World {
             11 => this.postgres.stalled_until = until,
             12 => this.slow_reports_until = until,
             13 | 14 => self.ask_switchover(),
+            // One disk at a time: all that was acknowledged is on another.
+            15 if self.what_is_wrong().is_none() => self.lose_disk(node),
             _ => self.change_wish(),
         }
     }
@@ -75,6 +78,27 @@ impl World {
         // What watches over the primary is gone with it, and so is the primary.
         this.keeper_until = None;
         this.keeper_kills_at = None;
+    }
+
+    /// The primary dies while it is closed.
+    fn disturb_switchover(&mut self) {
+        let database = self.truth.databases().get(ORDERS);
+        let closed = database.filter(|database| database.is_closed());
+        let Some(closed) = closed else { return };
+        let node = NAMES.iter().position(|name| *name == closed.reign.primary);
+        if let Some(node) = node.filter(|_| self.rng.per_mille(20)) {
+            self.note(node, "dies while it is closed");
+            self.nodes[node].postgres.die();
+        }
+    }
+
+    fn lose_disk(&mut self, node: usize) {
+        let this = &mut self.nodes[node];
+        this.postgres.die();
+        this.postgres.disk = Disk::Empty;
+        this.postgres.log.0.clear();
+        this.postgres.flushed = 0;
+        (this.kept.lineage, this.kept.promoted) = (None, None);
     }
 
     fn kill_agent(&mut self, node: usize, until: u64) {

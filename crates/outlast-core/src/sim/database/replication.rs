@@ -4,7 +4,7 @@ use std::vec::Vec;
 
 use super::laws::law_is;
 use super::postgres::{Flushed, Mode, Sent};
-use super::{NAMES, World};
+use super::{NAMES, Slip, World};
 use crate::sim::check::Law;
 
 impl World {
@@ -56,6 +56,10 @@ impl World {
             pg.cut_off();
         }
         if !sends || !from.runs(now) {
+            return Ok(());
+        }
+        let reigns = from.mode == Mode::Primary && own.kept.lineage == Some(from.epoch);
+        if !reigns && self.slip != Some(Slip::AnyUpstream) {
             return Ok(());
         }
         let flushed = from.flushed;

@@ -2,6 +2,8 @@ use std::string::String;
 use std::vec::Vec;
 
 use super::{Slip, World};
+use crate::agreed::bugs::{Bug as Agreed, with};
+use crate::sim::{Bug, PLANTED};
 
 /// What a run came to.
 struct Ran {
@@ -70,12 +72,45 @@ fn no_acknowledged_write_is_lost_and_all_find_back() {
     );
 }
 
+/// Plants a bug and says what the first seed that finds it has to say.
+#[track_caller]
+fn check_found(what: &str, slip: Option<Slip>, law: &str) {
+    let found = (0..2_000).find_map(|seed| run(seed, slip, false).err());
+    let (found, _) = found.unwrap_or_else(|| panic!("{what} was not found"));
+    assert!(found.contains(law), "{what} was found otherwise: {found}");
+}
+
+#[track_caller]
+fn check_bug(bug: Bug, law: &str) {
+    PLANTED.set(Some(bug));
+    check_found(&std::format!("{bug:?}"), None, law);
+    PLANTED.set(None);
+}
+
+#[track_caller]
+fn check_slip(slip: Slip, law: &str) {
+    check_found(&std::format!("{slip:?}"), Some(slip), law);
+}
+
 #[test]
-#[ignore]
-fn survey() {
-    for seed in seeds() {
-        if let Err((law, _)) = run(seed, None, false) {
-            std::println!("{}", &law[..law.len().min(300)]);
-        }
-    }
+fn the_simulation_finds_what_lets_two_primaries_serve() {
+    check_bug(Bug::StartedUnleased, "acknowledges under");
+    check_slip(Slip::KilledLate, "acknowledges under");
+    check_slip(Slip::NoKeeper, "acknowledges under");
+    with(Agreed::RenewedAfterElection, || check_found("a late renewal", None, "renewed after"));
+}
+
+#[test]
+fn the_simulation_finds_logs_that_do_not_fit() {
+    check_bug(Bug::FollowsAhead, "on top of another log");
+    check_bug(Bug::LineageIgnored, "");
+}
+
+#[test]
+fn the_simulation_finds_what_loses_writes() {
+    check_slip(Slip::ConfirmedEarly, "");
+    check_slip(Slip::StoppedEarly, "");
+    check_bug(Bug::NoElection, "");
+    check_bug(Bug::StartedClosed, "");
+    with(Agreed::Uncovered, || check_found("an uncovered appointment", None, ""));
 }

@@ -18,6 +18,7 @@ use crate::agent::ports::Known;
 use crate::agent::shared::DatabasesView;
 use crate::agent::{standby, state};
 use crate::cluster::{Answering, Asked, Cluster, LeaseWish, News, StandbyOrder};
+use crate::database::Databases;
 
 /// For as long as this a data plane may be behind what was agreed; then this node lets its lease end.
 const BEHIND_MAX: Duration = Duration::from_secs(4);
@@ -67,7 +68,9 @@ impl Loop {
                 }
             }
         }
-        Known { agreed: self.agreed, databases: self.agreement.databases.clone(), members }
+        let verifiers = self.databases.as_ref().map(Databases::verifiers).unwrap_or_default();
+        let databases = self.agreement.databases.clone();
+        Known { agreed: self.agreed, databases, members, verifiers }
     }
 
     /// Databases, for people.

@@ -1,0 +1,122 @@
+//! One test for each mistake that the simulation, or reading for it, has found.
+
+use std::borrow::ToOwned as _;
+use std::time::Duration;
+
+use crate::agreed::*;
+use crate::database::*;
+use crate::time::Instant;
+
+fn at(millis: u64) -> Instant {
+    Instant::from_start(Duration::from_millis(millis))
+}
+
+fn position(timeline: u32, lsn: u64) -> Position {
+    Position { timeline, lsn }
+}
+
+/// "a" reigns under epoch 30; its log has grown from that of epoch 10 at 100.
+fn database() -> Database {
+    let reign = Reign {
+        primary: "a".to_owned(),
+        epoch: 30,
+        open: true,
+        timeline: 2,
+        from: position(1, 100),
+        ..Reign::default()
+    };
+    let (until, timeline) = (position(1, 100), Some(1));
+    let ancestors = [Ancestor { epoch: 10, until, timeline }].into();
+    Database { system: Some(7), reign, ancestors, ..Database::default() }
+}
+
+fn standby(lineage: u64, reaches: Position) -> Local {
+    let disk = Disk::Data { standby: true };
+    Local { disk, server: Server::Standby, lineage: Some(lineage), reaches, ..Local::default() }
+}
+
+fn source() -> MemberSight {
+    MemberSight { is_source: true, serves: Some(30), ..MemberSight::default() }
+}
+
+fn order(agreed: &Database, leased: bool, local: &Local) -> Option<Order> {
+    Member::new("b".to_owned()).decide(at(1000), Some(agreed), leased, local, Some(&source()))
+}
+
+#[test]
+fn a_log_of_another_reign_is_not_followed_although_its_timeline_has_the_same_number() {
+    let (agreed, from) = (database(), "a".to_owned());
+    let follow = Some(Order::Follow { node: "a".to_owned() });
+    assert_eq!(order(&agreed, false, &standby(10, position(1, 100))), follow);
+    let rewind = Some(Order::Rewind { from: from.clone() });
+    assert_eq!(order(&agreed, false, &standby(10, position(1, 101))), rewind);
+    // It was primary under a reign that never served: timeline 2, too, and a rewind would find nothing to do.
+    let clone = Some(Order::Clone { from });
+    assert_eq!(order(&agreed, false, &standby(20, position(2, 90))), clone);
+}
+
+#[test]
+fn a_standby_that_still_receives_stops_before_its_log_is_compared() {
+    let upstream = Some("c".to_owned());
+    let local = Local { upstream, ..standby(10, position(1, 100)) };
+    assert_eq!(order(&database(), false, &local), Some(Order::StopReceiving { election: 30 }));
+}
+
+#[test]
+fn a_source_of_an_earlier_reign_is_none() {
+    let old = MemberSight { is_source: true, serves: Some(10), ..MemberSight::default() };
+    let local = standby(20, position(2, 90));
+    let mut member = Member::new("b".to_owned());
+    assert_eq!(member.decide(at(0), Some(&database()), false, &local, Some(&old)), None);
+}
+
+#[test]
+fn a_member_that_is_down_is_no_recruit() {
+    let member = Member::new("b".to_owned());
+    let down = Local { server: Server::Down, stopped: Some(40), ..standby(30, position(2, 0)) };
+    assert_eq!(member.sight(at(0), Some(&database()), false, &down).stopped, None);
+    let up = Local { server: Server::Standby, ..down };
+    assert_eq!(member.sight(at(0), Some(&database()), false, &up).stopped, Some(40));
+}
+
+#[test]
+fn what_starts_as_primary_without_a_lease_is_killed() {
+    let disk = Disk::Data { standby: false };
+    let local = Local { disk, server: Server::Starting, ..Local::default() };
+    assert!(matches!(order(&database(), false, &local), Some(Order::Kill { .. })));
+}
+
+#[test]
+fn a_primary_that_is_closed_is_not_started_open() {
+    let mut agreed = database();
+    agreed.reign.primary = "b".to_owned();
+    let disk = Disk::Data { standby: false };
+    let local = Local { disk, server: Server::Down, promoted: Some(30), ..Local::default() };
+    assert!(matches!(order(&agreed, true, &local), Some(Order::StartPrimary { .. })));
+    agreed.switchover = Some(Switchover {
+        from: "b".to_owned(),
+        to: "a".to_owned(),
+        who: "ann".to_owned(),
+        pause_max: Duration::from_secs(5),
+        begun: Stamp::default(),
+        step: SwitchoverStep::LastLog,
+        done: [].into(),
+    });
+    assert_eq!(order(&agreed, true, &local), None);
+}
+
+#[test]
+fn an_old_word_does_not_settle_a_rule_that_has_come_back() {
+    let like = |since| Confirm { since, acks: 1, of: ["b".to_owned()].into() };
+    assert!(like(5).is_like(&like(9)) && like(5) != like(9));
+}
+
+#[test]
+fn an_appointed_member_whose_log_was_lost_gives_up() {
+    let mut agreed = database();
+    agreed.reign.primary = "b".to_owned();
+    let mut member = Member::new("b".to_owned());
+    let local = standby(10, position(1, 40));
+    assert_eq!(member.decide(at(0), Some(&agreed), true, &local, None), None);
+    assert!(member.sight(at(0), Some(&agreed), true, &local).gives_up.is_some());
+}

@@ -52,8 +52,6 @@ pub(crate) enum Bug {
     NoElection,
     /// Logs are compared by position alone.
     LineageIgnored,
-    /// A primary that a switchover has closed starts open.
-    StartedClosed,
 }
 
 std::thread_local! {

@@ -1,5 +1,6 @@
 //! What processes cost while nothing happens: CPU time to the nanosecond, and memory.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -14,12 +15,14 @@ pub(crate) struct Cost {
     pub(crate) rss_mib: f64,
     /// Shared pages count in parts.
     pub(crate) pss_mib: f64,
+    /// What a node has of its own: pages of a program's file count once, however many processes run it.
+    pub(crate) node_mib: f64,
 }
 
 impl Cost {
     pub(crate) fn json(self) -> Value {
         let rounded = |value: f64| (value * 100.0).round() / 100.0;
-        json!({ "cpu_percent": rounded(self.cpu_percent), "rss_mib": rounded(self.rss_mib), "pss_mib": rounded(self.pss_mib) })
+        json!({ "cpu_percent": rounded(self.cpu_percent), "rss_mib": rounded(self.rss_mib), "pss_mib": rounded(self.pss_mib), "node_mib": rounded(self.node_mib) })
     }
 }
 
@@ -35,6 +38,7 @@ pub(crate) async fn measure(groups: &[Vec<i32>], time: Duration) -> Vec<Cost> {
             cpu_percent: 100.0 * used.as_secs_f64() / elapsed.as_secs_f64(),
             rss_mib: memory("Rss:"),
             pss_mib: memory("Pss:"),
+            node_mib: of_node(pids),
         }
     };
     used.zip(groups).map(cost).collect()
@@ -48,6 +52,21 @@ fn cpu(pid: i32) -> Duration {
         text.split_whitespace().next()?.parse().ok().map(Duration::from_nanos)
     };
     threads.flatten().filter_map(|entry| of(entry.path())).sum()
+}
+
+/// Anonymous memory of all, and the file pages of each program once.
+fn of_node(pids: &[i32]) -> f64 {
+    let mut files: BTreeMap<std::path::PathBuf, f64> = BTreeMap::new();
+    let mut own = 0.0;
+    for pid in pids {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let of = |field: &str| mib(&text, field).unwrap_or_default();
+        own += of("RssAnon:") + of("RssShmem:");
+        let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+        let most = files.entry(program).or_default();
+        *most = most.max(of("RssFile:"));
+    }
+    own + files.values().sum::<f64>()
 }
 
 fn memory(pid: i32, field: &str) -> f64 {

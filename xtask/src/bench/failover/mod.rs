@@ -168,6 +168,7 @@ async fn idle(stack: &mut impl Stack, quick: bool) -> Cost {
     Cost {
         cpu_percent: most(|cost| cost.cpu_percent),
         rss_mib: most(|cost| cost.rss_mib),
+        node_mib: most(|cost| cost.node_mib),
         pss_mib: most(|cost| cost.pss_mib),
     }
 }

@@ -26,6 +26,8 @@ pub(super) struct Kept {
     pub(super) obeyed: u64,
     pub(super) promoted: Option<u64>,
     pub(super) lineage: Option<u64>,
+    /// What it was before a copy that may come to nothing.
+    pub(super) lineage_before: Option<u64>,
 }
 
 fn takes(order: &Order) -> (u64, u64) {
@@ -167,7 +169,7 @@ impl World {
                 this.kept.lineage = Some(epoch);
             }
             Order::Rewind { .. } | Order::Clone { .. } => {
-                this.kept.lineage = None;
+                this.kept.lineage_before = this.kept.lineage.take();
                 pg.die();
                 let clones = matches!(order, Order::Clone { .. });
                 if clones || fails {
@@ -318,6 +320,11 @@ impl World {
         let there = self.is_up(source) && self.reach(node, source) && self.reach(source, node);
         let from = &self.nodes[source].postgres;
         if !there || from.mode != Mode::Primary || from.is_hung(self.now) || !from.is_source {
+            // Nothing was changed: the log is what it was.
+            let this = &mut self.nodes[node];
+            if this.postgres.disk != Disk::Broken {
+                this.kept.lineage = this.kept.lineage_before;
+            }
             return;
         }
         let mut log = from.log.clone();

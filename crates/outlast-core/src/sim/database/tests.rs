@@ -111,6 +111,5 @@ fn the_simulation_finds_what_loses_writes() {
     check_slip(Slip::ConfirmedEarly, "");
     check_slip(Slip::StoppedEarly, "");
     check_bug(Bug::NoElection, "");
-    check_bug(Bug::StartedClosed, "");
     with(Agreed::Uncovered, || check_found("an uncovered appointment", None, ""));
 }

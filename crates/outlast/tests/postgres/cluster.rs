@@ -290,8 +290,9 @@ impl Cluster {
         self.primary_but(&[])
     }
 
+    /// By its own account: what others know of it may be old.
     pub(crate) fn is_standby_of(&self, node: &str, primary: &str) -> bool {
-        let Some(says) = self.says(primary) else { return false };
+        let Some(says) = self.says(node) else { return false };
         let member = &says["members"][node];
         member["state"] == "standby" && member["follows"] == *primary
     }
@@ -342,6 +343,10 @@ impl Cluster {
     /// Everything that helps to understand a failure.
     fn picture(&self) -> String {
         let mut text = String::new();
+        for node in self.plan.members {
+            let sessions = "select pid, state, wait_event, left(query, 60) from pg_stat_activity where application_name = 'a test'";
+            text += &format!("{node}: {:?}\n", sql::ask(self.server(node), ANSWER, sessions));
+        }
         for node in self.plan.nodes {
             let log = fs::read_to_string(self.dir.join(format!("{node}.log"))).unwrap_or_default();
             let lines: Vec<&str> = log.lines().collect();
@@ -383,7 +388,13 @@ impl Cluster {
     /// Rows are acknowledged from now on.
     pub(crate) fn flows(&self, writer: &Writer) {
         let before = writer.acknowledged();
-        self.until(TAKEOVER, "rows are acknowledged", |_| before + 20 < writer.acknowledged());
+        let flows = wait::look(TAKEOVER, || (before + 20 < writer.acknowledged()).then_some(()));
+        assert!(
+            flows.is_some(),
+            "no row is acknowledged: {:?}\n{}",
+            writer.failures(),
+            self.picture()
+        );
     }
 
     /// The rows that a server has.

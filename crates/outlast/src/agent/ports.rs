@@ -88,11 +88,19 @@ fn service(
     service.postgres = Some(PostgresPort {
         kind,
         hold: part.hold,
-        paused: kind == PostgresKind::Write && agreed.is_some_and(Database::is_closed),
+        paused: kind == PostgresKind::Write
+            && agreed.is_some_and(|agreed| agreed.is_closed() || is_shut(known, name, agreed)),
         fallback: primary.filter(|_| kind == PostgresKind::Read && part.read_from_primary).cloned(),
         verifiers: known.verifiers.0.get(name).cloned().unwrap_or_default(),
     });
     service
+}
+
+/// The primary still lets nobody in, although its switchover was given up: it is about to open.
+fn is_shut(known: &Known, name: &str, agreed: &Database) -> bool {
+    let members = known.members.get(name);
+    let primary = members.and_then(|members| members.get(&agreed.reign.primary));
+    primary.is_some_and(|primary| primary.closed.is_some())
 }
 
 /// The primary, while it may be led to.

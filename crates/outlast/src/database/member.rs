@@ -264,6 +264,7 @@ impl Running {
         let now = boottime();
         self.look_at_disk();
         let agreed = self.agreed();
+        self.watch.refuse_foreign(agreed.as_ref().and_then(|agreed| agreed.system));
         let reign = agreed.as_ref().map(|agreed| agreed.reign.epoch);
         let lease = self.lease().filter(|lease| Some(lease.epoch) == reign);
         self.stop_ruling(agreed.as_ref(), lease.is_some());

@@ -150,6 +150,18 @@ impl Watch {
         local.streams_to = BTreeSet::new();
     }
 
+    /// Data of another database is none of ours, whatever it looks like.
+    pub(super) fn refuse_foreign(&mut self, system: Option<u64>) {
+        let local = &mut self.local;
+        if let (Some(ours), Some(here)) = (system, local.system)
+            && ours != here
+            && matches!(local.disk, Disk::Data { .. })
+        {
+            local.trouble = format!("there is another database here, whose identifier is {here}");
+            local.disk = Disk::Broken;
+        }
+    }
+
     /// Takes in what was seen.
     pub(super) fn take(&mut self, glance: Glance) {
         match (glance.process, glance.seen) {

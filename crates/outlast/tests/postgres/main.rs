@@ -1,0 +1,33 @@
+//! PostgreSQL that fails over: real agents and real servers on addresses of loopback, run as a user runs them.
+//!
+//! The names A-n are scenarios of Patroni's and pg_auto_failover's own suites, taken over; those of traps are faults that
+//! other tools were found to have. With `OUTLAST_REAL=1` the tests run; without it they say that they did not.
+
+#![cfg(test)]
+
+mod agents;
+mod begin;
+mod cluster;
+mod death;
+mod disk;
+mod freeze;
+mod ledger;
+mod majority;
+mod pause;
+mod processes;
+mod rule;
+mod sql;
+mod switchover;
+mod wait;
+mod witness;
+
+/// Whether these tests are to run. Then PostgreSQL has to be there.
+fn are_real() -> bool {
+    let real = std::env::var_os("OUTLAST_REAL").is_some_and(|value| value == "1");
+    if !real {
+        println!(
+            "NOT RUN: with OUTLAST_REAL=1 this test starts real agents and PostgreSQL servers"
+        );
+    }
+    real
+}

@@ -1,0 +1,50 @@
+//! Who acknowledges, and who may lead.
+
+use crate::cluster::{Cluster, Plan, THREE};
+use crate::wait::{REJOIN, SOON};
+use crate::{are_real, sql};
+
+/// `c` follows and acknowledges, and never leads.
+const C_NEVER_LEADS: Plan = Plan { lines: "priorities = { c = 0 }", ..THREE };
+
+fn counts(cluster: &Cluster, node: &str) -> Option<bool> {
+    let says = cluster.says(cluster.primary()?)?;
+    says["members"][node]["sync"].as_bool()
+}
+
+///
+#[test]
+fn the_rule_names_those_that_receive_and_only_those_that_may_lead_do() {
+    if !are_real() {
+        return;
+    }
+    let mut cluster = Cluster::serving(C_NEVER_LEADS);
+    assert_eq!(cluster.primary(), Some("a"));
+    let writer = cluster.writer(&[]);
+    cluster.kill_node("b");
+    cluster
+        .until(SOON, "who is away does not count", |cluster| counts(cluster, "b") == Some(false));
+    cluster.flows(&writer);
+    cluster.start_agent("b");
+    cluster.until(REJOIN, "who is back counts", |cluster| counts(cluster, "b") == Some(true));
+    cluster.until(SOON, "the change is done", Cluster::is_whole);
+
+    let (done, said) = cluster.verb("a", &["switchover", "orders", "--to", "c"]);
+    assert!(!done && said.contains("priority"), "{said}");
+    sql::ask(cluster.server("b"), SOON, "select pg_wal_replay_pause()").unwrap();
+    cluster.until(SOON, "one that does not replay must not lead", |cluster| {
+        let (done, said) = cluster.verb("a", &["switchover", "orders", "--to", "b", "--dry-run"]);
+        !done && said.contains("paused")
+    });
+    cluster.flows(&writer);
+    sql::ask(cluster.server("b"), SOON, "select pg_wal_replay_resume()").unwrap();
+    cluster.until(SOON, "one that replays again may", |cluster| {
+        cluster.verb("a", &["switchover", "orders", "--to", "b", "--dry-run"]).0
+    });
+
+    writer.use_ports(cluster.write_ports(&["a"]));
+    cluster.kill_node("a");
+    assert_eq!(cluster.successor("a"), "b", "the priority of c is 0");
+    cluster.flows(&writer);
+    cluster.audit(writer);
+}

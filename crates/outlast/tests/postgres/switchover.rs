@@ -1,0 +1,75 @@
+//! The primary moves because somebody wants it to.
+
+use std::time::Instant;
+
+use rustix::process::Signal;
+
+use crate::cluster::{Cluster, THREE};
+use crate::wait::{REJOIN, SOON};
+use crate::{are_real, processes};
+
+/// A-34, trap 50.
+#[test]
+fn the_primary_moves_there_and_back_without_an_error_or_a_loss() {
+    if !are_real() {
+        return;
+    }
+    let cluster = Cluster::serving(THREE);
+    let first = cluster.primary().unwrap();
+    let second = THREE.nodes.iter().copied().find(|node| *node != first).unwrap();
+    let writer = cluster.writer(&[]);
+    for to in [second, first] {
+        let since = Instant::now();
+        let (done, said) = cluster.verb(first, &["switchover", "orders", "--to", to]);
+        assert!(done, "{said}");
+        assert_eq!(said.lines().filter(|line| line.contains(" of 8 ")).count(), 8, "{said}");
+        cluster.flows(&writer);
+        println!("MEASURED switchover: blackout {:.2} s", writer.blackout(since).as_secs_f64());
+        cluster.until(SOON, "it is primary", |cluster| cluster.primary() == Some(to));
+        cluster.until(SOON, "all count again", Cluster::is_whole);
+    }
+    assert_eq!(writer.failures(), [], "clients of the ports see no error");
+    cluster.audit(writer);
+}
+
+/// it goes back to where it began.
+#[test]
+fn a_switchover_that_cannot_be_finished_leaves_the_old_primary_writable() {
+    if !are_real() {
+        return;
+    }
+    let mut cluster = Cluster::serving(THREE);
+    let old = cluster.primary().unwrap();
+    let mut others = THREE.nodes.iter().copied().filter(|node| *node != old);
+    let (to, third) = (others.next().unwrap(), others.next().unwrap());
+    let epoch = cluster.epoch();
+    let writer = cluster.writer(&[third]);
+
+    // It says that it receives, and never has the last of the log.
+    let receiver = processes::of_kind(&cluster.data(to), "walreceiver");
+    assert_eq!(receiver.len(), 1);
+    processes::signal(&receiver, Signal::STOP);
+    let since = Instant::now();
+    let switch = ["switchover", "orders", "--to", to, "--pause", "2s"];
+    let (done, said) = cluster.verb(old, &switch);
+    processes::signal(&receiver, Signal::CONT);
+    assert!(!done && said.contains("given up"), "{said}");
+    cluster.flows(&writer);
+    println!(
+        "MEASURED switchover given up: blackout {:.2} s",
+        writer.blackout(since).as_secs_f64()
+    );
+    assert_eq!((cluster.primary(), cluster.epoch()), (Some(old), epoch));
+    assert_eq!(writer.failures(), [], "clients of the ports see no error");
+    cluster.until(REJOIN, "all count again", Cluster::is_whole);
+
+    cluster.kill_node(third);
+    cluster.until(SOON, "the third is missed", |cluster| !cluster.is_standby_of(third, old));
+    let (done, said) = cluster.verb(old, &["switchover", "orders", "--to", third]);
+    assert!(!done && said.contains(third), "{said}");
+    let (done, said) = cluster.verb(old, &["switchover", "orders", "--to", old]);
+    assert!(!done && said.contains("already"), "{said}");
+    cluster.flows(&writer);
+    assert_eq!((cluster.primary(), cluster.epoch()), (Some(old), epoch));
+    cluster.audit(writer);
+}

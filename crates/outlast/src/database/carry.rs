@@ -124,12 +124,15 @@ pub(super) async fn carry(postgres: Postgres, job: Job) -> Result<Done, Error> {
                     tracing::warn!(%error, "make the roles before the start");
                 }
             }
+            postgres.set_closed(false).await?;
             postgres.start(Mode::Primary, fuse, &mut |_| {}).await?;
             Ok(Done::Started { upstream: None })
         }
         Order::StartStandby { follow } => {
             postgres.kill().await?;
             let mode = Mode::Standby { follow: upstream.filter(|_| follow.is_some()) };
+            // A primary that was closed before it handed over lets clients in again.
+            postgres.set_closed(false).await?;
             postgres.start(mode, None, &mut |_| {}).await?;
             Ok(Done::Started { upstream: follow })
         }

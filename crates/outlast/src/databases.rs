@@ -1,5 +1,10 @@
 //! The verbs for databases: `outlast switchover`, `failover`, `pause`, `resume` and `history`.
 
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a question has one kind of answer, and all others are told to people alike"
+)]
+
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -278,7 +283,7 @@ fn say_dry_run(args: &SwitchoverArgs, reasons: &[String]) -> anyhow::Result<Outc
     let may = reasons.is_empty();
     output::print(&match args.format {
         Format::Json => format!("{}\n", json!({ "could": may, "reasons": reasons })),
-        Format::Text if may => format!("it could be done now; nothing was changed\n"),
+        Format::Text if may => "it could be done now; nothing was changed\n".to_owned(),
         Format::Text => format!("it could not be done now: {}\n", reasons.join("; ")),
     })?;
     Ok(if may { Outcome::Fine } else { Outcome::Mistakes })

@@ -78,7 +78,10 @@ fn switchover(before: &Database, now: &Database, say: &mut impl FnMut(Change, St
                 format!("from node `{from}` to `{to}` given up: {why}"),
             ),
             None => {
-                say(Change::SwitchoverDone, format!("node `{to}` is primary, `{from}` its standby"))
+                say(
+                    Change::SwitchoverDone,
+                    format!("node `{to}` is primary, `{from}` its standby"),
+                );
             }
         }
     }

@@ -503,7 +503,7 @@ impl Member {
             Duty::Rest => None,
             Duty::Create => Some(Order::Create),
             // It would accept writes which the next primary lacks.
-            Duty::StartPrimary if is_closed(agreed) => None,
+            Duty::StartPrimary if agreed.is_closed() => None,
             Duty::StartPrimary => {
                 // Whoever has asked for another primary waits until nobody has come.
                 let waits = self.gives_up.as_ref();
@@ -633,11 +633,6 @@ impl Member {
             free_bytes: local.free_bytes,
         }
     }
-}
-
-fn is_closed(agreed: &Database) -> bool {
-    let closed = agreed.is_closed();
-    closed
 }
 
 /// What a primary has to keep in order, one thing at a time.

@@ -298,11 +298,11 @@ impl Hub {
             });
             for lease in leases {
                 let (name, epoch) = (lease.name.clone(), lease.epoch);
-                if !keeping.contains_key(&name) {
+                keeping.entry(name).or_insert_with(|| {
                     // Held in `keeping`, and aborted when the lease is another's.
                     let task = tokio::task::spawn(self.clone().keep_database(lease));
-                    keeping.insert(name, (epoch, task.abort_handle()));
-                }
+                    (epoch, task.abort_handle())
+                });
             }
             for (name, held) in &now.databases {
                 self.regain(name, held).await;

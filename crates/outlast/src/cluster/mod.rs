@@ -21,7 +21,7 @@ mod thread;
 pub mod topology;
 mod view;
 
-pub use databases::{AllHeard, Databases, HeardDatabases, PrimaryLease, PrimaryLeases};
+pub use databases::{AllHeard, Databases, HeardDatabases, PrimaryLease, PrimaryLeases, Secrets};
 pub use lease::LeaseWish;
 pub use share::{Answering, Asked, News, StandbyOrder};
 pub use thread::{Cluster, OfDatabases, Settings};

@@ -88,6 +88,85 @@ pub(super) fn doing(order: &Order) -> MemberState {
     }
 }
 
+/// The reign under which it makes PostgreSQL a primary; written down before it is carried out.
+pub(super) fn makes_primary(order: &Order) -> Option<u64> {
+    match order {
+        Order::StartPrimary { epoch, .. } | Order::Promote { epoch, .. } => Some(*epoch),
+        Order::Create
+        | Order::StartStandby { .. }
+        | Order::StopReceiving { .. }
+        | Order::Follow { .. }
+        | Order::SetRule { .. }
+        | Order::Close { .. }
+        | Order::Open
+        | Order::MakeSource
+        | Order::Verify { .. }
+        | Order::Rewind { .. }
+        | Order::Clone { .. }
+        | Order::Kill { .. } => None,
+    }
+}
+
+/// Of whose log the member's is a part once this is begun under a reign; `None`: as before.
+pub(super) fn lineage(order: &Order, reign: u64) -> Option<Option<u64>> {
+    match order {
+        Order::Create
+        | Order::StartPrimary { .. }
+        | Order::Promote { .. }
+        | Order::Follow { .. }
+        | Order::StartStandby { follow: Some(_) } => Some(Some(reign)),
+        Order::Rewind { .. } | Order::Clone { .. } => Some(None),
+        Order::StartStandby { follow: None }
+        | Order::StopReceiving { .. }
+        | Order::SetRule { .. }
+        | Order::Close { .. }
+        | Order::Open
+        | Order::MakeSource
+        | Order::Verify { .. }
+        | Order::Kill { .. } => None,
+    }
+}
+
+/// The node that it names.
+pub(super) fn upstream(order: &Order) -> Option<&str> {
+    match order {
+        Order::StartStandby { follow } => follow.as_deref(),
+        Order::Follow { node } | Order::Rewind { from: node } | Order::Clone { from: node } => {
+            Some(node)
+        }
+        Order::Create
+        | Order::StartPrimary { .. }
+        | Order::Promote { .. }
+        | Order::StopReceiving { .. }
+        | Order::SetRule { .. }
+        | Order::Close { .. }
+        | Order::Open
+        | Order::MakeSource
+        | Order::Verify { .. }
+        | Order::Kill { .. } => None,
+    }
+}
+
+/// The name of what may take long and holds up no other order.
+pub(super) fn beside(order: &Order) -> Option<&'static str> {
+    match order {
+        Order::MakeSource => Some("checkpoint"),
+        Order::Verify { .. } => Some("verify"),
+        Order::Create
+        | Order::StartPrimary { .. }
+        | Order::StartStandby { .. }
+        | Order::Promote { .. }
+        | Order::StopReceiving { .. }
+        | Order::Follow { .. }
+        | Order::SetRule { .. }
+        | Order::Close { .. }
+        | Order::Open
+        | Order::Rewind { .. }
+        | Order::Clone { .. }
+        | Order::Kill { .. } => None,
+    }
+}
+
 fn quorum(rule: &Confirm) -> Option<Quorum> {
     (!rule.is_async()).then(|| Quorum {
         count: usize::try_from(rule.acks).unwrap_or(usize::MAX),

@@ -334,27 +334,9 @@ impl Running {
             return;
         }
         self.before = (self.kept.memory.lineage, self.kept.memory.promoted);
-        let promoted = match &order {
-            Order::StartPrimary { epoch, .. } | Order::Promote { epoch, .. } => Some(*epoch),
-            _ => None,
-        };
+        let promoted = carry::makes_primary(&order);
         let standby = matches!(order, Order::StartStandby { .. });
-        let lineage = match &order {
-            Order::Create
-            | Order::StartPrimary { .. }
-            | Order::Promote { .. }
-            | Order::Follow { .. }
-            | Order::StartStandby { follow: Some(_) } => Some(Some(agreed.reign.epoch)),
-            Order::Rewind { .. } | Order::Clone { .. } => Some(None),
-            Order::StartStandby { follow: None }
-            | Order::StopReceiving { .. }
-            | Order::SetRule { .. }
-            | Order::Close { .. }
-            | Order::Open
-            | Order::MakeSource
-            | Order::Verify { .. }
-            | Order::Kill { .. } => None,
-        };
+        let lineage = carry::lineage(&order, agreed.reign.epoch);
         let written = self.kept.change(|memory| {
             memory.obeyed = epoch;
             if promoted.is_some() {
@@ -370,21 +352,19 @@ impl Running {
         self.remember();
         let job = self.job(&order, lease);
         let postgres = self.postgres.clone();
-        match &order {
-            Order::MakeSource => self.beside_order("checkpoint", order, job),
-            Order::Verify { .. } => self.beside_order("verify", order, job),
-            _ => {
-                tracing::info!(database = self.database, ?order, "order");
-                let carried = order.clone();
-                let task = self.events.spawn(async move {
-                    let result = carry::carry(postgres, job).await;
-                    Event::Carried { order: carried, result }
-                });
-                self.carries = Some((order, task));
-                self.orders += 1;
-                self.watch.local.busy = self.carries.as_ref().map(|(order, _)| carry::doing(order));
-            }
+        if let Some(what) = carry::beside(&order) {
+            self.beside_order(what, order, job);
+            return;
         }
+        tracing::info!(database = self.database, ?order, "order");
+        let carried = order.clone();
+        let task = self.events.spawn(async move {
+            let result = carry::carry(postgres, job).await;
+            Event::Carried { order: carried, result }
+        });
+        self.watch.local.busy = Some(carry::doing(&order));
+        self.carries = Some((order, task));
+        self.orders += 1;
     }
 
     fn remember(&mut self) {
@@ -393,13 +373,7 @@ impl Running {
     }
 
     fn job(&self, order: &Order, lease: Option<PrimaryLease>) -> Job {
-        let node = match order {
-            Order::StartStandby { follow } => follow.as_deref(),
-            Order::Follow { node } | Order::Rewind { from: node } | Order::Clone { from: node } => {
-                Some(node.as_str())
-            }
-            _ => None,
-        };
+        let node = carry::upstream(order);
         Job {
             order: order.clone(),
             upstream: node.and_then(|node| place::upstream(&self.topology, &self.spec, node)),
@@ -505,10 +479,9 @@ impl Running {
     }
 
     fn carried(&mut self, order: Order, result: Result<Done, Error>) {
-        match order {
-            Order::MakeSource => drop(self.aside.remove("checkpoint")),
-            Order::Verify { .. } => drop(self.aside.remove("verify")),
-            _ => {
+        match carry::beside(&order) {
+            Some(what) => drop(self.aside.remove(what)),
+            None => {
                 self.carries = None;
                 self.orders += 1;
             }

@@ -64,7 +64,7 @@ pub(super) async fn glance(postgres: &Postgres, memory: &Memory) -> Glance {
             glance.seen = Some(seen);
         }
         ProcessState::Zombie | ProcessState::Gone => {
-            look_at_disk(postgres, memory, &mut glance).await
+            look_at_disk(postgres, memory, &mut glance).await;
         }
     }
     glance

@@ -116,11 +116,14 @@ pub(super) async fn carry(postgres: Postgres, job: Job) -> Result<Done, Error> {
         Order::StartPrimary { .. } => {
             // Sessions of one that has crashed may still be there.
             postgres.kill().await?;
+            postgres.set_closed(false).await?;
             postgres.start(Mode::Primary, fuse, &mut |_| {}).await?;
             Ok(Done::Started { upstream: None })
         }
         Order::StartStandby { follow } => {
             postgres.kill().await?;
+            // A primary that has handed over was closed.
+            postgres.set_closed(false).await?;
             let mode = Mode::Standby { follow: upstream.filter(|_| follow.is_some()) };
             postgres.start(mode, None, &mut |_| {}).await?;
             Ok(Done::Started { upstream: follow })

@@ -52,13 +52,13 @@ pub(crate) struct Cluster {
     agents: Vec<Option<Child>>,
 }
 
-fn bin_dir() -> PathBuf {
+pub(crate) fn bin_dir() -> PathBuf {
     let dir = std::env::var_os("OUTLAST_PG_BIN");
     dir.map_or_else(|| PathBuf::from("/usr/lib/postgresql/15/bin"), PathBuf::from)
 }
 
 /// Where PostgreSQL's programs are, as lines of the topology.
-fn programs() -> String {
+pub(crate) fn programs() -> String {
     let dir = bin_dir();
     let said = Command::new(dir.join("postgres")).arg("--version").output();
     let said = said.unwrap_or_else(|error| panic!("no PostgreSQL in {}: {error}", dir.display()));
@@ -242,15 +242,22 @@ impl Cluster {
         processes::postmaster(&self.data(node))
     }
 
-    /// A verb of `outlast` on a node; whether it was obeyed, and what it said.
-    pub(crate) fn verb(&self, node: &str, words: &[&str]) -> (bool, String) {
-        let output = Command::new(env!("CARGO_BIN_EXE_outlast"))
+    /// A verb of `outlast` on a node, under way.
+    pub(crate) fn begin_verb(&self, node: &str, words: &[&str]) -> Child {
+        Command::new(env!("CARGO_BIN_EXE_outlast"))
             .args(words)
             .arg("--data-dir")
             .arg(self.home(node))
             .stdin(Stdio::null())
-            .output()
-            .expect("cargo has built it");
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("cargo has built it")
+    }
+
+    /// The same to its end: whether it was obeyed, and what it said.
+    pub(crate) fn verb(&self, node: &str, words: &[&str]) -> (bool, String) {
+        let output = self.begin_verb(node, words).wait_with_output().expect("it is our child");
         let said = [output.stdout, output.stderr].concat();
         (output.status.success(), String::from_utf8_lossy(&said).into_owned())
     }

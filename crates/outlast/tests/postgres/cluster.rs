@@ -16,9 +16,9 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::ledger::{Account, TABLE, Writer};
+use crate::processes;
 use crate::sql::{self, Failure, Row};
-use crate::wait::{self, BEGIN, REJOIN, SOON, TAKEOVER};
-use crate::{processes, wait::look};
+use crate::wait::{BEGIN, REJOIN, SOON, TAKEOVER, look};
 
 /// Every node has an address of its own: nobody else's ports are in the way.
 const AGENT: u16 = 7911;
@@ -208,7 +208,7 @@ impl Cluster {
         rest.extend(self.agents[self.index(node)].is_some().then(|| self.agent(node)));
         processes::signal(&rest, Signal::KILL);
         self.kill_agent(node);
-        wait::look(SOON, || {
+        look(SOON, || {
             let rest = self.processes(node);
             processes::signal(&rest, Signal::KILL);
             rest.is_empty().then_some(())
@@ -395,7 +395,7 @@ impl Cluster {
     /// Rows are acknowledged from now on.
     pub(crate) fn flows(&self, writer: &Writer) {
         let before = writer.acknowledged();
-        let flows = wait::look(TAKEOVER, || (before + 20 < writer.acknowledged()).then_some(()));
+        let flows = look(TAKEOVER, || (before + 20 < writer.acknowledged()).then_some(()));
         assert!(
             flows.is_some(),
             "no row is acknowledged: {:?}\n{}",

@@ -99,14 +99,14 @@ impl Lab {
     /// The primary that serves, as the clients' machine knows it.
     fn primary(&self) -> Option<&'static str> {
         let says = self.says("d")?;
-        let open = says["open"] == true && says["rule_changes"] == false;
+        let open = says["open"] == true;
         MEMBERS.into_iter().find(|node| open && says["primary"] == **node)
     }
 
     fn is_whole(&self) -> bool {
         let Some(primary) = self.primary() else { return false };
-        let others = MEMBERS.into_iter().filter(|node| *node != primary);
-        others.into_iter().all(|node| {
+        let mut others = MEMBERS.into_iter().filter(|node| *node != primary);
+        others.all(|node| {
             let Some(says) = self.says(node) else { return false };
             let member = &says["members"][node];
             member["state"] == "standby" && member["follows"] == *primary && member["sync"] == true

@@ -62,6 +62,13 @@ impl Postgres {
         self.reload_until("default_transaction_read_only", "off").await.doing("open the server")
     }
 
+    /// Whether it is closed, or would start so.
+    pub async fn is_closed(&self) -> Result<bool, Error> {
+        let dir = self.settings.data_dir.clone();
+        let shape = self.on_disk(move || crate::conf::Shape::read(&dir)).await;
+        Ok(shape.doing("see whether it is closed")?.closed)
+    }
+
     /// Closes or opens a server that does not run: how it is when it starts.
     pub async fn set_closed(&self, closed: bool) -> Result<(), Error> {
         self.refuse_running("set whether it starts closed")?;

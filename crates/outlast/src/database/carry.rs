@@ -209,9 +209,9 @@ pub(super) async fn carry(postgres: Postgres, job: Job) -> Result<Done, Error> {
         }
         Order::StartStandby { follow } => {
             postgres.kill().await?;
-            let mode = Mode::Standby { follow: upstream.filter(|_| follow.is_some()) };
             // A primary that was closed before it handed over lets clients in again.
             postgres.set_closed(false).await?;
+            let mode = Mode::Standby { follow: upstream.filter(|_| follow.is_some()) };
             postgres.start(mode, None, &mut |_| {}).await?;
             Ok(Done::Started { upstream: follow })
         }

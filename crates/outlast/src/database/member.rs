@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 
 use super::carry::{self, Done, Job};
 use super::kept::Kept;
-use super::watch::{Glance, Watch, glance};
+use super::watch::{BEFORE, Glance, Watch, glance};
 use super::{Office, Stop, place};
 use crate::cluster::PrimaryLease;
 
@@ -153,6 +153,10 @@ impl Running {
         };
         let mut watch = Watch::default();
         (watch.local.promoted, watch.local.lineage) = (kept.memory.promoted, kept.memory.lineage);
+        let runs = matches!(adopted, Adoption::Kept { .. });
+        if runs && postgres.is_closed().await.map_err(|error| anyhow::anyhow!("{error}"))? {
+            watch.local.closed = Some(BEFORE);
+        }
         Ok(Running {
             office: office.clone(),
             database: database.to_owned(),

@@ -28,6 +28,9 @@ const RULE_SETTLES: Duration = Duration::from_millis(300);
 /// A disk on which less than this is free makes no primary.
 const FREE_MIN: u64 = 64 << 20;
 
+/// Stands for the switchover for which an agent before this one has closed PostgreSQL.
+pub(super) const BEFORE: u64 = 0;
+
 /// What one look brought.
 #[derive(Debug)]
 pub(super) struct Glance {
@@ -229,7 +232,8 @@ impl Watch {
             Role::Primary { .. } => {
                 local.server = Server::Primary;
                 local.receives = false;
-                if local.closed.is_none() {
+                // The end that was reported stays the end.
+                if local.closed.is_none_or(|begun| begun == BEFORE) {
                     local.reaches = reaches;
                 }
                 self.judge_rule(seen);
@@ -237,7 +241,6 @@ impl Watch {
             Role::Standby { receiver, .. } => {
                 local.server = Server::Standby;
                 local.receives = receiver.as_ref().is_some_and(|r| r.status == "streaming");
-                // The end that was reported stays the end.
                 if local.stopped.is_none() {
                     local.reaches = reaches.max(local.reaches);
                 }

@@ -16,9 +16,9 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::ledger::{Account, TABLE, Writer};
+use crate::processes;
 use crate::sql::{self, Failure, Row};
-use crate::wait::{self, BEGIN, REJOIN, SOON, TAKEOVER};
-use crate::{processes, wait::look};
+use crate::wait::{BEGIN, REJOIN, SOON, TAKEOVER, look};
 
 /// Every node has an address of its own: nobody else's ports are in the way.
 const AGENT: u16 = 7911;
@@ -52,13 +52,13 @@ pub(crate) struct Cluster {
     agents: Vec<Option<Child>>,
 }
 
-fn bin_dir() -> PathBuf {
+pub(crate) fn bin_dir() -> PathBuf {
     let dir = std::env::var_os("OUTLAST_PG_BIN");
     dir.map_or_else(|| PathBuf::from("/usr/lib/postgresql/15/bin"), PathBuf::from)
 }
 
 /// Where PostgreSQL's programs are, as lines of the topology.
-fn programs() -> String {
+pub(crate) fn programs() -> String {
     let dir = bin_dir();
     let said = Command::new(dir.join("postgres")).arg("--version").output();
     let said = said.unwrap_or_else(|error| panic!("no PostgreSQL in {}: {error}", dir.display()));
@@ -208,7 +208,7 @@ impl Cluster {
         rest.extend(self.agents[self.index(node)].is_some().then(|| self.agent(node)));
         processes::signal(&rest, Signal::KILL);
         self.kill_agent(node);
-        wait::look(SOON, || {
+        look(SOON, || {
             let rest = self.processes(node);
             processes::signal(&rest, Signal::KILL);
             rest.is_empty().then_some(())
@@ -242,15 +242,22 @@ impl Cluster {
         processes::postmaster(&self.data(node))
     }
 
-    /// A verb of `outlast` on a node; whether it was obeyed, and what it said.
-    pub(crate) fn verb(&self, node: &str, words: &[&str]) -> (bool, String) {
-        let output = Command::new(env!("CARGO_BIN_EXE_outlast"))
+    /// A verb of `outlast` on a node, under way.
+    pub(crate) fn begin_verb(&self, node: &str, words: &[&str]) -> Child {
+        Command::new(env!("CARGO_BIN_EXE_outlast"))
             .args(words)
             .arg("--data-dir")
             .arg(self.home(node))
             .stdin(Stdio::null())
-            .output()
-            .expect("cargo has built it");
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("cargo has built it")
+    }
+
+    /// The same to its end: whether it was obeyed, and what it said.
+    pub(crate) fn verb(&self, node: &str, words: &[&str]) -> (bool, String) {
+        let output = self.begin_verb(node, words).wait_with_output().expect("it is our child");
         let said = [output.stdout, output.stderr].concat();
         (output.status.success(), String::from_utf8_lossy(&said).into_owned())
     }
@@ -388,7 +395,7 @@ impl Cluster {
     /// Rows are acknowledged from now on.
     pub(crate) fn flows(&self, writer: &Writer) {
         let before = writer.acknowledged();
-        let flows = wait::look(TAKEOVER, || (before + 20 < writer.acknowledged()).then_some(()));
+        let flows = look(TAKEOVER, || (before + 20 < writer.acknowledged()).then_some(()));
         assert!(
             flows.is_some(),
             "no row is acknowledged: {:?}\n{}",

@@ -15,7 +15,7 @@ const EVERY: Duration = Duration::from_millis(20);
 /// For so long an answer may be awaited: longer than any takeover.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
 
-/// The first row that a writer writes.
+/// The first row that a writer writes; those below are a test's own.
 const FIRST: u64 = 1000;
 
 pub(crate) const TABLE: &str = "create table ledger (id bigint primary key)";
@@ -40,10 +40,15 @@ pub(crate) struct Writer {
 impl Writer {
     /// Writes through the first of these ports that works.
     pub(crate) fn start(ports: Vec<SocketAddr>) -> Writer {
+        Writer::start_at(FIRST, ports)
+    }
+
+    /// The same from this row on: others may have those before.
+    pub(crate) fn start_at(first: u64, ports: Vec<SocketAddr>) -> Writer {
         let book = Arc::new(Mutex::new(Book { ports, ..Book::default() }));
         let (stop, stopped) = mpsc::channel();
         let writes = book.clone();
-        let thread = std::thread::spawn(move || write(&writes, &stopped));
+        let thread = std::thread::spawn(move || write(first, &writes, &stopped));
         Writer { book, stop: Some(stop), thread: Some(thread) }
     }
 
@@ -58,6 +63,11 @@ impl Writer {
 
     pub(crate) fn failures(&self) -> Vec<Failure> {
         self.book.lock().unwrap().failures.iter().map(|(_, failure)| failure.clone()).collect()
+    }
+
+    /// How long ago each row was acknowledged.
+    pub(crate) fn ages(&self) -> Vec<Duration> {
+        self.book.lock().unwrap().acknowledged.iter().map(|(_, at)| at.elapsed()).collect()
     }
 
     /// The longest time without an acknowledgement since then, up to the last one.
@@ -96,11 +106,10 @@ impl Drop for Writer {
     }
 }
 
-fn write(book: &Mutex<Book>, stopped: &mpsc::Receiver<()>) {
+fn write(first: u64, book: &Mutex<Book>, stopped: &mpsc::Receiver<()>) {
     let mut session: Option<Session> = None;
     let mut turn = 0;
-    // The numbers below are a test's own.
-    for id in FIRST.. {
+    for id in first.. {
         if stopped.recv_timeout(EVERY) != Err(RecvTimeoutError::Timeout) {
             return;
         }

@@ -11,6 +11,7 @@ mod cluster;
 mod death;
 mod disk;
 mod freeze;
+mod isolation;
 mod ledger;
 mod majority;
 mod pause;

@@ -6,7 +6,7 @@ use rustix::process::Signal;
 
 use crate::cluster::{Cluster, THREE};
 use crate::wait::{REJOIN, SOON};
-use crate::{are_real, processes};
+use crate::{are_real, processes, sql};
 
 /// A-34, trap 50.
 #[test]
@@ -27,6 +27,11 @@ fn the_primary_moves_there_and_back_without_an_error_or_a_loss() {
         println!("MEASURED switchover: blackout {:.2} s", writer.blackout(since).as_secs_f64());
         cluster.until(SOON, "it is primary", |cluster| cluster.primary() == Some(to));
         cluster.until(SOON, "all count again", Cluster::is_whole);
+        for node in THREE.nodes {
+            let read = sql::ask(cluster.read_port(node), SOON, "select pg_is_in_recovery()");
+            assert_eq!(read, Ok(vec![vec![Some("t".to_owned())]]), "the read port of {node}");
+            assert!(cluster.rows(node).is_ok(), "nobody stays closed: {node}");
+        }
     }
     assert_eq!(writer.failures(), [], "clients of the ports see no error");
     cluster.audit(writer);
@@ -69,6 +74,35 @@ fn a_switchover_that_cannot_be_finished_leaves_the_old_primary_writable() {
     assert!(!done && said.contains(third), "{said}");
     let (done, said) = cluster.verb(old, &["switchover", "orders", "--to", old]);
     assert!(!done && said.contains("already"), "{said}");
+    cluster.flows(&writer);
+    assert_eq!((cluster.primary(), cluster.epoch()), (Some(old), epoch));
+    cluster.audit(writer);
+}
+
+/// the agent of the old primary dies while that is closed.
+#[test]
+fn an_agent_that_dies_in_a_switchover_opens_again_what_it_had_closed() {
+    if !are_real() {
+        return;
+    }
+    let mut cluster = Cluster::serving(THREE);
+    let old = cluster.primary().unwrap();
+    let mut others = THREE.nodes.iter().copied().filter(|node| *node != old);
+    let (to, third) = (others.next().unwrap(), others.next().unwrap());
+    let epoch = cluster.epoch();
+    let writer = cluster.writer(&[old]);
+    let receiver = processes::of_kind(&cluster.data(to), "walreceiver");
+    processes::signal(&receiver, Signal::STOP);
+    let switch = cluster.begin_verb(third, &["switchover", "orders", "--to", to, "--pause", "4s"]);
+    cluster.until(SOON, "the primary is closed", |cluster| {
+        let step = cluster.says(third).map(|says| says["switchover"].to_string());
+        step.is_some_and(|step| step.contains("last of its log"))
+    });
+    cluster.kill_agent(old);
+    cluster.start_agent(old);
+    let end = switch.wait_with_output().unwrap();
+    processes::signal(&receiver, Signal::CONT);
+    assert_eq!(end.status.code(), Some(1), "{}", String::from_utf8_lossy(&end.stdout));
     cluster.flows(&writer);
     assert_eq!((cluster.primary(), cluster.epoch()), (Some(old), epoch));
     cluster.audit(writer);

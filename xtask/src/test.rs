@@ -59,7 +59,7 @@ const STEPS: &[Step] = &[
             "--show-output",
             "sim::database",
         ],
-        env: &[("OUTLAST_SEEDS", "8000")],
+        env: &[("OUTLAST_SEEDS", "10000")],
     },
     Step {
         name: "documentation",

@@ -168,8 +168,7 @@ impl Lead {
         }
         if agreed.system.is_some() && agreed.confirms.is_empty() && scene.wish.acks > 0 {
             // Nothing is acknowledged before there is somebody to have it, too.
-            let others = scene.wish.members.iter().filter(|name| **name != reign.primary);
-            let of = others.cloned().collect();
+            let of = acknowledgers(scene, &reign.primary);
             let to = Confirm { acks: scene.wish.acks, of, ..Confirm::default() };
             return Some(DatabaseCommand::Widen { database, epoch, to });
         }
@@ -318,7 +317,8 @@ impl Lead {
             return Confirm::default();
         }
         let others = recruits.iter().map(|recruit| &recruit.node);
-        let of = others.filter(|name| *name != primary && scene.wish.members.contains(*name));
+        let may = acknowledgers(scene, primary);
+        let of = others.filter(|name| may.contains(*name));
         filled(scene, primary, acks, of.cloned().collect())
     }
 
@@ -339,7 +339,8 @@ impl Lead {
             return Some(DatabaseCommand::Settle { database, epoch, to: rule });
         }
         let mut of = BTreeSet::new();
-        for name in scene.wish.members.iter().filter(|name| **name != reign.primary) {
+        let may = acknowledgers(scene, &reign.primary);
+        for name in &may {
             let heard = scene.members.get(name).and_then(Seen::fresh);
             let receives = primary.streams_to.contains(name) && heard.is_some();
             let joined = JOINS_AFTER <= self.lasts(now, &format!("receives {name}"), receives);
@@ -350,7 +351,7 @@ impl Lead {
         }
         let acks = scene.wish.acks;
         let few = of.len() < usize::try_from(acks).unwrap_or(usize::MAX);
-        let stays = few && rule.acks == acks && rule.of.is_subset(&scene.wish.members);
+        let stays = few && rule.acks == acks && rule.of.is_subset(&may);
         let to = match acks {
             0 => Confirm::default(),
             // Whoever comes first of those that count is as good as any other.
@@ -570,14 +571,23 @@ fn lacks_too_much(scene: &Scene<'_>, agreed: &Database, recruits: &[Recruit]) ->
         .then(|| format!("every other member lacks at least {lacks} bytes, more than lag_limit"))
 }
 
+/// Who may acknowledge: who never becomes primary could have a write that nobody else has, and keep it from everybody. Where
+/// there are too few others, they acknowledge all the same.
+fn acknowledgers(scene: &Scene<'_>, primary: &str) -> BTreeSet<String> {
+    let others = || scene.wish.members.iter().filter(|name| *name != primary);
+    let rising: BTreeSet<String> =
+        others().filter(|name| scene.wish.priority(name) > 0).cloned().collect();
+    let enough = usize::try_from(scene.wish.acks).unwrap_or(usize::MAX) <= rising.len();
+    if enough { rising } else { others().cloned().collect() }
+}
+
 /// Makes up the number of those that acknowledge with members that are away: then writes wait for them.
 fn filled(scene: &Scene<'_>, primary: &str, acks: u32, mut of: BTreeSet<String>) -> Confirm {
-    let away = scene.wish.members.iter().filter(|name| *name != primary);
-    for name in away {
+    for name in acknowledgers(scene, primary) {
         if of.len() >= usize::try_from(acks).unwrap_or(usize::MAX) {
             break;
         }
-        of.insert(name.clone());
+        of.insert(name);
     }
     Confirm { acks, of, ..Confirm::default() }
 }

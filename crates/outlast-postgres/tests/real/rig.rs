@@ -149,6 +149,7 @@ impl Rig {
                 parameters: all.clone(),
                 tls: tls(name, &home),
                 replication_secret: SECRET.to_owned(),
+                hba: Vec::new(),
                 keeper: keeper(),
             };
             Node { pg: Postgres::new(settings).unwrap(), bin: bin.to_owned() }

@@ -19,6 +19,7 @@ mod processes;
 mod rule;
 mod sql;
 mod switchover;
+mod twice;
 mod wait;
 mod witness;
 

@@ -1,8 +1,16 @@
 //! Who acknowledges, and who may lead.
 
+use std::time::Duration;
+
+use rustix::process::Signal;
+
 use crate::cluster::{Cluster, Plan, THREE};
-use crate::wait::{REJOIN, SOON};
-use crate::{are_real, sql};
+use crate::ledger::Writer;
+use crate::wait::{self, REJOIN, SOON};
+use crate::{are_real, processes, sql};
+
+/// Longer than a write takes.
+const WAITS: Duration = Duration::from_secs(2);
 
 /// `c` follows and acknowledges, and never leads.
 const C_NEVER_LEADS: Plan = Plan { lines: "priorities = { c = 0 }", ..THREE };
@@ -12,7 +20,24 @@ fn counts(cluster: &Cluster, node: &str) -> Option<bool> {
     says["members"][node]["sync"].as_bool()
 }
 
-///
+///
+fn nothing_is_acknowledged_that_no_standby_has(cluster: &Cluster, writer: &Writer) {
+    let receivers = ["b", "c"].map(|node| processes::of_kind(&cluster.data(node), "walreceiver"));
+    let receivers = receivers.concat();
+    processes::signal(&receivers, Signal::STOP);
+    let before = writer.acknowledged();
+    // One may have been under way.
+    let more = wait::look(WAITS, || (before + 1 < writer.acknowledged()).then_some(()));
+    processes::signal(&receivers, Signal::CONT);
+    assert_eq!(
+        (receivers.len(), more),
+        (2, None),
+        "a write is acknowledged that only the primary has"
+    );
+    cluster.flows(writer);
+}
+
+///
 #[test]
 fn the_rule_names_those_that_receive_and_only_those_that_may_lead_do() {
     if !are_real() {
@@ -42,6 +67,7 @@ fn the_rule_names_those_that_receive_and_only_those_that_may_lead_do() {
         cluster.verb("a", &["switchover", "orders", "--to", "b", "--dry-run"]).0
     });
 
+    nothing_is_acknowledged_that_no_standby_has(&cluster, &writer);
     writer.use_ports(cluster.write_ports(&["a"]));
     cluster.kill_node("a");
     assert_eq!(cluster.successor("a"), "b", "the priority of c is 0");

@@ -557,7 +557,7 @@ fn recruits(scene: &Scene<'_>, agreed: &Database, election: u64) -> Vec<Recruit>
 
 /// Only a log that is a part of the last primary's can be compared with others.
 fn recruit(agreed: &Database, name: &str, sight: &MemberSight) -> Option<Recruit> {
-    let comparable = agreed.is_part(sight.lineage, sight.reaches);
+    let comparable = sight.system == agreed.system && agreed.is_part(sight.lineage, sight.reaches);
     comparable.then(|| Recruit { node: name.to_owned(), reaches: sight.reaches })
 }
 

@@ -19,6 +19,7 @@ fn settings() -> Settings {
             .into(),
         parameters: [("work_mem".to_owned(), "it's".to_owned())].into(),
         tls: None,
+        hba: Vec::new(),
         replication_secret: "secret".to_owned(),
         keeper: Vec::new(),
     }

@@ -317,9 +317,11 @@ impl Lead {
             return Confirm::default();
         }
         let others = recruits.iter().map(|recruit| &recruit.node);
-        let may = acknowledgers(scene, primary);
-        let of = others.filter(|name| may.contains(*name));
-        filled(scene, primary, acks, of.cloned().collect())
+        let of: BTreeSet<String> = others
+            .filter(|name| *name != primary && scene.wish.members.contains(*name))
+            .cloned()
+            .collect();
+        filled(scene, primary, acks, best_of(scene, of))
     }
 
     /// Keeps the rule for acknowledgements to those that receive.
@@ -339,8 +341,7 @@ impl Lead {
             return Some(DatabaseCommand::Settle { database, epoch, to: rule });
         }
         let mut of = BTreeSet::new();
-        let may = acknowledgers(scene, &reign.primary);
-        for name in &may {
+        for name in scene.wish.members.iter().filter(|name| **name != reign.primary) {
             let heard = scene.members.get(name).and_then(Seen::fresh);
             let receives = primary.streams_to.contains(name) && heard.is_some();
             let joined = JOINS_AFTER <= self.lasts(now, &format!("receives {name}"), receives);
@@ -350,8 +351,9 @@ impl Lead {
             }
         }
         let acks = scene.wish.acks;
+        let of = best_of(scene, of);
         let few = of.len() < usize::try_from(acks).unwrap_or(usize::MAX);
-        let stays = few && rule.acks == acks && rule.of.is_subset(&may);
+        let stays = few && rule.acks == acks && rule.of.is_subset(&scene.wish.members);
         let to = match acks {
             0 => Confirm::default(),
             // Whoever comes first of those that count is as good as any other.
@@ -571,14 +573,18 @@ fn lacks_too_much(scene: &Scene<'_>, agreed: &Database, recruits: &[Recruit]) ->
         .then(|| format!("every other member lacks at least {lacks} bytes, more than lag_limit"))
 }
 
-/// Who may acknowledge: who never becomes primary could have a write that nobody else has, and keep it from everybody. Where
-/// there are too few others, they acknowledge all the same.
-fn acknowledgers(scene: &Scene<'_>, primary: &str) -> BTreeSet<String> {
-    let others = || scene.wish.members.iter().filter(|name| *name != primary);
+/// Who of these acknowledges: who never becomes primary could have a write that nobody else has, and keep it from everybody.
+/// Where there are too few others, they acknowledge all the same.
+fn best_of(scene: &Scene<'_>, of: BTreeSet<String>) -> BTreeSet<String> {
     let rising: BTreeSet<String> =
-        others().filter(|name| scene.wish.priority(name) > 0).cloned().collect();
+        of.iter().filter(|name| scene.wish.priority(name) > 0).cloned().collect();
     let enough = usize::try_from(scene.wish.acks).unwrap_or(usize::MAX) <= rising.len();
-    if enough { rising } else { others().cloned().collect() }
+    if enough { rising } else { of }
+}
+
+fn acknowledgers(scene: &Scene<'_>, primary: &str) -> BTreeSet<String> {
+    let others = scene.wish.members.iter().filter(|name| *name != primary);
+    best_of(scene, others.cloned().collect())
 }
 
 /// Makes up the number of those that acknowledge with members that are away: then writes wait for them.

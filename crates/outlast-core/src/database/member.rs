@@ -31,9 +31,6 @@ const RECEIVES_WITHIN: Duration = Duration::from_secs(10);
 /// An order that had no effect is given again after this long.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
-const FOREIGN: &str =
-    "its data is of another database: move it away, and it is cloned from the primary";
-
 const DATA_GONE: &str = "its data is gone or cannot be used";
 
 /// What is in the data directory.
@@ -357,12 +354,8 @@ impl Member {
     fn state(&self, now: Instant, agreed: Option<&Database>, local: &Local) -> State {
         let reign = agreed.map(|agreed| &agreed.reign);
         let ours = local.promoted.is_some() && local.promoted == reign.map(|reign| reign.epoch);
-        let known = agreed.and_then(|agreed| agreed.system);
-        // It is another database that lies here: nobody but a person knows why.
-        let foreign = known.is_some() && local.system.is_some() && local.system != known;
         match (local.server, local.disk) {
             _ if local.busy.is_some() => State::Busy,
-            _ if foreign => State::Unknown,
             (Server::Unknown, _) | (Server::Down, Disk::Unknown) => State::Unknown,
             (Server::Hung, _) => State::Hung,
             (Server::Starting, Disk::Data { standby: false }) => State::Rising,
@@ -623,12 +616,7 @@ impl Member {
             is_source: reigns && local.is_source,
             unfit: local.unfit.clone(),
             gives_up: self.gives_up.as_ref().map(|(_, why)| why.clone()),
-            trouble: match agreed.and_then(|agreed| agreed.system) {
-                Some(known) if local.system.is_some_and(|system| system != known) => {
-                    FOREIGN.to_owned()
-                }
-                Some(_) | None => local.trouble.clone(),
-            },
+            trouble: local.trouble.clone(),
             since,
             free_bytes: local.free_bytes,
         }

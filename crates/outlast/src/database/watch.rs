@@ -76,15 +76,8 @@ pub(super) async fn glance(postgres: &Postgres, memory: &Memory) -> Glance {
 async fn look_at_disk(postgres: &Postgres, memory: &Memory, glance: &mut Glance) {
     glance.disk = match postgres.inspect().await {
         Ok(outlast_postgres::Disk::Missing | outlast_postgres::Disk::Empty) => Some(Disk::Empty),
-        Ok(outlast_postgres::Disk::Foreign(why)) => {
-            glance.trouble = Some(why);
-            let dir = postgres.settings().data_dir.clone();
-            let read = move || std::fs::read_dir(dir).is_ok_and(|mut found| found.next().is_some());
-            // What is somebody else's is left alone.
-            let used = tokio::task::spawn_blocking(read).await.unwrap_or(true);
-            (!used).then_some(Disk::Broken)
-        }
-        Ok(outlast_postgres::Disk::Broken(why)) => {
+        // Whatever it is, it is kept aside and not lost.
+        Ok(outlast_postgres::Disk::Foreign(why) | outlast_postgres::Disk::Broken(why)) => {
             glance.trouble = Some(why);
             Some(Disk::Broken)
         }

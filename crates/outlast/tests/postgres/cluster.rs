@@ -314,7 +314,9 @@ impl Cluster {
         settled
             && others.all(|(node, member)| {
                 self.is_standby_of(node, primary)
-                    && (member["sync"] == true || self.plan.lines.contains("async"))
+                    && (member["sync"] == true
+                        || self.plan.lines.contains("async")
+                        || self.plan.lines.contains(&format!("{node} = 0")))
             })
     }
 

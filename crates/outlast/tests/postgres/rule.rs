@@ -12,7 +12,7 @@ use crate::{are_real, processes, sql};
 /// Longer than a write takes.
 const WAITS: Duration = Duration::from_secs(2);
 
-/// `c` follows and acknowledges, and never leads.
+/// `c` follows and never leads; it acknowledges only while nobody else can.
 const C_NEVER_LEADS: Plan = Plan { lines: "priorities = { c = 0 }", ..THREE };
 
 fn counts(cluster: &Cluster, node: &str) -> Option<bool> {

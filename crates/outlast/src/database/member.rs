@@ -29,6 +29,10 @@ const LOOK_SOON: Duration = Duration::from_millis(100);
 /// How often a decision is made although nothing was heard.
 const DECIDE_EVERY: Duration = Duration::from_millis(250);
 
+/// A look takes a few seconds at most; what runs beside the orders, a checkpoint for example, some minutes.
+const LOOK_MAX: Duration = Duration::from_secs(6);
+const ASIDE_MAX: Duration = Duration::from_secs(360);
+
 /// How often slots are looked at.
 const SLOTS_EVERY: Duration = Duration::from_secs(10);
 
@@ -112,6 +116,7 @@ struct Running {
     /// Orders that change nothing that others wait for, under way beside it.
     aside: BTreeMap<&'static str, Instant>,
     looking: bool,
+    looked_at: Instant,
     /// Orders that were carried out, or begun: what was seen before says nothing any more.
     orders: u64,
     /// The end of PostgreSQL is waited for.
@@ -170,6 +175,7 @@ impl Running {
             carries: None,
             aside: BTreeMap::new(),
             looking: false,
+            looked_at: boottime(),
             orders: 0,
             awaits_exit: adopted != Adoption::Nothing && adopted != Adoption::Unkept,
             disk: None,
@@ -266,6 +272,7 @@ impl Running {
 
     fn decide(&mut self) {
         let now = boottime();
+        self.look_again_if_stuck(now);
         self.look_at_disk();
         let agreed = self.agreed();
         self.watch.refuse_foreign(agreed.as_ref().and_then(|agreed| agreed.system));
@@ -408,10 +415,22 @@ impl Running {
         self.events.spawn(async move { Event::Aside { what, result: work.await } });
     }
 
+    /// A look that does not come back is not waited for for ever, nor is anything beside the orders.
+    fn look_again_if_stuck(&mut self, now: Instant) {
+        if self.looking && LOOK_MAX < now.since(self.looked_at) {
+            tracing::warn!(database = self.database, "a look at PostgreSQL has not come back");
+            self.orders += 1;
+            self.looking = false;
+            self.look();
+        }
+        self.aside.retain(|_, since| now.since(*since) < ASIDE_MAX);
+    }
+
     fn look(&mut self) {
         if std::mem::replace(&mut self.looking, true) {
             return;
         }
+        self.looked_at = boottime();
         let (postgres, memory) = (self.postgres.clone(), self.kept.memory.clone());
         let orders = self.orders;
         self.events.spawn(async move {

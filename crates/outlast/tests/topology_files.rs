@@ -491,7 +491,7 @@ fn keys_of_file(value: &toml::Value, path: &str, keys: &mut BTreeSet<String>) {
         "notify",
         "backup",
     ];
-    const FREE: [&str; 4] = ["environment", "parameters", "headers", "latency"];
+    const FREE: [&str; 5] = ["priorities", "environment", "parameters", "headers", "latency"];
     for (key, value) in value.as_table().into_iter().flatten() {
         let path = format!("{path}.{key}").trim_start_matches('.').to_owned();
         keys.insert(path.clone());

@@ -106,7 +106,8 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    fn of(votes: impl Iterator<Item = Health>, of: usize) -> Verdict {
+    /// Those of `of` that have a word count each once.
+    pub fn of(votes: impl Iterator<Item = Health>, of: usize) -> Verdict {
         let (mut up, mut down) = (0, 0);
         for vote in votes {
             match vote {

@@ -12,11 +12,12 @@ use outlast_core::agreed::{
     LeaseCommand, NoticeKind, Reply, database_role,
 };
 use outlast_core::database::{DatabaseSight, Lead, MemberState, SILENT_AFTER, Scene, Seen, Wish};
-use outlast_core::health::Health;
+use outlast_core::observers::Verdict;
 use outlast_core::time::Instant;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
+use super::identity::random_hex;
 use super::lease::{moment, until};
 use super::thread::Hub;
 use crate::agent::shared::wall;
@@ -101,13 +102,6 @@ const SECRET_BYTES: usize = 24;
 
 fn secret_key(database: &str) -> Vec<u8> {
     format!("outlast/postgres/{database}/secret").into_bytes()
-}
-
-fn new_secret() -> std::io::Result<String> {
-    let mut bytes = [0; SECRET_BYTES];
-    let mut source = std::fs::File::open("/dev/urandom")?;
-    std::io::Read::read_exact(&mut source, &mut bytes)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 impl Hub {
@@ -203,7 +197,7 @@ impl Hub {
             let fresh = all.iter().filter(|(_, at, _)| now.since(*at) <= SILENT_AFTER);
             let votes =
                 fresh.filter_map(|(_, _, sights)| sights.get(name)?.ports.get(member).copied());
-            majority(votes, agreement.nodes.len())
+            Verdict::of(votes, agreement.nodes.len()).health
         };
         let members = wish.members.iter().map(|member| {
             let said = all.iter().find(|(node, ..)| *node == member);
@@ -262,7 +256,7 @@ impl Hub {
     }
 
     async fn propose_secret(&self, name: &str) {
-        let secret = match new_secret() {
+        let secret = match random_hex::<SECRET_BYTES>() {
             Ok(secret) => secret,
             Err(error) => return tracing::error!(%error, "make a password"),
         };
@@ -419,22 +413,5 @@ impl HeardLease {
     fn of(name: &str, held: &HeldDatabase) -> Option<HeardLease> {
         let (holder, epoch) = held.lease.clone()?;
         Some(HeardLease { name: name.to_owned(), holder, epoch, reign: held.database.reign.epoch })
-    }
-}
-
-/// What more than half of all nodes say.
-fn majority(votes: impl Iterator<Item = Health>, of: usize) -> Health {
-    let (mut up, mut down) = (0, 0);
-    for vote in votes {
-        match vote {
-            Health::Up => up += 1,
-            Health::Down => down += 1,
-            Health::Unknown => {}
-        }
-    }
-    match of / 2 {
-        half if half < up => Health::Up,
-        half if half < down => Health::Down,
-        _ => Health::Unknown,
     }
 }

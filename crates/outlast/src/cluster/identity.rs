@@ -62,11 +62,20 @@ pub(super) fn renew(data_dir: &Path, before: &Identity) -> anyhow::Result<Identi
 }
 
 fn token() -> anyhow::Result<u64> {
-    let mut token = [0; 8];
+    random().map(u64::from_le_bytes)
+}
+
+fn random<const BYTES: usize>() -> anyhow::Result<[u8; BYTES]> {
+    let mut bytes = [0; BYTES];
     let random =
-        std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut token));
+        std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
     random.context("read random bytes")?;
-    Ok(u64::from_le_bytes(token))
+    Ok(bytes)
+}
+
+/// Random bytes as text.
+pub(crate) fn random_hex<const BYTES: usize>() -> anyhow::Result<String> {
+    Ok(random::<BYTES>()?.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 pub(super) fn save(data_dir: &Path, identity: &Identity) -> anyhow::Result<()> {

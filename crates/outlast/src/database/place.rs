@@ -62,10 +62,7 @@ fn token(home: &Home) -> anyhow::Result<String> {
     if let Ok(token) = std::fs::read_to_string(&path) {
         return Ok(token.trim().to_owned());
     }
-    let mut bytes = [0; 8];
-    let mut source = std::fs::File::open("/dev/urandom").context("open /dev/urandom")?;
-    std::io::Read::read_exact(&mut source, &mut bytes).context("read /dev/urandom")?;
-    let token: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let token = crate::cluster::identity::random_hex::<8>()?;
     std::fs::write(&path, format!("{token}\n"))
         .with_context(|| format!("write {}", path.display()))?;
     Ok(token)

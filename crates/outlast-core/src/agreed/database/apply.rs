@@ -1,0 +1,260 @@
+//! What each command does.
+
+use alloc::collections::BTreeSet;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use super::{
+    ANCESTORS_KEPT, Ancestor, Confirm, DATABASE_LEASE, Database, DatabaseCommand, Databases,
+    Election, Position, Recruit, Reign, Step, Switchover, database_role,
+};
+use crate::agreed::Stamp;
+use crate::agreed::history::History;
+use crate::agreed::lease::Leases;
+use crate::agreed::limits::Limit;
+use crate::agreed::registry::Registry;
+use crate::agreed::reply::{Refusal, Reply};
+#[cfg(test)]
+use crate::sim;
+
+impl Databases {
+    pub(in crate::agreed) fn apply(
+        &mut self,
+        at: Stamp,
+        command: &DatabaseCommand,
+        leases: &mut Leases,
+        registry: &Registry,
+        history: &mut History,
+    ) -> Result<Reply, Refusal> {
+        let name = command.database();
+        let role = database_role(name);
+        let mut say = |node: &str, text: &str| {
+            let node = registry.id_of(node).unwrap_or_default();
+            history.add(at, node, &format!("postgres.{name}: {text}"));
+        };
+        if let DatabaseCommand::Create { node, .. } = command {
+            let id = registry.id_of(node).ok_or(Refusal::NotRegistered { id: 0 })?;
+            if let Some(known) = self.all.get(name) {
+                return Err(Refusal::OtherEpoch { current: known.epoch() });
+            }
+            Limit::Databases.holds(self.all.len() + 1)?;
+            leases.appoint(at, &role, id, DATABASE_LEASE)?;
+            let reign =
+                Reign { primary: node.clone(), epoch: at.index, begun: at, ..Reign::default() };
+            self.all.insert(String::from(name), Database { reign, ..Database::default() });
+            say(node, &format!("is made here, epoch {}", at.index));
+            return Ok(Reply::Granted { epoch: at.index });
+        }
+        let database = self.all.get_mut(name).ok_or(Refusal::NotHeld)?;
+        match command {
+            DatabaseCommand::Create { .. } => Err(Refusal::OutOfTurn),
+            DatabaseCommand::Made { epoch, system, .. } => {
+                database.reigns(*epoch)?;
+                if database.system.is_some_and(|known| known != *system) {
+                    return Err(Refusal::OutOfTurn);
+                }
+                database.system = Some(*system);
+                Ok(Reply::Done)
+            }
+            DatabaseCommand::Open { epoch, timeline, .. } => {
+                database.reigns(*epoch)?;
+                let primary = database.reign.primary.clone();
+                let id = registry.id_of(&primary).ok_or(Refusal::NotRegistered { id: 0 })?;
+                if leases.get(&role).is_none_or(|lease| lease.holder != id) {
+                    // Promoted early: the lease of the old primary has to be over first.
+                    leases.appoint(at, &role, id, DATABASE_LEASE)?;
+                }
+                database.open(*timeline);
+                say(&primary, &format!("is primary, epoch {epoch}, timeline {timeline}"));
+                Ok(Reply::Done)
+            }
+            DatabaseCommand::Elect { epoch, why, .. } => {
+                database.reigns(*epoch)?;
+                if !database.is_async() {
+                    // Nothing can be acknowledged once the recruits have stopped: its end need not be waited for.
+                    leases.end(&role);
+                }
+                let election = Election { epoch: at.index, why: why.clone(), begun: at };
+                database.election = Some(election);
+                if let Some(switchover) = database.switchover.take() {
+                    database.end_switchover(at, switchover, Some(format!("failed over: {why}")));
+                }
+                say(&database.reign.primary, &format!("is primary no more: {why}"));
+                Ok(Reply::Granted { epoch: at.index })
+            }
+            DatabaseCommand::Appoint { epoch, node, recruits, next, losing, .. } => {
+                database.may_appoint(*epoch, node, recruits, *losing)?;
+                let id = registry.id_of(node).ok_or(Refusal::NotRegistered { id: 0 })?;
+                let planned = database.election.is_none();
+                if planned {
+                    leases.end(&role);
+                }
+                // In asynchronous mode the old lease may still last: then it is granted when it opens.
+                if leases.get(&role).is_none() {
+                    leases.appoint(at, &role, id, DATABASE_LEASE)?;
+                }
+                database.appoint(at, node, recruits, next);
+                let how = if planned { "planned" } else { "after an election" };
+                let loss = if *losing { ", accepting a loss" } else { "" };
+                say(node, &format!("is appointed, epoch {}, {how}{loss}", at.index));
+                Ok(Reply::Granted { epoch: at.index })
+            }
+            DatabaseCommand::Regain { epoch, .. } => {
+                database.reigns(*epoch)?;
+                let primary = &database.reign.primary;
+                let id = registry.id_of(primary).ok_or(Refusal::NotRegistered { id: 0 })?;
+                leases.appoint(at, &role, id, DATABASE_LEASE)?;
+                Ok(Reply::Granted { epoch: at.index })
+            }
+            DatabaseCommand::Widen { epoch, to, .. } => {
+                database.reigns(*epoch)?;
+                if database.confirms.last().is_some_and(|last| last.is_like(to)) {
+                    return Ok(Reply::Done);
+                }
+                let mut confirms = database.confirms.clone();
+                if confirms.is_empty() {
+                    // Until now the primary alone acknowledged.
+                    confirms.push(Confirm::default());
+                }
+                Limit::Confirms.holds(confirms.len() + 1)?;
+                confirms.push(Confirm { since: at.index, ..to.clone() });
+                database.confirms = confirms;
+                Ok(Reply::Done)
+            }
+            DatabaseCommand::Settle { epoch, to, .. } => {
+                database.reigns(*epoch)?;
+                let last = database.rule();
+                if last != *to {
+                    return Err(Refusal::OutOfTurn);
+                }
+                database.confirms = Vec::from([last]);
+                say(&database.reign.primary, &format!("writes are acknowledged by {to}"));
+                Ok(Reply::Done)
+            }
+            DatabaseCommand::Switch { epoch, to, who, pause_max, .. } => {
+                database.reigns(*epoch)?;
+                if let Some(switchover) = &database.switchover {
+                    return Err(Refusal::Busy { id: switchover.begun.index });
+                }
+                if !database.reign.open || *to == database.reign.primary {
+                    return Err(Refusal::OutOfTurn);
+                }
+                database.switchover = Some(Switchover {
+                    from: database.reign.primary.clone(),
+                    to: to.clone(),
+                    who: who.clone(),
+                    pause_max: *pause_max,
+                    begun: at,
+                    step: Step::CatchUp,
+                    done: Vec::new(),
+                });
+                say(to, &format!("is to become primary, asked for by {who}"));
+                Ok(Reply::Begun { id: at.index })
+            }
+            DatabaseCommand::Step { begun, step, evidence, .. } => {
+                let switchover = database.switching(*begun)?;
+                if switchover.step != *step || *step == Step::PIVOT && database.reigns_from() {
+                    return Err(Refusal::OutOfTurn);
+                }
+                database.step_done(at, evidence);
+                Ok(Reply::Done)
+            }
+            DatabaseCommand::Unwind { begun, why, .. } => {
+                let switchover = database.switching(*begun)?;
+                if switchover.from != database.reign.primary {
+                    return Err(Refusal::PastPivot);
+                }
+                let switchover = switchover.clone();
+                database.switchover = None;
+                say(&switchover.from, &format!("stays primary: {why}"));
+                database.end_switchover(at, switchover, Some(why.clone()));
+                Ok(Reply::Done)
+            }
+        }
+    }
+}
+
+impl Database {
+    /// Refuses what was meant for another reign, or for one that is over.
+    fn reigns(&self, epoch: u64) -> Result<(), Refusal> {
+        self.is_at(epoch)?;
+        if self.election.is_none() { Ok(()) } else { Err(Refusal::OutOfTurn) }
+    }
+
+    /// Refuses what was meant for another reign or election.
+    fn is_at(&self, epoch: u64) -> Result<(), Refusal> {
+        let current = self.epoch();
+        if current == epoch { Ok(()) } else { Err(Refusal::OtherEpoch { current }) }
+    }
+
+    fn open(&mut self, timeline: u32) {
+        (self.reign.open, self.reign.timeline) = (true, timeline);
+        for ancestor in &mut self.ancestors {
+            ancestor.timeline = ancestor.timeline.filter(|earlier| *earlier < timeline);
+        }
+    }
+
+    fn may_appoint(
+        &self,
+        epoch: u64,
+        node: &str,
+        recruits: &[Recruit],
+        losing: bool,
+    ) -> Result<(), Refusal> {
+        self.is_at(epoch)?;
+        let own = recruits.iter().find(|recruit| recruit.node == node);
+        let own = own.ok_or(Refusal::OutOfTurn)?;
+        if self.election.is_none() {
+            let planned = self.switchover.as_ref();
+            let planned = planned.is_some_and(|s| s.step == Step::PIVOT && s.to == node);
+            #[cfg(test)]
+            let planned = sim::instead(sim::Bug::NoElection, planned, true);
+            return if planned { Ok(()) } else { Err(Refusal::OutOfTurn) };
+        }
+        let covered = self.is_covered(recruits, own.reaches);
+        if covered || losing { Ok(()) } else { Err(Refusal::NotCovered) }
+    }
+
+    fn appoint(&mut self, at: Stamp, node: &str, recruits: &[Recruit], next: &Confirm) {
+        let from = recruits.iter().find(|recruit| recruit.node == node);
+        let from = from.map(|recruit| recruit.reaches).unwrap_or_default();
+        let others = || recruits.iter().filter(|recruit| recruit.node != node);
+        let promised = !self.is_async();
+        self.confirms.clear();
+        if promised && !next.is_async() {
+            // What the old reign has acknowledged is on the new primary and on whoever has as long a log.
+            let same = others().filter(|recruit| recruit.reaches == from);
+            let of: BTreeSet<String> = same.map(|recruit| recruit.node.clone()).collect();
+            let acks = u32::try_from(of.len().max(1)).unwrap_or(u32::MAX);
+            self.confirms.push(Confirm { since: at.index, acks, of });
+        }
+        self.confirms.push(Confirm { since: at.index, ..next.clone() });
+        self.remember_reign(from);
+        let follow = others().filter(|recruit| recruit.reaches <= from);
+        self.reign = Reign {
+            primary: String::from(node),
+            epoch: at.index,
+            open: false,
+            timeline: 0,
+            from,
+            recruits: follow.map(|recruit| recruit.node.clone()).collect(),
+            begun: at,
+        };
+        self.election = None;
+    }
+
+    /// Its log goes on in that of the next primary, from here on.
+    fn remember_reign(&mut self, from: Position) {
+        let Reign { epoch, open, timeline, .. } = self.reign;
+        for ancestor in &mut self.ancestors {
+            ancestor.until = ancestor.until.min(from);
+            // One that was never open may have made a timeline of any number.
+            ancestor.timeline = ancestor.timeline.filter(|_| open);
+        }
+        let timeline = open.then_some(timeline);
+        self.ancestors.push(Ancestor { epoch, until: from, timeline });
+        let kept = self.ancestors.len().saturating_sub(ANCESTORS_KEPT);
+        self.ancestors.drain(..kept);
+    }
+}

@@ -1,0 +1,105 @@
+//! The commands that change what is agreed on of a database.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use super::{Confirm, Recruit, Step};
+use crate::agreed::form::coded_enum;
+use crate::agreed::limits::Limit;
+use crate::agreed::reply::Refusal;
+
+/// What can happen to a database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DatabaseCommand {
+    /// The first primary makes it, or takes over what lies on its disk.
+    Create { database: String, node: String },
+    /// It is there, under this identifier of PostgreSQL's.
+    Made { database: String, epoch: u64, system: u64 },
+    /// The primary of this reign serves, on this timeline.
+    Open { database: String, epoch: u64, timeline: u32 },
+    /// Ends the reign.
+    Elect { database: String, epoch: u64, why: String },
+    /// `epoch` is that of the election, or of the reign that a switchover ends. `next` is the rule that the new primary
+    /// follows. `losing`: a person accepts that acknowledged writes may be lost.
+    Appoint {
+        database: String,
+        epoch: u64,
+        node: String,
+        recruits: Vec<Recruit>,
+        next: Confirm,
+        losing: bool,
+    },
+    /// A primary whose lease has run out goes on with its reign, which nobody has ended.
+    Regain { database: String, epoch: u64 },
+    /// Both this rule and the present one count from now on.
+    Widen { database: String, epoch: u64, to: Confirm },
+    /// What was acknowledged under older rules is also acknowledged under this one, which alone counts from now on.
+    Settle { database: String, epoch: u64, to: Confirm },
+    /// A person has the primary move. `pause_max` is how long writes may be paused.
+    Switch { database: String, epoch: u64, to: String, who: String, pause_max: Duration },
+    /// A step of the switchover that began at this index is done.
+    Step { database: String, begun: u64, step: Step, evidence: String },
+    /// The switchover is given up and everything undone.
+    Unwind { database: String, begun: u64, why: String },
+}
+
+coded_enum!(DatabaseCommand, "a command about databases that is not known here", {
+    1 = Create { database, node }, 2 = Made { database, epoch, system }, 3 = Open { database, epoch, timeline },
+    4 = Elect { database, epoch, why }, 5 = Appoint { database, epoch, node, recruits, next, losing },
+    6 = Regain { database, epoch }, 7 = Widen { database, epoch, to }, 8 = Settle { database, epoch, to },
+    9 = Switch { database, epoch, to, who, pause_max }, 10 = Step { database, begun, step, evidence },
+    11 = Unwind { database, begun, why },
+});
+
+impl DatabaseCommand {
+    pub fn database(&self) -> &str {
+        match self {
+            DatabaseCommand::Create { database, .. }
+            | DatabaseCommand::Made { database, .. }
+            | DatabaseCommand::Open { database, .. }
+            | DatabaseCommand::Elect { database, .. }
+            | DatabaseCommand::Appoint { database, .. }
+            | DatabaseCommand::Regain { database, .. }
+            | DatabaseCommand::Widen { database, .. }
+            | DatabaseCommand::Settle { database, .. }
+            | DatabaseCommand::Switch { database, .. }
+            | DatabaseCommand::Step { database, .. }
+            | DatabaseCommand::Unwind { database, .. } => database,
+        }
+    }
+
+    pub(in crate::agreed) fn check(&self) -> Result<(), Refusal> {
+        Limit::SubjectBytes.name(self.database())?;
+        match self {
+            DatabaseCommand::Create { node, .. } => Limit::NameBytes.name(node),
+            DatabaseCommand::Elect { why, .. } | DatabaseCommand::Unwind { why, .. } => {
+                Limit::ReasonBytes.text(why)
+            }
+            DatabaseCommand::Appoint { node, recruits, next, .. } => {
+                Limit::NameBytes.name(node)?;
+                Limit::Nodes.holds(recruits.len())?;
+                Limit::Nodes.holds(next.of.len())?;
+                recruits.iter().try_for_each(|recruit| Limit::NameBytes.name(&recruit.node))?;
+                next.of.iter().try_for_each(|name| Limit::NameBytes.name(name))
+            }
+            DatabaseCommand::Widen { to, .. } | DatabaseCommand::Settle { to, .. } => {
+                Limit::Nodes.holds(to.of.len())?;
+                to.of.iter().try_for_each(|name| Limit::NameBytes.name(name))
+            }
+            DatabaseCommand::Switch { to, who, .. } => {
+                Limit::NameBytes.name(to)?;
+                Limit::WhoBytes.name(who)
+            }
+            DatabaseCommand::Step { evidence, .. } => Limit::EvidenceBytes.text(evidence),
+            DatabaseCommand::Made { .. }
+            | DatabaseCommand::Open { .. }
+            | DatabaseCommand::Regain { .. } => Ok(()),
+        }
+    }
+
+    /// An epoch is given once, and each names the state that it was meant for.
+    pub(in crate::agreed) fn repeatable(&self) -> bool {
+        true
+    }
+}

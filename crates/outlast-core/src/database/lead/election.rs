@@ -1,0 +1,208 @@
+//! When a reign ends, and who comes next.
+
+use alloc::borrow::ToOwned as _;
+use alloc::collections::BTreeSet;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use super::{Lead, Scene, Seen, unfit};
+use crate::agreed::{Database, DatabaseCommand, Recruit};
+use crate::database::{MemberSight, MemberState};
+use crate::health::Health;
+#[cfg(test)]
+use crate::sim::{Bug, instead};
+use crate::time::Instant;
+
+/// Where nothing is promised, an election waits this long for members that are there and have not reported.
+const REPORTS_WAIT: Duration = Duration::from_secs(1);
+
+/// The old primary is chosen again only if nobody else can be for this long.
+const OLD_PRIMARY_AFTER: Duration = Duration::from_secs(3);
+
+/// Others do not reach the primary, although its node is heard and says that all is well: for this long.
+const UNREACHED_AFTER: Duration = Duration::from_secs(2);
+
+/// A primary that is heard but holds no lease gets this long to ask for it again.
+const WITHOUT_LEASE: Duration = Duration::from_secs(3);
+
+/// How long an appointed primary may take to be promoted, and how long without a sign of life to be made.
+const PROMOTE_MAX: Duration = Duration::from_secs(30);
+
+impl Lead {
+    /// Why the reign has to end now.
+    pub(super) fn why_end(
+        &mut self,
+        now: Instant,
+        scene: &Scene<'_>,
+        agreed: &Database,
+    ) -> Option<String> {
+        let primary = &agreed.reign.primary;
+        let seen = scene.members.get(primary).cloned().unwrap_or_default();
+        let silent = seen.fresh().is_none() && self.blind_until <= now;
+        let unleased = self.lasts(now, "unleased", !scene.leased);
+        let down = seen.port == Health::Down;
+        let serves = seen.fresh().is_some_and(|sight| sight.serves == Some(agreed.reign.epoch));
+        let unreached = self.lasts(now, "unreached", down && serves && agreed.reign.open);
+        let waits = !silent && !agreed.reign.open && agreed.system.is_some();
+        let unpromoted = self.lasts(now, "unpromoted", waits);
+        if silent && !scene.leased {
+            return Some(format!("node `{primary}` is silent and its lease is over"));
+        }
+        if silent && down {
+            return Some(format!("node `{primary}` is silent and its PostgreSQL does not answer"));
+        }
+        if let Some(why) = seen.fresh().and_then(|sight| sight.gives_up.clone()) {
+            return Some(why);
+        }
+        if unreached >= UNREACHED_AFTER {
+            return Some(format!("other nodes do not reach PostgreSQL on node `{primary}`"));
+        }
+        if unleased >= WITHOUT_LEASE && !silent {
+            return Some(format!("node `{primary}` does not get its lease back"));
+        }
+        (unpromoted >= PROMOTE_MAX).then(|| format!("node `{primary}` was not promoted in time"))
+    }
+
+    /// Ends the reign if somebody can come after it.
+    pub(super) fn elect(
+        &mut self,
+        scene: &Scene<'_>,
+        agreed: &Database,
+        why: String,
+    ) -> Option<DatabaseCommand> {
+        if scene.paused {
+            self.stuck = Some(format!("{why}, but failover is paused"));
+            return None;
+        }
+        let likely: Vec<Recruit> = scene
+            .members
+            .iter()
+            .filter_map(|(name, seen)| {
+                let sight = seen.fresh().filter(|sight| sight.state == MemberState::Standby)?;
+                recruit(agreed, name, sight)
+            })
+            .collect();
+        let fit = likely.iter().any(|recruit| unfit(scene, &recruit.node).is_none());
+        let end = likely.iter().map(|recruit| recruit.reaches).max().unwrap_or_default();
+        if !fit || !agreed.is_covered(&likely, end) {
+            self.stuck = Some(format!("{why}, but no other member could take over without a loss"));
+            return None;
+        }
+        if agreed.is_async()
+            && let Some(short) = lacks_too_much(scene, agreed, &likely)
+        {
+            self.stuck = Some(format!("{why}, but {short}"));
+            return None;
+        }
+        let (database, epoch) = (scene.name.to_owned(), agreed.reign.epoch);
+        let elect = DatabaseCommand::Elect { database, epoch, why };
+        #[cfg(test)]
+        let elect = instead(Bug::NoElection, elect, self.at_once(scene, agreed, likely)?);
+        Some(elect)
+    }
+
+    #[cfg(test)]
+    pub(super) fn at_once(
+        &self,
+        scene: &Scene<'_>,
+        agreed: &Database,
+        recruits: Vec<Recruit>,
+    ) -> Option<DatabaseCommand> {
+        let node = recruits.iter().max_by_key(|recruit| recruit.reaches)?.node.clone();
+        let next = self.next_rule(scene, &node, &recruits);
+        let (database, epoch) = (scene.name.to_owned(), agreed.reign.epoch);
+        Some(DatabaseCommand::Appoint { database, epoch, node, recruits, next, losing: false })
+    }
+
+    /// Appoints the next primary once the recruits are enough.
+    pub(super) fn choose(
+        &mut self,
+        now: Instant,
+        scene: &Scene<'_>,
+        agreed: &Database,
+    ) -> Option<DatabaseCommand> {
+        let election = agreed.election.as_ref()?;
+        let lasts = self.lasts(now, &format!("election {}", election.epoch), true);
+        let recruits = recruits(scene, agreed, election.epoch);
+        let all_there = scene.members.iter().all(|(name, seen)| {
+            let alive = seen.fresh().is_some_and(|sight| {
+                sight.state == MemberState::Standby && recruit(agreed, name, sight).is_some()
+            });
+            !alive || recruits.iter().any(|recruit| recruit.node == *name)
+        });
+        if agreed.is_async() && !all_there && lasts < REPORTS_WAIT {
+            return None;
+        }
+        if agreed.is_async()
+            && let Some(short) = lacks_too_much(scene, agreed, &recruits)
+        {
+            self.stuck = Some(short);
+            return None;
+        }
+        let candidates = recruits.iter().filter(|recruit| {
+            let old = recruit.node == agreed.reign.primary;
+            unfit(scene, &recruit.node).is_none()
+                && agreed.is_covered(&recruits, recruit.reaches)
+                && (!old || OLD_PRIMARY_AFTER <= lasts)
+        });
+        let best = candidates.max_by_key(|recruit| {
+            let free = scene.members.get(&recruit.node).and_then(Seen::fresh);
+            let free = free.map(|sight| sight.free_bytes).unwrap_or_default();
+            (
+                recruit.reaches,
+                scene.wish.priority(&recruit.node),
+                free >> 30,
+                core::cmp::Reverse(&recruit.node),
+            )
+        });
+        let Some(best) = best else {
+            self.stuck = Some(missing(scene, agreed, &recruits));
+            return None;
+        };
+        let (node, next) = (best.node.clone(), self.next_rule(scene, &best.node, &recruits));
+        let (database, epoch) = (scene.name.to_owned(), election.epoch);
+        Some(DatabaseCommand::Appoint { database, epoch, node, recruits, next, losing: false })
+    }
+}
+
+fn recruits(scene: &Scene<'_>, agreed: &Database, election: u64) -> Vec<Recruit> {
+    let stopped = scene.members.iter().filter_map(|(name, seen)| {
+        let sight = seen.fresh().filter(|sight| sight.stopped == Some(election))?;
+        recruit(agreed, name, sight)
+    });
+    stopped.collect()
+}
+
+/// Only a log that is a part of the last primary's can be compared with others.
+fn recruit(agreed: &Database, name: &str, sight: &MemberSight) -> Option<Recruit> {
+    let comparable = sight.system == agreed.system && agreed.is_part(sight.lineage, sight.reaches);
+    comparable.then(|| Recruit { node: name.to_owned(), reaches: sight.reaches })
+}
+
+/// Whether everybody lacks more than may be lost, as far as the old primary's end is known.
+fn lacks_too_much(scene: &Scene<'_>, agreed: &Database, recruits: &[Recruit]) -> Option<String> {
+    let last = scene.members.get(&agreed.reign.primary)?.sight.as_ref()?.reaches;
+    let best = recruits.iter().map(|recruit| recruit.reaches).max()?;
+    let lacks = last.lsn.saturating_sub(best.lsn);
+    let too_much = best.timeline == last.timeline && scene.wish.lag_max < lacks;
+    too_much
+        .then(|| format!("every other member lacks at least {lacks} bytes, more than lag_limit"))
+}
+
+/// Why nobody can be appointed.
+fn missing(scene: &Scene<'_>, agreed: &Database, recruits: &[Recruit]) -> String {
+    let silent = |name: &&String| !recruits.iter().any(|recruit| recruit.node == **name);
+    let of = agreed.confirms.iter().flat_map(|confirm| &confirm.of);
+    let silent: BTreeSet<&String> = of.filter(silent).collect();
+    if silent.is_empty() {
+        let refusals = recruits.iter().filter_map(|recruit| {
+            Some(format!("node `{}`: {}", recruit.node, unfit(scene, &recruit.node)?))
+        });
+        let refusals: Vec<String> = refusals.collect();
+        return format!("waits for a member that can be primary; {}", refusals.join("; "));
+    }
+    let names: Vec<&str> = silent.into_iter().map(String::as_str).collect();
+    format!("an acknowledged write may be on {} only, which has not reported", names.join(", "))
+}

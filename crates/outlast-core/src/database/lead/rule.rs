@@ -1,0 +1,110 @@
+//! On which members a write must be before it is acknowledged.
+
+use alloc::borrow::ToOwned as _;
+use alloc::collections::BTreeSet;
+use alloc::format;
+use alloc::string::String;
+use core::time::Duration;
+
+use super::{Lead, Scene, Seen};
+use crate::agreed::{Confirm, Database, DatabaseCommand, Recruit};
+use crate::time::Instant;
+
+/// A standby counts for acknowledgements once it has received for this long, and no more once it has not for that long.
+const JOINS_AFTER: Duration = Duration::from_millis(500);
+const LEAVES_AFTER: Duration = Duration::from_secs(2);
+
+impl Lead {
+    /// Who acknowledges for a new primary: those that can follow it.
+    pub(super) fn next_rule(
+        &self,
+        scene: &Scene<'_>,
+        primary: &str,
+        recruits: &[Recruit],
+    ) -> Confirm {
+        let acks = scene.wish.acks;
+        if acks == 0 {
+            return Confirm::default();
+        }
+        let others = recruits.iter().map(|recruit| &recruit.node);
+        let of: BTreeSet<String> = others
+            .filter(|name| *name != primary && scene.wish.members.contains(*name))
+            .cloned()
+            .collect();
+        filled(scene, primary, acks, best_of(scene, of))
+    }
+
+    /// Keeps the rule for acknowledgements to those that receive.
+    pub(super) fn plan_confirm(
+        &mut self,
+        now: Instant,
+        scene: &Scene<'_>,
+        agreed: &Database,
+    ) -> Option<DatabaseCommand> {
+        let reign = &agreed.reign;
+        let primary = scene.members.get(&reign.primary)?.fresh()?.clone();
+        if primary.serves != Some(reign.epoch) || !reign.open || agreed.is_closed() {
+            return None;
+        }
+        let (database, epoch, rule) = (scene.name.to_owned(), reign.epoch, agreed.rule());
+        if primary.confirmed.as_ref() == Some(&rule) && agreed.confirms.len() > 1 {
+            return Some(DatabaseCommand::Settle { database, epoch, to: rule });
+        }
+        let mut of = BTreeSet::new();
+        for name in scene.wish.members.iter().filter(|name| **name != reign.primary) {
+            let heard = scene.members.get(name).and_then(Seen::fresh);
+            let receives = primary.streams_to.contains(name) && heard.is_some();
+            let joined = JOINS_AFTER <= self.lasts(now, &format!("receives {name}"), receives);
+            let left = LEAVES_AFTER <= self.lasts(now, &format!("is away {name}"), !receives);
+            if joined || rule.of.contains(name) && !left {
+                of.insert(name.clone());
+            }
+        }
+        let acks = scene.wish.acks;
+        let of = best_of(scene, of);
+        let few = of.len() < usize::try_from(acks).unwrap_or(usize::MAX);
+        let stays = few && rule.acks == acks && rule.of.is_subset(&scene.wish.members);
+        let to = match acks {
+            0 => Confirm::default(),
+            // Whoever comes first of those that count is as good as any other.
+            _ if stays => rule.clone(),
+            acks => filled(scene, &reign.primary, acks, of),
+        };
+        // One change at a time, unless the last one cannot come true.
+        let settled = agreed.confirms.len() <= 1;
+        let hangs = LEAVES_AFTER <= self.lasts(now, "unsettled", !settled);
+        let room = agreed.confirms.len() < crate::agreed::Limit::Confirms.most();
+        let may = settled || hangs && room;
+        (!to.is_like(&rule) && may).then_some(DatabaseCommand::Widen { database, epoch, to })
+    }
+}
+
+/// Who of these acknowledges: who never becomes primary could have a write that nobody else has, and keep it from everybody.
+/// Where there are too few others, they acknowledge all the same.
+pub(super) fn best_of(scene: &Scene<'_>, of: BTreeSet<String>) -> BTreeSet<String> {
+    let rising: BTreeSet<String> =
+        of.iter().filter(|name| scene.wish.priority(name) > 0).cloned().collect();
+    let enough = usize::try_from(scene.wish.acks).unwrap_or(usize::MAX) <= rising.len();
+    if enough { rising } else { of }
+}
+
+pub(super) fn acknowledgers(scene: &Scene<'_>, primary: &str) -> BTreeSet<String> {
+    let others = scene.wish.members.iter().filter(|name| *name != primary);
+    best_of(scene, others.cloned().collect())
+}
+
+/// Makes up the number of those that acknowledge with members that are away: then writes wait for them.
+pub(super) fn filled(
+    scene: &Scene<'_>,
+    primary: &str,
+    acks: u32,
+    mut of: BTreeSet<String>,
+) -> Confirm {
+    for name in acknowledgers(scene, primary) {
+        if of.len() >= usize::try_from(acks).unwrap_or(usize::MAX) {
+            break;
+        }
+        of.insert(name);
+    }
+    Confirm { acks, of, ..Confirm::default() }
+}

@@ -174,6 +174,8 @@ pub struct Wish {
     pub members: BTreeSet<String>,
     /// On how many other members an acknowledged write is; 0: none.
     pub acks: u32,
+    /// With so many of them writes go on while there are too few.
+    pub acks_min: u32,
     /// Bytes that a standby may lack and still be chosen where nothing is promised.
     pub lag_max: u64,
     /// Who is chosen among equals: the highest. 0 never is.
@@ -185,13 +187,14 @@ pub const PRIORITY: u32 = 100;
 
 impl Wish {
     pub fn of(postgres: &Postgres) -> Wish {
-        let acks = match postgres.durability {
-            Durability::Async => 0,
-            Durability::Quorum { acks } => u32::from(acks.get()),
+        let (acks, acks_min) = match postgres.durability {
+            Durability::Async => (0, 0),
+            Durability::Quorum { acks, acks_min } => (acks.get().into(), acks_min.into()),
         };
         Wish {
             members: postgres.nodes.iter().cloned().collect(),
             acks,
+            acks_min,
             lag_max: postgres.lag_limit,
             priorities: postgres.priorities.clone(),
         }

@@ -577,9 +577,10 @@ pub struct Postgres {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
     Async,
-    /// An acknowledged write is on this many other nodes.
+    /// An acknowledged write is on `acks` other nodes; on `acks_min` while not more are there.
     Quorum {
         acks: NonZeroU16,
+        acks_min: u16,
     },
 }
 

@@ -86,9 +86,12 @@ impl Layout {
         for (name, postgres) in &topology.postgres {
             let at_least = match postgres.durability {
                 Durability::Async => 1,
-                // A write waits for the primary and `acks` others; a new primary is agreed on by a majority.
-                Durability::Quorum { acks } => {
-                    majority(postgres.nodes.len()).max(usize::from(acks.get()) + 1)
+                // A write waits for the primary and `acks_min` others; a new primary is agreed on by a majority, which
+                // two data nodes have with a witness.
+                Durability::Quorum { acks_min, .. } => {
+                    let agree =
+                        if postgres.nodes.len() > 2 { majority(postgres.nodes.len()) } else { 1 };
+                    agree.max(usize::from(acks_min) + 1)
                 }
             };
             let cells = on_nodes(&postgres.nodes, stated(postgres.reliability));

@@ -404,9 +404,10 @@ async fn appoint_furthest(args: &FailoverArgs, visitor: &mut Visitor) -> anyhow:
             let rule = database.rule();
             let others = recruits.iter().filter(|recruit| recruit.node != best.node);
             let of = others.map(|recruit| recruit.node.clone());
-            let next = match rule.is_async() {
-                true => Confirm::default(),
-                false => Confirm { acks: rule.acks, of: of.collect(), ..Confirm::default() },
+            let next = match rule.acks {
+                0 if rule.is_async() => Confirm::default(),
+                0 => Confirm::alone(&best.node),
+                acks => Confirm { acks, of: of.collect(), ..Confirm::default() },
             };
             let next = if next.of.is_empty() && next.acks > 0 { rule } else { next };
             let command = DatabaseCommand::Appoint {

@@ -104,7 +104,7 @@ fn the_example_means_what_it_says() {
     );
 
     let orders = &shop.postgres["orders"];
-    assert_eq!(orders.durability, Durability::Quorum { acks: count(1) });
+    assert_eq!(orders.durability, Durability::Quorum { acks: count(1), acks_min: 1 });
     assert_eq!(orders.lag_limit, 32 << 20);
     let parameters: Vec<(&str, &str)> =
         orders.parameters.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
@@ -201,7 +201,9 @@ fn every_key_is_read() {
     assert!(matches!(&warm.probe.check, Check::Grpc { tls: true, address: Some(_), .. }));
     assert_eq!(all.services["hot"].probe.check, Check::Command(command(&["check", "{backend}"])));
     assert_eq!(all.processes["worker"].command, command(&["/usr/bin/worker", "", "a b"]));
-    assert_eq!(all.postgres["own"].durability, Durability::Async);
+    let own = Durability::Quorum { acks: count(1), acks_min: 0 };
+    assert_eq!(all.postgres["own"].durability, own);
+    assert_eq!(all.postgres["other"].durability, Durability::Async);
     assert_eq!(all.postgres["own"].data_dir, "/var/lib/outlast/own");
     let both = all.externals["both"].probe.as_ref().unwrap();
     assert_eq!(both.every, seconds(30));

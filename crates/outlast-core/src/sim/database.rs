@@ -162,9 +162,11 @@ impl World {
                 priorities.insert(NAMES[1].to_owned(), 0);
             }
         }
+        let acks_min = if rng.per_mille(400) { rng.between(0, acks + 1) } else { acks };
         let wish = Wish {
             members: NAMES[..members].iter().map(|name| (*name).to_owned()).collect(),
             acks: u32::try_from(acks).unwrap(),
+            acks_min: u32::try_from(acks_min).unwrap(),
             lag_max: 1 << 40,
             priorities,
         };

@@ -203,7 +203,7 @@ fn a_pair_is_one_of_two() {
 #[test]
 fn a_database_needs_one_node_or_the_quorum() {
     let mut topology = three_nodes(Some(0.9));
-    let quorum = |acks| Durability::Quorum { acks: count(acks) };
+    let quorum = |acks| Durability::Quorum { acks: count(acks), acks_min: acks };
     let nodes = ["a", "b", "c"];
     topology.postgres.insert("async".into(), postgres(&nodes, Durability::Async));
     topology.postgres.insert("one_ack".into(), postgres(&nodes, quorum(1)));

@@ -168,7 +168,7 @@ pub(super) fn beside(order: &Order) -> Option<&'static str> {
 }
 
 fn quorum(rule: &Confirm) -> Option<Quorum> {
-    (!rule.is_async()).then(|| Quorum {
+    (rule.acks > 0).then(|| Quorum {
         count: usize::try_from(rule.acks).unwrap_or(usize::MAX),
         names: rule.of.iter().cloned().collect(),
     })

@@ -244,7 +244,7 @@ impl Watch {
     /// Whether everything that was acknowledged under older rules would be acknowledged under this one.
     fn judge_rule(&mut self, seen: &Seen) {
         let Some((rule, since)) = &self.rule else { return };
-        if rule.is_async() {
+        if rule.acks == 0 {
             self.local.confirmed = true;
             return;
         }

@@ -83,6 +83,8 @@ fn durability(section: &Section<'_>, nodes: Option<&[String]>) -> Option<Durabil
         Some(_) | None => item.word(),
     });
     let acks = section.count("acks").and_then(NonZeroU16::new);
+    let acks_min =
+        if section.has("acks_min") { section.count("acks_min") } else { acks.map(u16::from) };
     // A file without nodes is about one machine.
     let others = nodes.map(|nodes| nodes.len().saturating_sub(1));
     let is_async = match word? {
@@ -91,13 +93,20 @@ fn durability(section: &Section<'_>, nodes: Option<&[String]>) -> Option<Durabil
     };
     if is_async {
         section.refuse(
-            &["acks"],
+            &["acks", "acks_min"],
             "goes with `durability = \"quorum\"`",
             "write that instead of async, or take it out",
         );
         return Some(Durability::Async);
     }
-    let acks = acks?;
+    let (acks, acks_min) = (acks?, acks_min?);
+    if acks_min > acks.get() {
+        section.desk.complain(
+            section.span_of("acks_min"),
+            format!("`acks_min` is more than `acks`, which is {acks}"),
+            "write at most as many, or raise `acks`",
+        );
+    }
     if let Some(others) = others
         && usize::from(acks.get()) > others
     {
@@ -119,7 +128,7 @@ fn durability(section: &Section<'_>, nodes: Option<&[String]>) -> Option<Durabil
             },
         );
     }
-    Some(Durability::Quorum { acks })
+    Some(Durability::Quorum { acks, acks_min })
 }
 
 fn priorities(item: Item<'_>, nodes: Option<&[String]>) -> Option<BTreeMap<String, u32>> {

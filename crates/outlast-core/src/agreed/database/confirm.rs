@@ -16,14 +16,21 @@ pub struct Confirm {
     pub since: u64,
     /// 0: the primary alone acknowledges.
     pub acks: u32,
+    /// With `acks` 0 nobody, where nothing is promised, or the primary, where only it has what it acknowledges.
     pub of: BTreeSet<String>,
 }
 
 coded_struct!(Confirm { since, acks, of });
 
 impl Confirm {
+    /// Too few others are there, and the primary goes on without them: nobody else can come after it.
+    pub fn alone(primary: &str) -> Confirm {
+        Confirm { of: BTreeSet::from([String::from(primary)]), ..Confirm::default() }
+    }
+
+    /// Nothing is promised.
     pub fn is_async(&self) -> bool {
-        self.acks == 0
+        self.acks == 0 && self.of.is_empty()
     }
 
     /// Whether both ask for the same, whenever they were agreed on.
@@ -46,6 +53,9 @@ impl fmt::Display for Confirm {
             return f.write_str("the primary alone");
         }
         let names: Vec<&str> = self.of.iter().map(String::as_str).collect();
+        if self.acks == 0 {
+            return write!(f, "{} alone, as long as others are away", names.join(", "));
+        }
         write!(f, "the primary and {} of {}", self.acks, names.join(", "))
     }
 }

@@ -14,6 +14,9 @@ use crate::time::Instant;
 const JOINS_AFTER: Duration = Duration::from_millis(500);
 const LEAVES_AFTER: Duration = Duration::from_secs(2);
 
+/// Before it goes on alone a primary must have been heard within this time; each speaks every half second.
+const HEARD_JUST_NOW: Duration = Duration::from_millis(700);
+
 impl Lead {
     /// Who acknowledges for a new primary: those that can follow it.
     pub(super) fn next_rule(
@@ -22,16 +25,13 @@ impl Lead {
         primary: &str,
         recruits: &[Recruit],
     ) -> Confirm {
-        let acks = scene.wish.acks;
-        if acks == 0 {
-            return Confirm::default();
-        }
         let others = recruits.iter().map(|recruit| &recruit.node);
         let of: BTreeSet<String> = others
             .filter(|name| *name != primary && scene.wish.members.contains(*name))
             .cloned()
             .collect();
-        filled(scene, primary, acks, best_of(scene, of))
+        let of = best_of(scene, of);
+        filled(scene, primary, acks_with(scene, of.len()), of)
     }
 
     /// Keeps the rule for acknowledgements to those that receive.
@@ -60,23 +60,28 @@ impl Lead {
                 of.insert(name.clone());
             }
         }
-        let acks = scene.wish.acks;
         let of = best_of(scene, of);
+        let acks = acks_with(scene, of.len());
         let few = of.len() < usize::try_from(acks).unwrap_or(usize::MAX);
         let stays = few && rule.acks == acks && rule.of.is_subset(&scene.wish.members);
-        let to = match acks {
-            0 => Confirm::default(),
-            // Whoever comes first of those that count is as good as any other.
-            _ if stays => rule.clone(),
-            acks => filled(scene, &reign.primary, acks, of),
-        };
+        // Whoever comes first of those that count is as good as any other.
+        let to = if stays { rule.clone() } else { filled(scene, &reign.primary, acks, of) };
         // One change at a time, unless the last one cannot come true.
         let settled = agreed.confirms.len() <= 1;
         let hangs = LEAVES_AFTER <= self.lasts(now, "unsettled", !settled);
         let room = agreed.confirms.len() < crate::agreed::Limit::Confirms.most();
-        let may = settled || hangs && room;
+        // Nobody could come after one that is gone by now.
+        let alone = to.acks == 0 && !to.is_async();
+        let heard = scene.members.get(&reign.primary)?.heard_ago <= HEARD_JUST_NOW || !alone;
+        let may = heard && (settled || hangs && room);
         (!to.is_like(&rule) && may).then_some(DatabaseCommand::Widen { database, epoch, to })
     }
+}
+
+/// How many acknowledge where so many could.
+fn acks_with(scene: &Scene<'_>, there: usize) -> u32 {
+    let there = u32::try_from(there).unwrap_or(u32::MAX);
+    scene.wish.acks.min(there.max(scene.wish.acks_min))
 }
 
 /// Who of these acknowledges: who never becomes primary could have a write that nobody else has, and keep it from everybody.
@@ -106,5 +111,9 @@ pub(super) fn filled(
         }
         of.insert(name);
     }
-    Confirm { acks, of, ..Confirm::default() }
+    match (acks, scene.wish.acks) {
+        (0, 0) => Confirm::default(),
+        (0, _) => Confirm::alone(primary),
+        (acks, _) => Confirm { acks, of, ..Confirm::default() },
+    }
 }

@@ -63,8 +63,10 @@ impl World {
             11 => this.postgres.stalled_until = until,
             12 => this.slow_reports_until = until,
             13 | 14 => self.ask_switchover(),
-            // One disk at a time: all that was acknowledged is on another.
-            15 if self.what_is_wrong().is_none() => self.lose_disk(node),
+            // One disk at a time: all that was acknowledged is on another, and it stays so.
+            15 if self.what_is_wrong().is_none() && self.may_lose_disk(node) => {
+                self.lose_disk(node);
+            }
             _ => self.change_wish(),
         }
     }
@@ -90,6 +92,13 @@ impl World {
             self.note(node, "dies while it is closed");
             self.nodes[node].postgres.die();
         }
+    }
+
+    /// A primary that may be about to go on alone, as was wished, has what nobody else has.
+    fn may_lose_disk(&self, node: usize) -> bool {
+        self.wish.acks == 0
+            || 0 < self.wish.acks_min.min(self.wish.acks)
+            || self.nodes[node].postgres.mode != Mode::Primary
     }
 
     fn lose_disk(&mut self, node: usize) {
@@ -126,6 +135,8 @@ impl World {
             1 if self.kind != Kind::Async => {
                 let most = (self.wish.members.len() as u64).min(3);
                 self.wish.acks = u32::try_from(self.rng.between(1, most)).unwrap();
+                let least = self.rng.between(0, u64::from(self.wish.acks) + 1);
+                self.wish.acks_min = u32::try_from(least).unwrap();
             }
             2 => {
                 let node = usize::try_from(self.rng.between(0, self.size as u64)).unwrap();

@@ -296,6 +296,11 @@ static POSTGRES: Shape = Shape {
         )
         .or_count(1),
         Key::new(
+            "acks_min",
+            Kind::Count { min: 0, max: u16::MAX as u64 },
+            "With fewer members there than `acks` asks for, writes go on with this many. If absent: as `acks`, writes wait.",
+        ),
+        Key::new(
             "lag_limit",
             Kind::Size { min: 0, max: u64::MAX },
             "A standby further behind is not promoted by itself.",

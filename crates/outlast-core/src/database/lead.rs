@@ -48,6 +48,8 @@ pub struct Scene<'a> {
 #[derive(Clone, Debug, Default)]
 pub struct Lead {
     looked: Option<Instant>,
+    /// The reign or election that `since` is about.
+    epoch: u64,
     /// Since when something has been so, under a name.
     since: BTreeMap<String, Instant>,
     /// Until then nobody counts as silent.
@@ -77,6 +79,10 @@ impl Lead {
         self.looked = Some(now);
         self.stuck = None;
         let Some(agreed) = scene.agreed else { return self.create(scene) };
+        if self.epoch != agreed.epoch() {
+            self.epoch = agreed.epoch();
+            self.since.clear();
+        }
         if agreed.election.is_some() {
             return self.choose(now, scene, agreed);
         }

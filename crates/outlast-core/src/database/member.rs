@@ -293,7 +293,8 @@ impl Member {
         }
         if self.down_since.is_none() {
             self.down_since = Some(now);
-            if local.server != Server::Primary {
+            // One of which nothing is known yet may be well: an agent that has just begun knows nothing.
+            if matches!(local.server, Server::Down | Server::Hung) {
                 self.crashes.push_back(now);
             }
             self.crashes.retain(|crash| now.since(*crash) <= CRASHES_WITHIN);

@@ -1,6 +1,7 @@
 //! One test for each mistake that the simulation, or reading for it, has found.
 
 use std::borrow::ToOwned as _;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::agreed::*;
@@ -119,4 +120,42 @@ fn an_appointed_member_whose_log_was_lost_gives_up() {
     let local = standby(10, position(1, 40));
     assert_eq!(member.decide(at(0), Some(&agreed), true, &local, None), None);
     assert!(member.sight(at(0), Some(&agreed), true, &local).gives_up.is_some());
+}
+
+#[test]
+fn how_long_an_earlier_reign_was_not_open_does_not_count_for_the_next() {
+    let wish = Wish {
+        members: ["a", "b"].map(str::to_owned).into(),
+        acks: 0,
+        acks_min: 0,
+        lag_max: 1 << 24,
+        priorities: BTreeMap::new(),
+    };
+    let sight = |primary: &str, name: &str| MemberSight {
+        state: MemberState::Standby,
+        system: Some(7),
+        lineage: Some(10),
+        reaches: position(1, 100),
+        follows: Some(primary.to_owned()).filter(|primary| *primary != name),
+        ..MemberSight::default()
+    };
+    let mut lead = Lead::default();
+    let mut decide = |millis, agreed: &Database| {
+        let seen = |name: &str| {
+            let sight = Some(sight(&agreed.reign.primary, name));
+            (name.to_owned(), Seen { sight, ..Seen::default() })
+        };
+        let members = ["a", "b"].map(seen).into();
+        let agreed = Some(agreed);
+        let scene =
+            Scene { name: "orders", wish: &wish, agreed, leased: true, members, paused: false };
+        lead.decide(at(millis), &scene)
+    };
+    let mut agreed = database();
+    agreed.reign.open = false;
+    let ended = (0..).step_by(500).find(|millis| decide(*millis, &agreed).is_some()).unwrap();
+    assert!((30_000..32_000).contains(&ended), "{ended}");
+    agreed.reign = Reign { primary: "b".to_owned(), epoch: 40, ..agreed.reign };
+    assert_eq!(decide(ended + 500, &agreed), None);
+    assert_eq!(decide(ended + 1_000, &agreed), None);
 }

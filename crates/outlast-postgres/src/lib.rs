@@ -2,7 +2,7 @@
 //!
 //! Everything here reads or does what it is told; who is to be primary is decided elsewhere. [`Postgres`] is the
 //! instance of this node, [`keeper`] the small process between the agent and the postmaster that ends it when its time
-//! is over, [`storage`] the look at the disk that nothing else waits for.
+//! is over, as a thread of the agent's does, [`storage`] the look at the disk that nothing else waits for.
 //!
 //! A life, in order: [`Postgres::adopt`] what an earlier agent left running. If nothing does, [`Postgres::inspect`] the
 //! disk, and [`Postgres::create`], [`Postgres::clone_from`] or [`Postgres::start`]. Then [`Postgres::look`], again and
@@ -27,6 +27,7 @@ mod control;
 mod copy;
 mod data;
 mod error;
+mod fence;
 mod files;
 mod history;
 pub mod keeper;

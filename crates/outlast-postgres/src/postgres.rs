@@ -11,8 +11,10 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use crate::account::Account;
+use crate::clock::Moment;
 use crate::conf::Shape;
 use crate::error::{Doing, Error};
+use crate::fence::{Fence, Target};
 use crate::lsn::Lsn;
 use crate::proc::Process;
 use crate::settings::Settings;
@@ -31,6 +33,7 @@ pub struct Postgres {
     pub(crate) settings: Arc<Settings>,
     pub(crate) account: Account,
     held: Arc<Mutex<Held>>,
+    fence: Arc<Fence>,
     /// One change of the configuration at a time.
     pub(crate) shaping: Arc<tokio::sync::Mutex<()>>,
 }
@@ -76,9 +79,15 @@ impl Postgres {
         if !settings.data_dir.is_absolute() || !settings.run_dir.is_absolute() {
             return Err(Error::new("data_dir and run_dir must be absolute paths"));
         }
-        let held = Arc::default();
-        let shaping = Arc::default();
-        Ok(Postgres { settings: Arc::new(settings), account, held, shaping })
+        let (held, fence, shaping) = (Arc::default(), Arc::default(), Arc::default());
+        Ok(Postgres { settings: Arc::new(settings), account, held, fence, shaping })
+    }
+
+    /// What the thread that ends it in time does first, so that it runs when the machine is short of memory or of time.
+    #[must_use]
+    pub fn with_steady_fence(self, steady: fn()) -> Postgres {
+        self.fence.steady.set(steady).ok();
+        self
     }
 
     pub fn settings(&self) -> &Settings {
@@ -91,6 +100,18 @@ impl Postgres {
 
     pub(crate) fn hold(&self, held: Held) {
         *self.held.lock().expect("nobody panics while holding it") = held;
+    }
+
+    /// Has this agent's own thread kill at that moment what is held, or nothing.
+    pub(crate) fn set_fence(&self, fuse: Option<Moment>) {
+        let Held { keeper, postmaster, cwd } = self.held();
+        match (fuse, postmaster) {
+            (Some(at), Some(_)) => {
+                let data_dir = cwd.unwrap_or_else(|| self.settings.data_dir.clone());
+                self.fence.set(Target { keeper, postmaster, data_dir }, at);
+            }
+            (None, _) | (_, None) => self.fence.take_away(),
+        }
     }
 
     /// The postmaster's number, if one is held.

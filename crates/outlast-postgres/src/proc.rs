@@ -1,14 +1,20 @@
 //! Processes as `/proc` shows them: who is there, whose child, where it works, and how all of them are ended.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::fs::{self, File};
+use std::io::{Read, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 /// How long to wait between two looks at a dying tree.
 const LOOK: Duration = Duration::from_millis(2);
+
+/// Bytes of a path below `/proc`, and of a line of `stat`.
+pub(crate) const PATH: usize = 32;
+const LINE: usize = 2 << 10;
 
 /// The fields of `/proc/PID/stat` that are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,23 +26,36 @@ pub(crate) struct Stat {
 }
 
 impl Stat {
+    /// Allocates nothing: the fence asks, too.
     pub(crate) fn read(pid: u32) -> Option<Stat> {
-        Stat::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+        let mut name = [0; PATH];
+        let mut bytes = [0; LINE];
+        let mut file = File::open(path_of(pid, "stat", &mut name)?).ok()?;
+        let count = file.read(&mut bytes).ok()?;
+        Stat::parse(&bytes[..count])
     }
 
-    /// Reads proc(5)'s fields 3, 4 and 22; the name before them may hold spaces and brackets of its own.
-    fn parse(text: &str) -> Option<Stat> {
-        let fields: Vec<&str> = text.get(text.rfind(')')? + 1..)?.split_whitespace().collect();
-        Some(Stat {
-            state: fields.first()?.chars().next()?,
-            parent: fields.get(1)?.parse().ok()?,
-            began_ticks: fields.get(19)?.parse().ok()?,
-        })
+    /// Reads proc(5)'s fields 3, 4 and 22; the name before them may hold anything.
+    fn parse(line: &[u8]) -> Option<Stat> {
+        let name_end = line.iter().rposition(|byte| *byte == b')')?;
+        let mut fields = std::str::from_utf8(&line[name_end + 1..]).ok()?.split_whitespace();
+        let state = fields.next()?.chars().next()?;
+        let parent = fields.next()?.parse().ok()?;
+        let began_ticks = fields.nth(17)?.parse().ok()?;
+        Some(Stat { state, parent, began_ticks })
     }
 
     pub(crate) fn is_alive(self) -> bool {
         !['Z', 'X'].contains(&self.state)
     }
+}
+
+/// `/proc/PID/WHAT`, in memory that is there already.
+pub(crate) fn path_of<'a>(pid: u32, what: &str, name: &'a mut [u8; PATH]) -> Option<&'a str> {
+    let mut rest = &mut name[..];
+    write!(rest, "/proc/{pid}/{what}").ok()?;
+    let length = PATH - rest.len();
+    std::str::from_utf8(&name[..length]).ok()
 }
 
 /// A process, held by number and start: a recycled number is another process (trap 43).
@@ -57,17 +76,22 @@ impl Process {
         Stat::read(self.pid).filter(|stat| stat.began_ticks == self.began_ticks)
     }
 
-    /// Sends a signal; to one that is gone it is no error. Holds the process before it looks again, so that the number
-    /// cannot come to mean another one in between.
+    /// Sends a signal; to one that is gone it is no error.
     pub(crate) fn signal(self, signal: Signal) {
-        let Some(raw) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else { return };
-        let Ok(fd) = pidfd_open(raw, PidfdFlags::empty()) else { return };
-        if self.stat().is_some()
-            && let Err(error) = pidfd_send_signal(&fd, signal)
-            && error != rustix::io::Errno::SRCH
+        if let Err(error) = self.send(signal)
+            && error != Errno::SRCH
         {
             tracing::warn!(pid = self.pid, %error, "cannot signal a process");
         }
+    }
+
+    /// The same without a word in the log. Holds the process before it looks again, so that the number cannot come to mean
+    /// another one in between.
+    pub(crate) fn send(self, signal: Signal) -> Result<(), Errno> {
+        let raw = i32::try_from(self.pid).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH)?;
+        let fd = pidfd_open(raw, PidfdFlags::empty())?;
+        self.stat().ok_or(Errno::SRCH)?;
+        pidfd_send_signal(&fd, signal)
     }
 }
 
@@ -177,8 +201,9 @@ mod tests {
     fn a_stat_line_is_read_whatever_the_program_calls_itself() {
         let line = "42 (a) b (c)) S 7 40 40 0 -1 4227084 75 0 1 0 0 0 0 0 20 0 1 0 135693 0 0";
         let stat = Stat { state: 'S', parent: 7, began_ticks: 135_693 };
-        assert_eq!(Stat::parse(line), Some(stat));
-        assert_eq!(Stat::parse("42 (a"), None);
+        assert_eq!(Stat::parse(line.as_bytes()), Some(stat));
+        assert_eq!(Stat::parse(b"42 (\xff) S 7"), None);
+        assert_eq!(Stat::parse(b"42 (a"), None);
     }
 
     #[test]

@@ -35,6 +35,7 @@ impl Postgres {
                     postmaster: Process::find(pid),
                     cwd: data_dir,
                 });
+                self.set_fence(fuse);
                 Ok(Adoption::Kept { fuse })
             }
             Ok(Standing { postmaster: None, .. }) | Err(AskError::Gone) => {

@@ -263,6 +263,7 @@ impl Postgres {
         let standing = asked.map_err(|error| Error::new(error.to_string()))?;
         let postmaster = standing.postmaster.and_then(Process::find);
         self.hold(Held { postmaster, cwd: Some(data_dir), ..self.held() });
+        self.set_fence(fuse);
         postmaster.map(drop).ok_or_else(|| Error::new(self.output_tail()))
     }
 

@@ -41,8 +41,9 @@ pub enum Ended {
 }
 
 impl Postgres {
-    /// Moves the fuse, or takes it out. An error means that it stands where it stood.
+    /// Moves the fuse, or takes it out: at once here, and with the keeper. An error means that there it stands where it stood.
     pub async fn set_fuse(&self, fuse: Option<Moment>) -> Result<(), Error> {
+        self.set_fence(fuse);
         let set = ask(&self.settings.run_dir, &Ask::Fuse(fuse), KEEPER_LIMIT).await;
         set.map(drop).doing("set the fuse")
     }
@@ -84,6 +85,7 @@ impl Postgres {
         let spawned = std::thread::Builder::new().name("kill".to_owned()).spawn(work);
         spawned.doing("kill PostgreSQL")?;
         told.await.doing("kill PostgreSQL")?.doing("kill PostgreSQL")?;
+        self.set_fence(None);
         self.dismiss().await;
         self.hold(Held { keeper: None, postmaster: None, ..self.held() });
         Ok(())

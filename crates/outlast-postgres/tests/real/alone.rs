@@ -126,6 +126,36 @@ async fn trap_8_the_fuse_burns_down_unless_it_is_moved() {
     .await;
 }
 
+/// The first of the three fences alone: the keeper is frozen, there is no proxy, and nobody asks the driver for anything.
+#[tokio::test(flavor = "multi_thread")]
+async fn trap_8_a_thread_of_the_agent_kills_at_the_deadline_if_the_keeper_cannot() {
+    each(async |bin| {
+        let rig = Rig::new(&bin, 1);
+        let node = &rig.nodes[0];
+        node.create().await;
+        let right = Some(Moment::after(Duration::from_secs(60)));
+        node.pg.start(Mode::Primary, right, &mut |_| {}).await.unwrap();
+        let _load = node.load();
+        until("sessions", async || node.pg.look().await.unwrap().clients >= 3).await;
+        let keeper = crate::rig::Node::parent_of(node.pg.pid().unwrap());
+        signal("-STOP", keeper);
+        let at = Moment::after(Duration::from_millis(700));
+        // The keeper does not hear of it.
+        let told = node.pg.set_fuse(Some(at)).await.unwrap_err();
+        assert!(told.to_string().contains("does not answer"), "{told}");
+        until("all of it is dead", async || node.alive().is_empty()).await;
+        let late = Moment::now().nanos.saturating_sub(at.nanos);
+        println!("TIMED fence, after its moment: {} ms", late / 1_000_000);
+        signal("-CONT", keeper);
+        let Ended::Exited(exit) = node.pg.exited().await else { panic!("no exit") };
+        assert_eq!((exit.signal, exit.burnt), (Some(9), false));
+        // What has no deadline is left alone by that of before.
+        node.start_primary().await;
+        assert!(at.left().is_zero() && node.pg.look().await.is_ok());
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn trap_43_another_life_adopts_what_runs_and_nothing_else() {
     each(async |bin| {

@@ -310,6 +310,13 @@ impl Node {
         pids.filter(here).collect()
     }
 
+    /// Those of them that are not dead and waiting to be collected: a frozen keeper collects nobody.
+    pub(crate) fn alive(&self) -> Vec<u32> {
+        let stat = |pid: u32| fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let alive = |pid: &u32| stat(*pid).rsplit(") ").next().is_some_and(|s| !s.starts_with('Z'));
+        self.processes().into_iter().filter(alive).collect()
+    }
+
     /// The same node as another life of the agent would have it.
     pub(crate) fn another_life(&self) -> Postgres {
         Postgres::new(self.pg.settings().clone()).unwrap()

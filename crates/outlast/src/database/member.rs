@@ -143,6 +143,7 @@ impl Running {
         let kept = Kept::open(&place::own_dir(&office.home, database)?)?;
         let settings = place::settings(&office.home, topology, database, spec, secret)?;
         let postgres = Postgres::new(settings).map_err(|error| anyhow::anyhow!("{error}"))?;
+        let postgres = postgres.with_steady_fence(place::steady);
         let adopted = postgres.adopt().await.map_err(|error| anyhow::anyhow!("{error}"))?;
         if adopted == Adoption::Unkept {
             // Nobody would end it in time.

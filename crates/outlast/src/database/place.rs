@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use outlast_core::topology::{Postgres as Part, Topology};
+use outlast_host::steady;
 use outlast_postgres::{Address, Settings, Tls, Upstream};
 
 use super::Home;
@@ -21,6 +22,20 @@ pub const KEEP: &str = "postgres-keeper";
 /// Runs the keeper for a run directory.
 pub fn keep(run_dir: &Path) -> anyhow::Result<()> {
     outlast_postgres::keeper::run(run_dir).map_err(|error| anyhow::anyhow!("{error}"))
+}
+
+/// What the thread does first that ends PostgreSQL in time: it runs even when the machine is short of memory or of time, as
+/// far as it allows that.
+pub(super) fn steady() {
+    if let Err(error) = steady::stay_in_memory() {
+        tracing::warn!(
+            %error,
+            "keep the fence of PostgreSQL in memory; it may be late on a machine that is short of memory"
+        );
+    }
+    if let Err(error) = steady::go_first() {
+        tracing::info!(%error, "put the fence of PostgreSQL before other threads; it goes on without that");
+    }
 }
 
 /// The directory of a database among the agent's own files.

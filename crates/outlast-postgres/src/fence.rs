@@ -17,6 +17,7 @@ use rustix::time::{
     timerfd_settime,
 };
 
+use crate::cgroup::Cgroup;
 use crate::clock::Moment;
 use crate::error::{Doing, Error};
 use crate::proc::{self, Process, Stat};
@@ -35,12 +36,13 @@ const ENTRIES: usize = 8 << 10;
 const PATH_MAX: usize = 4 << 10;
 
 /// What there is to kill.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) struct Target {
     pub(crate) keeper: Option<Process>,
     pub(crate) postmaster: Option<Process>,
     /// The data directory as the kernel shows it.
     pub(crate) data_dir: PathBuf,
+    pub(crate) cgroup: Option<Arc<Cgroup>>,
 }
 
 /// The fence of one instance; its thread begins with the first deadline, and ends when this is dropped.
@@ -130,7 +132,8 @@ impl Watched {
             steady();
         }
         // Walks once, so that all that it needs is in memory.
-        let nobody = Target { keeper: None, postmaster: None, data_dir: PathBuf::new() };
+        let nobody =
+            Target { keeper: None, postmaster: None, data_dir: PathBuf::new(), cgroup: None };
         end_all(&nobody);
         loop {
             while rustix::io::read(&self.alarm, &mut [0; 8]) == Err(rustix::io::Errno::INTR) {}
@@ -165,6 +168,9 @@ impl Watched {
 
 /// Sends SIGKILL to all that is left of it; how many that were, `None` if nobody could be asked.
 fn end_all(target: &Target) -> Option<usize> {
+    if let Some(group) = &target.cgroup {
+        group.kill();
+    }
     let postmaster = target.postmaster.filter(|postmaster| is_alive(*postmaster));
     if let Some(postmaster) = postmaster {
         // It starts no others, and stays the parent of those that it has.
@@ -235,7 +241,7 @@ mod tests {
     }
 
     fn children(pid: u32) -> Vec<Process> {
-        crate::proc::children(pid).into_iter().map(|(process, _)| process).collect()
+        proc::children(pid).into_iter().map(|(process, _)| process).collect()
     }
 
     fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
@@ -268,7 +274,7 @@ mod tests {
 
         fn target(&self) -> Target {
             let postmaster = Process::find(self.shell.id());
-            Target { keeper: None, postmaster, data_dir: self.dir.clone() }
+            Target { keeper: None, postmaster, data_dir: self.dir.clone(), cgroup: None }
         }
     }
 

@@ -21,6 +21,7 @@
 //! Every order may be given twice. After an error nothing is assumed: look again.
 
 mod account;
+mod cgroup;
 mod clock;
 mod conf;
 mod control;

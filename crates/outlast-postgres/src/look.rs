@@ -217,13 +217,13 @@ impl Postgres {
     }
 
     async fn look_unlimited(&self, limit: Duration) -> Result<Seen, LookError> {
-        let mut connection = Connection::open(&self.settings, limit, &[]).await?;
+        let mut connection = self.enter(limit).await?;
         let rows = connection.query(QUESTION, limit).await?;
         let mut answer = Answer::read(&rows)?;
         if answer.timeline.is_none() {
             answer.timeline = received_timeline(&mut connection, limit).await?;
         }
-        connection.close().await;
+        self.keep_spare(connection).await;
         answer.seen()
     }
 }

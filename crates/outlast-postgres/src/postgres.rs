@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use crate::account::Account;
+use crate::cgroup::{self, Cgroup};
 use crate::clock::Moment;
 use crate::conf::Shape;
 use crate::error::{Doing, Error};
@@ -18,6 +19,7 @@ use crate::fence::{Fence, Target};
 use crate::lsn::Lsn;
 use crate::proc::Process;
 use crate::settings::Settings;
+use crate::sql::{Connection, SqlError, TOO_MANY};
 
 pub use adopt::Adoption;
 pub use begin::STUCK_AFTER;
@@ -34,6 +36,8 @@ pub struct Postgres {
     pub(crate) account: Account,
     held: Arc<Mutex<Held>>,
     fence: Arc<Fence>,
+    /// What the last look came through: the way in when clients have taken all others.
+    spare: Arc<Mutex<Option<Connection>>>,
     /// One change of the configuration at a time.
     pub(crate) shaping: Arc<tokio::sync::Mutex<()>>,
 }
@@ -45,6 +49,8 @@ pub(crate) struct Held {
     pub(crate) postmaster: Option<Process>,
     /// The data directory as the kernel shows it.
     pub(crate) cwd: Option<PathBuf>,
+    /// The control group in which it runs, where it has one.
+    pub(crate) cgroup: Option<Arc<Cgroup>>,
 }
 
 /// How far a start has come.
@@ -79,8 +85,9 @@ impl Postgres {
         if !settings.data_dir.is_absolute() || !settings.run_dir.is_absolute() {
             return Err(Error::new("data_dir and run_dir must be absolute paths"));
         }
-        let (held, fence, shaping) = (Arc::default(), Arc::default(), Arc::default());
-        Ok(Postgres { settings: Arc::new(settings), account, held, fence, shaping })
+        let (held, fence, spare) = (Arc::default(), Arc::default(), Arc::default());
+        let (settings, shaping) = (Arc::new(settings), Arc::default());
+        Ok(Postgres { settings, account, held, fence, spare, shaping })
     }
 
     /// What the thread that ends it in time does first, so that it runs when the machine is short of memory or of time.
@@ -102,16 +109,58 @@ impl Postgres {
         *self.held.lock().expect("nobody panics while holding it") = held;
     }
 
-    /// Has this agent's own thread kill at that moment what is held, or nothing.
-    pub(crate) fn set_fence(&self, fuse: Option<Moment>) {
-        let Held { keeper, postmaster, cwd } = self.held();
+    /// Opens a connection; where clients have taken all that there are, the one that the last look came through. The answer to
+    /// whom no place is left shows that the postmaster lives, and the old session whether the rest does (trap 45).
+    pub(crate) async fn enter(&self, limit: Duration) -> Result<Connection, SqlError> {
+        match Connection::open(&self.settings, limit, &[]).await {
+            Err(error) if error.sqlstate() == Some(TOO_MANY) => {
+                let spare = self.spare.lock().expect("nobody panics while holding it").take();
+                spare.ok_or(error)
+            }
+            entered => entered,
+        }
+    }
+
+    /// Keeps the connection as the spare one, in place of the one before.
+    pub(crate) async fn keep_spare(&self, connection: Connection) {
+        let before = self.spare.lock().expect("nobody panics while holding it").replace(connection);
+        if let Some(before) = before {
+            before.close().await;
+        }
+    }
+
+    /// Has this agent's own thread kill at that moment what is held, or nothing. Waits for nobody.
+    pub fn set_fence(&self, fuse: Option<Moment>) {
+        let Held { keeper, postmaster, cwd, cgroup } = self.held();
         match (fuse, postmaster) {
             (Some(at), Some(_)) => {
                 let data_dir = cwd.unwrap_or_else(|| self.settings.data_dir.clone());
-                self.fence.set(Target { keeper, postmaster, data_dir }, at);
+                self.fence.set(Target { keeper, postmaster, data_dir, cgroup }, at);
             }
             (None, _) | (_, None) => self.fence.take_away(),
         }
+    }
+
+    /// The control group in which this instance is to run, or why there is none, which is said once.
+    pub(crate) fn make_cgroup(&self) -> Option<Arc<Cgroup>> {
+        static SAID: std::sync::Once = std::sync::Once::new();
+        let name = cgroup::name_of(&self.settings.database, &self.settings.run_dir);
+        let made = Cgroup::make(&name).inspect_err(|error| {
+            SAID.call_once(|| {
+                tracing::info!(%error, "PostgreSQL has no control group of its own; it is ended process by process");
+            });
+        });
+        made.map(Arc::new).ok()
+    }
+
+    /// The control group that an earlier life has made.
+    pub(crate) fn find_cgroup(&self) -> Option<Arc<Cgroup>> {
+        let dir = std::fs::read_to_string(self.cgroup_file()).ok()?;
+        Cgroup::at(dir.trim().as_ref()).map(Arc::new).ok()
+    }
+
+    pub(crate) fn cgroup_file(&self) -> PathBuf {
+        self.settings.run_dir.join("cgroup")
     }
 
     /// The postmaster's number, if one is held.

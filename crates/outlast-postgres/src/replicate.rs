@@ -21,6 +21,8 @@ const RELOAD_LIMIT: Duration = Duration::from_secs(10);
 const RECEIVER_LIMIT: Duration = Duration::from_secs(10);
 /// How long the log on this disk may take to be read. Whoever asked may ask again.
 const READ_LIMIT: Duration = Duration::from_secs(60);
+/// The setting that says whom commits wait for.
+const SYNC: &str = "synchronous_standby_names";
 /// How often either is looked at.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -117,7 +119,7 @@ impl Postgres {
     pub async fn set_sync(&self, sync: Option<Quorum>) -> Result<(), Error> {
         let value = sync.as_ref().map(Quorum::value).transpose()?.unwrap_or_default();
         self.shape(move |shape| shape.sync = sync).await.doing("set the synchronous standbys")?;
-        let reload = self.reload_until("synchronous_standby_names", &value).await;
+        let reload = self.reload_until(SYNC, &value).await;
         reload.doing("set the synchronous standbys")
     }
 
@@ -157,7 +159,12 @@ impl Postgres {
         postmaster.signal(Signal::HUP);
         let sql = format!("SELECT current_setting('{name}')");
         loop {
-            let now = self.value(&sql, LOOK_LIMIT).await.doing("reload the configuration")?;
+            // A session that is open reads it later than a new one begins with it: also then a new one has it.
+            let now = match name {
+                SYNC => self.setting(name, LOOK_LIMIT).await,
+                _ => self.value(&sql, LOOK_LIMIT).await,
+            };
+            let now = now.doing("reload the configuration")?;
             if now == value {
                 return Ok(());
             }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use crate::error::{Doing, Error};
-use crate::look::{LOOK_LIMIT, LookError};
+use crate::look::{Fault, LOOK_LIMIT, LookError};
 use crate::postgres::Postgres;
 use crate::settings::{CONTROL_ROLE, REPLICATION_ROLE, Settings};
 use crate::sql::{Connection, Row, SqlError, literal};
@@ -19,6 +19,9 @@ const ROLES_LIMIT: Duration = Duration::from_secs(10);
 /// Roles whose sessions can be moved between servers; those of more must log in again.
 const VERIFIERS_MAX: usize = 1000;
 
+/// What is committed when a write is tried.
+const WRITE: &str = "SELECT pg_logical_emit_message(true, 'outlast', '')";
+
 /// Which commit is tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Write {
@@ -29,16 +32,37 @@ pub enum Write {
 }
 
 impl Postgres {
-    /// Commits a message in the log, through a new connection. Works in the quiet state, too.
+    /// Commits a message in the log, through a new connection if there is one to be had. Works in the quiet state, too.
     pub async fn write_probe(&self, write: Write, limit: Duration) -> Result<(), LookError> {
+        match self.write_anew(write, limit).await {
+            Err(error) if error.fault == Fault::TooMany && write == Write::Local => {
+                self.write_through_spare(limit).await
+            }
+            written => written,
+        }
+    }
+
+    async fn write_through_spare(&self, limit: Duration) -> Result<(), LookError> {
+        let mut connection = self.enter(limit).await?;
+        for sql in [
+            "SET default_transaction_read_only = off",
+            WRITE,
+            "RESET default_transaction_read_only",
+        ] {
+            connection.query(sql, limit).await?;
+        }
+        self.keep_spare(connection).await;
+        Ok(())
+    }
+
+    async fn write_anew(&self, write: Write, limit: Duration) -> Result<(), LookError> {
         let commit = match write {
             Write::Local => "local",
             Write::Synchronous => "on",
         };
         let options = [("synchronous_commit", commit), ("default_transaction_read_only", "off")];
         let mut connection = Connection::open(&self.settings, limit, &options).await?;
-        let sql = "SELECT pg_logical_emit_message(true, 'outlast', '')";
-        match connection.query(sql, limit).await {
+        match connection.query(WRITE, limit).await {
             Ok(_) => {
                 connection.close().await;
                 Ok(())
@@ -66,6 +90,14 @@ impl Postgres {
         let rows = connection.query(sql, limit).await?;
         connection.close().await;
         Ok(rows)
+    }
+
+    /// Asks for one setting; of a session that is open, if no other can be.
+    pub(crate) async fn setting(&self, name: &str, limit: Duration) -> Result<String, LookError> {
+        let mut connection = self.enter(limit).await?;
+        let rows = connection.query(&format!("SELECT current_setting('{name}')"), limit).await?;
+        self.keep_spare(connection).await;
+        Ok(rows.into_iter().next().and_then(|row| row.into_iter().next()?).unwrap_or_default())
     }
 
     /// Asks for one value.

@@ -20,6 +20,9 @@ const ROWS_MAX: usize = 100_000;
 /// The database that every cluster has from its beginning.
 const DATABASE: &str = "postgres";
 
+/// SQLSTATE `too_many_connections`.
+pub(crate) const TOO_MANY: &str = "53300";
+
 /// Columns as text.
 pub(crate) type Row = Vec<Option<String>>;
 

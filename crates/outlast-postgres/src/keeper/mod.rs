@@ -64,6 +64,9 @@ pub(crate) struct Start {
     /// Its data directory, as the kernel shows it.
     pub(crate) data_dir: PathBuf,
     pub(crate) fuse: Option<Moment>,
+    /// The control group in which it is to run.
+    #[serde(default)]
+    pub(crate) cgroup: Option<PathBuf>,
 }
 
 /// How it stands with the keeper and its postmaster.

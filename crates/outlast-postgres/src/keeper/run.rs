@@ -20,6 +20,7 @@ use rustix::time::{
 };
 
 use super::{Answer, Ask, Exit, KILL_LIMIT, LINE_MAX, LINGER, Standing, Start, VERSION, socket};
+use crate::cgroup::Cgroup;
 use crate::clock::Moment;
 use crate::error::{Doing, Error};
 use crate::proc::Tree;
@@ -46,8 +47,12 @@ pub fn run(run_dir: &Path) -> Result<(), Error> {
     // Without the right to it, the keeper is only as safe from being swapped out as others are. Not what is mapped
     // later: beyond the limit, that would fail.
     let locked = mlockall(MlockAllFlags::CURRENT).is_ok();
-    let mut keeper = Keeper { timer, locked, child: None, exit: None, fuse: None, burnt: false };
+    let mut keeper =
+        Keeper { timer, locked, child: None, group: None, exit: None, fuse: None, burnt: false };
     keeper.live(&listener)?;
+    if let Some(group) = keeper.group {
+        group.remove();
+    }
     fs::remove_file(socket(run_dir)).ok();
     Ok(())
 }
@@ -87,6 +92,8 @@ struct Keeper {
     timer: OwnedFd,
     locked: bool,
     child: Option<Child>,
+    /// What the postmaster was started in.
+    group: Option<Cgroup>,
     exit: Option<Exit>,
     fuse: Option<Moment>,
     burnt: bool,
@@ -198,7 +205,8 @@ impl Keeper {
         command.args(&start.arguments).env_clear().stdin(Stdio::null());
         start.account.take(&mut command);
         command.envs(start.environment.iter().map(|(name, value)| (name, value)));
-        let child = command.spawn().doing(format!("run {}", start.program.display()))?;
+        let spawned = self.spawn_in_group(&mut command, start.cgroup.as_deref());
+        let child = spawned.doing(format!("run {}", start.program.display()))?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let pid = pid.ok_or_else(|| Error::new("the postmaster has no number"))?;
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).doing("hold the postmaster")?;
@@ -206,6 +214,31 @@ impl Keeper {
         // After the start, so that the postmaster does not inherit it: the kernel is to end this process last.
         fs::write("/proc/self/oom_score_adj", "-1000").ok();
         Ok(())
+    }
+
+    fn spawn_in_group(
+        &mut self,
+        command: &mut Command,
+        dir: Option<&Path>,
+    ) -> io::Result<std::process::Child> {
+        let group = dir.map(Cgroup::at).transpose();
+        let group = group.inspect_err(|error| complain(&error.to_string())).ok().flatten();
+        let Some(group) = group else { return command.spawn() };
+        let (spawned, stands) = group.within(|| command.spawn());
+        match stands {
+            Ok(()) => self.group = Some(group),
+            Err(error) => complain(&error.to_string()),
+        }
+        spawned
+    }
+
+    /// Kills all of the tree, and says whether nothing is left.
+    fn end_tree(&self, data_dir: &Path) -> bool {
+        if let Some(group) = &self.group {
+            group.kill();
+        }
+        let root = u32::try_from(getpid().as_raw_nonzero().get()).ok();
+        Tree { root, with_root: false, data_dir }.kill(KILL_LIMIT)
     }
 
     fn set_fuse(&mut self, fuse: Option<Moment>) -> Result<(), Error> {
@@ -233,9 +266,7 @@ impl Keeper {
 
     fn kill(&mut self) -> Result<(), Error> {
         let Some(child) = &self.child else { return Ok(()) };
-        let root = u32::try_from(getpid().as_raw_nonzero().get()).ok();
-        let tree = Tree { root, with_root: false, data_dir: &child.start.data_dir };
-        let gone = tree.kill(KILL_LIMIT);
+        let gone = self.end_tree(&child.start.data_dir);
         self.collect();
         if gone { Ok(()) } else { Err(Error::new("a process does not die of SIGKILL")) }
     }
@@ -251,9 +282,7 @@ impl Keeper {
         }
         let Some(exit) = ended else { return };
         let Some(child) = self.child.take() else { return };
-        let root = u32::try_from(getpid().as_raw_nonzero().get()).ok();
-        let tree = Tree { root, with_root: false, data_dir: &child.start.data_dir };
-        if !tree.kill(KILL_LIMIT) {
+        if !self.end_tree(&child.start.data_dir) {
             complain("a process of a dead postmaster does not die of SIGKILL");
         }
         self.exit = Some(exit);

@@ -34,6 +34,7 @@ impl Postgres {
                     keeper: Process::find(keeper),
                     postmaster: Process::find(pid),
                     cwd: data_dir,
+                    cgroup: self.find_cgroup(),
                 });
                 self.set_fence(fuse);
                 Ok(Adoption::Kept { fuse })
@@ -45,7 +46,8 @@ impl Postgres {
                     Ok((postmaster_of(&dir, &cwd)?, cwd))
                 });
                 let (postmaster, cwd) = found.await.doing("read postmaster.pid")?;
-                self.hold(Held { keeper: None, postmaster, cwd: Some(cwd) });
+                let cgroup = self.find_cgroup();
+                self.hold(Held { keeper: None, postmaster, cwd: Some(cwd), cgroup });
                 Ok(if postmaster.is_some() { Adoption::Unkept } else { Adoption::Nothing })
             }
             Err(error) => Err(error).doing("adopt what runs"),

@@ -248,6 +248,11 @@ impl Postgres {
         let dir = self.settings.data_dir.clone();
         let find = move || fs::canonicalize(&dir).doing(format!("find {}", dir.display()));
         let data_dir = self.on_disk(find).await?;
+        let cgroup = self.make_cgroup();
+        let text =
+            cgroup.iter().map(|group| format!("{}\n", group.dir().display())).collect::<String>();
+        fs::write(self.cgroup_file(), text).doing("note the control group")?;
+        self.hold(Held { cgroup: cgroup.clone(), ..self.held() });
         let start = Start {
             program: self.settings.program("postgres").into(),
             arguments: vec!["-D".into(), data_dir.clone().into()],
@@ -258,6 +263,7 @@ impl Postgres {
             account: self.account.clone(),
             data_dir: data_dir.clone(),
             fuse,
+            cgroup: cgroup.map(|group| group.dir().to_owned()),
         };
         let asked = ask(&self.settings.run_dir, &Ask::Start(Box::new(start)), KEEPER_START).await;
         let standing = asked.map_err(|error| Error::new(error.to_string()))?;

@@ -87,7 +87,10 @@ impl Postgres {
         told.await.doing("kill PostgreSQL")?.doing("kill PostgreSQL")?;
         self.set_fence(None);
         self.dismiss().await;
-        self.hold(Held { keeper: None, postmaster: None, ..self.held() });
+        if let Some(group) = self.held().cgroup {
+            group.remove();
+        }
+        self.hold(Held { keeper: None, postmaster: None, cgroup: None, ..self.held() });
         Ok(())
     }
 
@@ -95,6 +98,9 @@ impl Postgres {
         let cwd = held.cwd.clone().unwrap_or_else(|| self.settings.data_dir.clone());
         let keeper = held.keeper.filter(|keeper| keeper.stat().is_some());
         let postmaster = held.postmaster.filter(|postmaster| postmaster.stat().is_some());
+        if let Some(group) = &held.cgroup {
+            group.kill();
+        }
         let root = keeper.or(postmaster).map(|process| process.pid);
         let tree = Tree { root, with_root: keeper.is_none(), data_dir: &cwd };
         if !tree.kill(KILL_LIMIT) {

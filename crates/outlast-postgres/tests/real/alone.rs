@@ -6,7 +6,8 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use outlast_postgres::{
-    Adoption, Demands, Disk, Ended, Fault, Mode, Moment, ProcessState, Role, State, StopHow, Write,
+    Adoption, Demands, Disk, Ended, Fault, Mode, Moment, ProcessState, Quorum, Role, State,
+    StopHow, Write,
 };
 
 use crate::rig::{LIMIT, Rig, each, timed, until};
@@ -156,6 +157,44 @@ async fn trap_8_a_thread_of_the_agent_kills_at_the_deadline_if_the_keeper_cannot
     .await;
 }
 
+/// A program that has left its parents and the data directory is found by its control group alone, and by it by a later life.
+#[tokio::test(flavor = "multi_thread")]
+async fn trap_4_a_kill_reaches_what_has_wandered_off_where_there_are_control_groups() {
+    each(async |bin| {
+        let rig = Rig::new(&bin, 1);
+        let node = &rig.nodes[0];
+        node.create().await;
+        node.start_primary().await;
+        let run_dir = node.pg.settings().run_dir.clone();
+        let group = fs::read_to_string(run_dir.join("cgroup")).unwrap();
+        if group.is_empty() {
+            println!("NOT RUN: this account may make no control groups here");
+            return;
+        }
+        let sleep = format!(
+            "cd / && (exec setsid sleep {}) > /dev/null 2>&1 &",
+            7_000_000 + std::process::id()
+        );
+        node.sql(&format!("COPY (SELECT 1) TO PROGRAM '{sleep}'")).unwrap();
+        let words = format!("sleep\0{}", 7_000_000 + std::process::id());
+        until("it runs", async || !crate::rig::with_words(&words).is_empty()).await;
+        let members = || fs::read_to_string(format!("{}/cgroup.procs", group.trim()));
+        let wanderer = crate::rig::with_words(&words)[0];
+        let listed = members().unwrap();
+        let keeper = crate::rig::Node::parent_of(node.pg.pid().unwrap());
+        let is_in = |pid: u32| listed.lines().any(|line| line == pid.to_string());
+        assert!(is_in(wanderer) && is_in(node.pg.pid().unwrap()) && !is_in(keeper), "{listed}");
+        signal("-KILL", keeper);
+        assert_eq!(node.pg.exited().await, Ended::KeeperGone);
+        let other = node.another_life();
+        assert_eq!(other.adopt().await.unwrap(), Adoption::Unkept);
+        other.kill().await.unwrap();
+        until("it is dead", async || crate::rig::with_words(&words).is_empty()).await;
+        assert!(members().is_err(), "the group is gone with them");
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn trap_43_another_life_adopts_what_runs_and_nothing_else() {
     each(async |bin| {
@@ -276,13 +315,24 @@ async fn trap_45_clients_that_take_all_connections_do_not_look_like_death() {
         let _clients = [(); 3].map(|()| node.sql_in_background("SELECT pg_sleep(60)"));
         until("all are taken", async || node.pg.look().await.unwrap().clients == 3).await;
         node.pg.write_probe(Write::Local, LIMIT).await.unwrap();
-        // One that comes while we look ourselves is turned away; the next is not.
+        // Then even the reserved ones. The agent's last session is a way in, for what must go on.
         let more = Mutex::new(Vec::new());
-        until("even the reserved ones", async || {
+        until("superusers are refused", async || {
             more.lock().unwrap().push(node.sql_in_background("SELECT pg_sleep(60)"));
-            node.pg.look().await.is_err_and(|error| error.fault == Fault::TooMany)
+            node.sql("SELECT 1").is_err_and(|error| error.contains("too many clients"))
         })
         .await;
+        for _ in 0..3 {
+            let seen = node.pg.look().await.unwrap();
+            assert!(seen.clients >= 7 && !seen.in_recovery(), "{seen:?}");
+            node.pg.write_probe(Write::Local, LIMIT).await.unwrap();
+        }
+        let names = ["n-2".to_owned()].into();
+        node.pg.set_sync(Some(Quorum { count: 1, names })).await.unwrap();
+        assert_eq!(node.pg.look().await.unwrap().sync, "ANY 1 (\"n-2\")");
+        // A new session has to be let in to show that others are not.
+        let closed = node.pg.close(SHORT).await.unwrap_err();
+        assert!(closed.to_string().contains("too many clients"), "{closed}");
     })
     .await;
 }

@@ -323,6 +323,14 @@ impl Node {
     }
 }
 
+/// The processes that were started with this in their words.
+pub(crate) fn with_words(words: &str) -> Vec<u32> {
+    let pids = fs::read_dir("/proc").unwrap();
+    let pids = pids.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let line = |pid: u32| fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    pids.filter(|pid| String::from_utf8_lossy(&line(*pid)).starts_with(words)).collect()
+}
+
 /// Copies a directory with its owners and rights.
 fn copy(from: &Path, to: &Path) {
     let status = Command::new("cp").arg("-a").args([from, to]).status().unwrap();

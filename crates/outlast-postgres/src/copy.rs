@@ -4,16 +4,24 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
 use crate::conf::{Shape, conninfo};
 use crate::control::Control;
 use crate::error::{Doing, Error};
 use crate::files;
 use crate::postgres::{Postgres, remove_signals};
-use crate::settings::Upstream;
+use crate::settings::{Address, Upstream};
 use crate::tool::Tool;
 
 /// A copy that has not said a word for so long is broken. Syncing all of it to disk is silent, too.
 const COPY_SILENCE: Duration = Duration::from_secs(600);
+/// A server that does not answer within this time is not reached.
+const REACH_LIMIT: Duration = Duration::from_secs(2);
+/// Length 8, then the number that stands for "would you speak TLS".
+const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 /// The suffix of a copy that is not finished.
 const UNFINISHED: &str = "clone";
 
@@ -32,6 +40,20 @@ pub struct Copied {
 }
 
 impl Postgres {
+    /// Whether a PostgreSQL answers there, without saying who asks.
+    pub async fn reaches(&self, source: &Upstream) -> Result<(), Error> {
+        let Address { host, port } = &source.address;
+        let ask = async {
+            let mut stream = TcpStream::connect((host.as_str(), *port)).await?;
+            stream.write_all(&SSL_REQUEST).await?;
+            stream.read_u8().await
+        };
+        let answer = timeout(REACH_LIMIT, ask).await;
+        let answer =
+            answer.map_err(|_elapsed| Error::new("no answer")).and_then(|said| said.doing("ask"));
+        answer.map(drop).doing(format!("reach {}", source.node))
+    }
+
     /// Rewinds this node to where its log and the source's part. The server must not run; the source must have written
     /// a checkpoint since its promotion (trap 32). If it breaks midway, the directory is [`crate::Disk::Broken`].
     pub async fn rewind(

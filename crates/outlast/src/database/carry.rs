@@ -185,6 +185,14 @@ async fn let_clients_leave(postgres: &Postgres) {
     }
 }
 
+/// Who goes down to be made like another is no recruit meanwhile: not for one that cannot be reached.
+async fn reach_first(postgres: &Postgres, upstream: Option<&Upstream>) -> Result<(), Error> {
+    match upstream {
+        Some(upstream) => postgres.reaches(upstream).await,
+        None => Ok(()),
+    }
+}
+
 /// Does it. Every part of it has a limit.
 pub(super) async fn carry(postgres: Postgres, job: Job) -> Result<Done, Error> {
     let Job { order, upstream, fuse, takes_over } = job;
@@ -256,6 +264,7 @@ pub(super) async fn carry(postgres: Postgres, job: Job) -> Result<Done, Error> {
             }
         }
         Order::Rewind { .. } => {
+            reach_first(&postgres, upstream.as_ref()).await?;
             postgres.kill().await?;
             if let Some(upstream) = upstream {
                 postgres.rewind(&upstream, &mut |_| {}).await?;
@@ -263,6 +272,7 @@ pub(super) async fn carry(postgres: Postgres, job: Job) -> Result<Done, Error> {
             Ok(Done::MadeStandby)
         }
         Order::Clone { .. } => {
+            reach_first(&postgres, upstream.as_ref()).await?;
             postgres.kill().await?;
             if let Some(upstream) = upstream {
                 postgres.clone_from(&upstream, &mut |_| {}).await?;

@@ -36,6 +36,9 @@ const ASIDE_MAX: Duration = Duration::from_secs(360);
 /// How often slots are looked at.
 const SLOTS_EVERY: Duration = Duration::from_secs(10);
 
+/// After a keeper that did not answer, or was not there yet.
+const FUSE_AGAIN: Duration = Duration::from_millis(250);
+
 /// After what could not be prepared.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -124,6 +127,7 @@ struct Running {
     disk: Option<Probe>,
     slots_at: Option<Instant>,
     fuse: Option<PrimaryLease>,
+    fuse_failed: Option<Instant>,
     /// The right that the agent had before it was started anew, as its keeper still has it.
     inherited: Option<PrimaryLease>,
     /// Lineage and promotion before the last order.
@@ -182,6 +186,7 @@ impl Running {
             disk: None,
             slots_at: None,
             fuse: None,
+            fuse_failed: None,
             inherited,
             before: (None, None),
             said_part: None,
@@ -331,8 +336,13 @@ impl Running {
         let rises = self.carries.as_ref().is_some_and(|(order, _)| {
             matches!(order, Order::StartPrimary { .. } | Order::Promote { .. })
         });
-        if (self.watch.local.server == Server::Primary || rises) && !self.aside.contains_key("fuse")
-        {
+        if self.watch.local.server != Server::Primary && !rises {
+            return;
+        }
+        // A keeper that does not answer does not hold up the other fence.
+        self.postgres.set_fence(Some(moment(lease.until)));
+        let waits = self.fuse_failed.is_some_and(|at| boottime().since(at) < FUSE_AGAIN);
+        if !waits && !self.aside.contains_key("fuse") {
             self.fuse = Some(lease);
             let postgres = self.postgres.clone();
             self.beside("fuse", async move { postgres.set_fuse(Some(moment(lease.until))).await });
@@ -484,7 +494,7 @@ impl Running {
                     tracing::warn!(database = self.database, what, %error, "beside the orders");
                     match what {
                         // It stands where it stood.
-                        "fuse" => self.fuse = None,
+                        "fuse" => (self.fuse, self.fuse_failed) = (None, Some(boottime())),
                         "slots" => self.watch.has_roles = false,
                         _ => {}
                     }

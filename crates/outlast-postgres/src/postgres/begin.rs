@@ -85,12 +85,14 @@ impl Postgres {
         .await
     }
 
-    /// Makes our roles in a cluster that somebody else made, that was shut down cleanly and is no standby.
+    /// Makes our roles in a cluster that somebody else made, that was shut down cleanly and is no standby; or in a base backup
+    /// of a primary, which is recovered to the end of the log that it has.
     pub async fn install_roles(&self) -> Result<(), Error> {
         self.refuse_running("install the roles")?;
         let control = self.control().await?;
-        let standby = self.settings.data_dir.join("standby.signal").exists();
-        if control.state != State::ShutDown || standby {
+        let has = |name: &str| self.settings.data_dir.join(name).exists();
+        let backup = control.state == State::InProduction && has("backup_label");
+        if (control.state != State::ShutDown && !backup) || has("standby.signal") {
             return Err(Error::new("install the roles: it was not shut down as a primary"));
         }
         let this = self.clone();

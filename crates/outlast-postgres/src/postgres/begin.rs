@@ -22,7 +22,7 @@ use crate::lsn::Lsn;
 use crate::postgres::{Held, Postgres, ProcessState, Starting};
 use crate::proc::{self, Process};
 use crate::role::role_statements;
-use crate::settings::Tls;
+use crate::settings::{Tls, Upstream};
 use crate::sql::Connection;
 use crate::tool::Tool;
 
@@ -160,10 +160,38 @@ impl Postgres {
         if self.adopt().await? != Adoption::Nothing {
             return Err(Error::new("start PostgreSQL: it runs"));
         }
+        let upstream = match &mode {
+            Mode::Primary => None,
+            Mode::Standby { follow } => follow.clone(),
+        };
         self.prepare_start(mode).await.doing("prepare the start of PostgreSQL")?;
         self.start_keeper().await.doing("start the keeper")?;
         self.start_postmaster(fuse).await.doing("start PostgreSQL")?;
-        self.started(progress).await.doing("start PostgreSQL")
+        if !self.started(progress).await.doing("start PostgreSQL")? {
+            return Err(self.give_up_recovery(upstream).await);
+        }
+        Ok(())
+    }
+
+    /// Its recovery does not move. If the primary is there all the same, the log that this one needs to be consistent is there
+    /// no more: as it is, it never lets anybody in, and is made anew (traps 37, 47).
+    async fn give_up_recovery(&self, upstream: Option<Upstream>) -> Error {
+        let seconds = STUCK_AFTER.as_secs();
+        let what = format!("start PostgreSQL: its recovery has not moved for {seconds} s");
+        let Some(upstream) = upstream else { return Error::new(what) };
+        let given_up = async {
+            self.reaches(&upstream).await?;
+            self.kill().await?;
+            let this = self.clone();
+            self.on_disk(move || this.mark_unfit("it lacks log that the primary no longer has"))
+                .await
+        };
+        match given_up.await {
+            Ok(()) => {
+                Error::new(format!("{what}; it lacks log that {} no longer has", upstream.node))
+            }
+            Err(error) => Error::new(format!("{what}; {error}")),
+        }
     }
 
     async fn prepare_start(&self, mode: Mode) -> Result<(), Error> {
@@ -275,18 +303,18 @@ impl Postgres {
         postmaster.map(drop).ok_or_else(|| Error::new(self.output_tail()))
     }
 
-    /// Waits until the server lets us in, for as long as its recovery moves.
-    async fn started(&self, progress: &mut (dyn FnMut(Starting) + Send)) -> Result<(), Error> {
+    /// Waits until the server lets us in, for as long as its recovery moves; whether it does let us in.
+    async fn started(&self, progress: &mut (dyn FnMut(Starting) + Send)) -> Result<bool, Error> {
         let began = Instant::now();
         let (mut moved, mut replayed) = (began, None);
         loop {
             match Connection::open(&self.settings, LOOK_LIMIT, &[]).await.map_err(LookError::from) {
                 Ok(connection) => {
                     connection.close().await;
-                    return Ok(());
+                    return Ok(true);
                 }
                 Err(error) => match error.fault {
-                    Fault::TooMany => return Ok(()),
+                    Fault::TooMany => return Ok(true),
                     Fault::Refused | Fault::Starting | Fault::TimedOut => {}
                     Fault::Other => return Err(error).doing("connect"),
                 },
@@ -300,8 +328,7 @@ impl Postgres {
             }
             progress(Starting { replayed, since: began.elapsed() });
             if moved.elapsed() >= STUCK_AFTER {
-                let what = format!("its recovery has not moved for {} s", STUCK_AFTER.as_secs());
-                return Err(Error::new(what));
+                return Ok(false);
             }
             sleep(LOOK).await;
         }

@@ -107,7 +107,7 @@ fn run_cargo(step: &Step, filters: &[String]) -> Result<()> {
     }
     command.envs(step.env.iter().copied());
     command.envs(tools::postgres_env()).env("OUTLAST_REAL", "1");
-    // The driver is tested with these beside 15.
+    // The driver is tested with these beside 15, and whole nodes in short.
     command.env("OUTLAST_PG_VERSIONS", "16,18");
     put_venv_on_path(&mut command)?;
     let status = command.status().context("start cargo")?;

@@ -48,6 +48,8 @@ pub(crate) const THREE: Plan =
 pub(crate) struct Cluster {
     pub(crate) dir: PathBuf,
     pub(crate) plan: Plan,
+    /// Where PostgreSQL's programs are.
+    pub(crate) bin: PathBuf,
     number: u8,
     agents: Vec<Option<Child>>,
 }
@@ -59,7 +61,10 @@ pub(crate) fn bin_dir() -> PathBuf {
 
 /// Where PostgreSQL's programs are, as lines of the topology.
 pub(crate) fn programs() -> String {
-    let dir = bin_dir();
+    programs_in(&bin_dir())
+}
+
+fn programs_in(dir: &Path) -> String {
     let said = Command::new(dir.join("postgres")).arg("--version").output();
     let said = said.unwrap_or_else(|error| panic!("no PostgreSQL in {}: {error}", dir.display()));
     let said = String::from_utf8_lossy(&said.stdout).into_owned();
@@ -71,7 +76,11 @@ pub(crate) fn programs() -> String {
 impl Cluster {
     /// Starts the agents of all nodes.
     pub(crate) fn start(plan: Plan) -> Cluster {
-        let mut cluster = Cluster::new(plan);
+        Cluster::start_with(plan, bin_dir())
+    }
+
+    fn start_with(plan: Plan, bin: PathBuf) -> Cluster {
+        let mut cluster = Cluster::with(plan, bin);
         for node in cluster.plan.nodes {
             cluster.start_agent(node);
         }
@@ -80,7 +89,12 @@ impl Cluster {
 
     /// The same, once the database serves, with all members and a table.
     pub(crate) fn serving(plan: Plan) -> Cluster {
-        let cluster = Cluster::start(plan);
+        Cluster::serving_with(plan, bin_dir())
+    }
+
+    /// The same with other programs.
+    pub(crate) fn serving_with(plan: Plan, bin: PathBuf) -> Cluster {
+        let cluster = Cluster::start_with(plan, bin);
         cluster.until(BEGIN, "the database serves with all members", Cluster::is_whole);
         cluster.write(TABLE).unwrap();
         cluster
@@ -88,6 +102,10 @@ impl Cluster {
 
     /// Writes the files, and starts nothing.
     pub(crate) fn new(plan: Plan) -> Cluster {
+        Cluster::with(plan, bin_dir())
+    }
+
+    fn with(plan: Plan, bin: PathBuf) -> Cluster {
         static NEXT: AtomicU8 = AtomicU8::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let dir = format!("outlast-postgres-{}-{number}", std::process::id());
@@ -96,7 +114,7 @@ impl Cluster {
         // PostgreSQL runs under another account.
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
         let agents = plan.nodes.iter().map(|_| None).collect();
-        let cluster = Cluster { dir, plan, number, agents };
+        let cluster = Cluster { dir, plan, bin, number, agents };
         for node in cluster.plan.nodes {
             cluster.write_file(node, cluster.plan.lines);
         }
@@ -117,7 +135,7 @@ impl Cluster {
         text += &format!(
             "[postgres.orders]\nnodes = {:?}\n{}data_dir = \"{}\"\nport = {SERVER}\nlisten = {{ write = \"{}\", read = \"{}\" }}\nhba = [\"host all all 127.0.0.0/8 trust\"]\n{lines}\n",
             self.plan.members,
-            programs(),
+            programs_in(&self.bin),
             self.data(node).display(),
             at(WRITE),
             at(READ)
@@ -218,11 +236,14 @@ impl Cluster {
 
     /// All of a node but its agent: proxy, keeper, PostgreSQL.
     pub(crate) fn processes(&self, node: &str) -> Vec<i32> {
-        let mut all =
-            processes::with_words(&format!("proxy\0--data-dir\0{}", self.home(node).display()));
+        let mut all = self.proxy(node);
         all.extend(self.keeper(node));
         all.extend(processes::of_server(&self.data(node)));
         all
+    }
+
+    pub(crate) fn proxy(&self, node: &str) -> Vec<i32> {
+        processes::with_words(&format!("proxy\0--data-dir\0{}", self.home(node).display()))
     }
 
     pub(crate) fn keeper(&self, node: &str) -> Vec<i32> {
@@ -433,7 +454,7 @@ impl Cluster {
         fs::create_dir(&data).unwrap();
         fs::set_permissions(&data, fs::Permissions::from_mode(0o700)).unwrap();
         std::os::unix::fs::chown(&data, Some(owner.uid()), Some(owner.gid())).unwrap();
-        let made = Command::new(bin_dir().join("initdb"))
+        let made = Command::new(self.bin.join("initdb"))
             .args(["--no-sync", "--username=postgres", "-D"])
             .arg(&data)
             .current_dir(&self.dir)

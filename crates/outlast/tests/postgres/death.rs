@@ -37,7 +37,7 @@ fn another_member_takes_over_from_a_dead_node_and_no_acknowledged_row_is_lost() 
 }
 
 /// Written while nothing is sent, by a session that does not wait for others.
-fn leave_a_row_that_nobody_else_has(cluster: &Cluster, primary: &str) {
+pub(crate) fn leave_a_row_that_nobody_else_has(cluster: &Cluster, primary: &str) {
     let data = cluster.data(primary);
     processes::signal(&processes::of_kind(&data, "walsender"), Signal::STOP);
     let alone = "set synchronous_commit = local; insert into ledger values (0)";
@@ -47,7 +47,7 @@ fn leave_a_row_that_nobody_else_has(cluster: &Cluster, primary: &str) {
 }
 
 /// Data directories that were put aside.
-fn aside(cluster: &Cluster, node: &str) -> Vec<String> {
+pub(crate) fn aside(cluster: &Cluster, node: &str) -> Vec<String> {
     let names = fs::read_dir(&cluster.dir).unwrap().flatten();
     let names = names.filter_map(|entry| entry.file_name().into_string().ok());
     names.filter(|name| name.starts_with(&format!("{node}-orders.aside"))).collect()

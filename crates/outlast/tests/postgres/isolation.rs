@@ -54,19 +54,26 @@ const ENOUGH: &str = "/var/lib/outlast-of-a-test/enough";
 const WRITES_MAX: Duration = Duration::from_secs(300);
 
 /// A lab with a database. Dropped, it is down.
-struct Lab {
+pub(crate) struct Lab {
     dir: PathBuf,
 }
 
 impl Lab {
-    fn up() -> Lab {
-        let dir = std::env::temp_dir().join(format!("outlast-cut-{}", std::process::id()));
+    pub(crate) fn up(name: &str) -> Lab {
+        let dir = std::env::temp_dir().join(format!("outlast-{name}-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
         let lab = Lab { dir };
-        fs::write(lab.dir.join("lab.toml"), FILE.to_owned() + &programs()).unwrap();
+        lab.write_file("lab.toml", "");
         lab.good(&["up", "lab.toml", "--detach"]);
         lab
+    }
+
+    /// Writes a topology file with these lines more for the database; every machine sees it.
+    pub(crate) fn write_file(&self, name: &str, lines: &str) -> String {
+        let path = self.dir.join(name);
+        fs::write(&path, FILE.to_owned() + &programs() + lines).unwrap();
+        path.display().to_string()
     }
 
     fn command(&self, words: &[&str]) -> Command {
@@ -86,24 +93,24 @@ impl Lab {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    fn exec(&self, node: &str, words: &[&str]) -> Output {
+    pub(crate) fn exec(&self, node: &str, words: &[&str]) -> Output {
         self.run(&[&["exec", node, "--"], words].concat())
     }
 
-    fn says(&self, node: &str) -> Option<Value> {
+    pub(crate) fn says(&self, node: &str) -> Option<Value> {
         let output = self.exec(node, &["outlast", "status", "--format", "json"]);
         let status: Value = serde_json::from_slice(&output.stdout).ok()?;
         Some(status["postgres"]["orders"].clone())
     }
 
     /// The primary that serves, as the clients' machine knows it.
-    fn primary(&self) -> Option<&'static str> {
+    pub(crate) fn primary(&self) -> Option<&'static str> {
         let says = self.says("d")?;
         let open = says["open"] == true;
         MEMBERS.into_iter().find(|node| open && says["primary"] == **node)
     }
 
-    fn is_whole(&self) -> bool {
+    pub(crate) fn is_whole(&self) -> bool {
         let Some(primary) = self.primary() else { return false };
         let mut others = MEMBERS.into_iter().filter(|node| *node != primary);
         others.all(|node| {
@@ -113,7 +120,7 @@ impl Lab {
         })
     }
 
-    fn until(&self, limit: Duration, what: &str, holds: impl Fn() -> bool) {
+    pub(crate) fn until(&self, limit: Duration, what: &str, holds: impl Fn() -> bool) {
         if wait::look(limit, || holds().then_some(())).is_none() {
             let logs = MEMBERS.map(|node| self.good(&["logs", node]));
             let tails = logs.each_ref().map(|log| &log[log.len().saturating_sub(6000)..]);
@@ -121,7 +128,7 @@ impl Lab {
         }
     }
 
-    fn sql(&self, address: &str, port: &str, sql: &str) -> String {
+    pub(crate) fn sql(&self, address: &str, port: &str, sql: &str) -> String {
         let program = crate::cluster::bin_dir().join("psql");
         let to = ["-h", address, "-p", port, "-U", "postgres", "-Atc", sql];
         let output = self.exec("d", &[&[program.to_str().unwrap()], &to[..]].concat());
@@ -205,7 +212,7 @@ fn an_isolated_primary_is_replaced_and_acknowledges_nothing_that_is_lost() {
         println!("NOT RUN: PostgreSQL in the lab needs root");
         return;
     }
-    let lab = Lab::up();
+    let lab = Lab::up("cut");
     lab.until(BEGIN, "the database serves with all members", || lab.is_whole());
     lab.sql("10.0.0.4", "6432", TABLE);
     let through_port = lab.begin_writing("d", "10.0.0.4:6432", 1_000);

@@ -8,20 +8,27 @@
 use std::io::Write as _;
 
 mod agents;
+mod alone;
 mod begin;
 mod cluster;
+mod crowd;
 mod death;
 mod disk;
+mod fences;
 mod freeze;
 mod isolation;
 mod ledger;
+mod live;
 mod majority;
 mod pause;
 mod processes;
+mod restore;
 mod rule;
+mod slots;
 mod sql;
 mod switchover;
 mod twice;
+mod versions;
 mod wait;
 mod witness;
 

@@ -34,6 +34,12 @@ pub(crate) fn postmaster(data: &Path) -> Option<i32> {
     here.then_some(pid)
 }
 
+/// Whether it has ended, be it collected or not.
+pub(crate) fn is_dead(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('Z'))
+}
+
 pub(crate) fn signal(pids: &[i32], signal: Signal) {
     for pid in pids.iter().filter_map(|pid| Pid::from_raw(*pid)) {
         // It may have ended meanwhile.

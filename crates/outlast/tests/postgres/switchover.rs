@@ -12,7 +12,7 @@ use crate::{are_real, processes, sql};
 const TRIES_MAX: usize = 3;
 
 /// Moves the primary, and says how that went.
-fn moved(cluster: &Cluster, from: &str, to: &str) -> String {
+pub(crate) fn moved(cluster: &Cluster, from: &str, to: &str) -> String {
     for _ in 1..TRIES_MAX {
         let (done, said) = cluster.verb(from, &["switchover", "orders", "--to", to]);
         if done {

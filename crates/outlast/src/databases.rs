@@ -246,7 +246,8 @@ async fn switch(args: &SwitchoverArgs) -> anyhow::Result<Outcome> {
 
 /// Why writes would have to wait without this member.
 fn would_wait(database: &Database, seen: &DatabaseStatus, node: &str) -> Option<String> {
-    let acks = usize::try_from(database.rule().acks).unwrap_or(usize::MAX);
+    let acks = database.rule().acks.min(seen.acks_min);
+    let acks = usize::try_from(acks).unwrap_or(usize::MAX);
     let receives = seen.members.iter().filter(|(name, member)| {
         *name != node
             && member.state == "standby"

@@ -57,7 +57,8 @@ pub struct Picture {
 /// Databases as this node knows them.
 #[derive(Clone, Debug, Default)]
 pub struct DatabasesView {
-    pub names: Vec<String>,
+    /// By database: with how many other members writes go on while more are away.
+    pub wanted: BTreeMap<String, u32>,
     pub agreed: BTreeMap<String, Database>,
     /// By database and node: how long ago it was heard, and what it said.
     pub members: BTreeMap<String, BTreeMap<String, (Duration, Option<MemberSight>)>>,

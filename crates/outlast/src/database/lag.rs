@@ -33,16 +33,20 @@ impl Track {
     pub(super) fn lags(&self, now: Instant, standbys: &[Standby]) -> BTreeMap<String, Duration> {
         let streaming = standbys.iter().filter(|standby| standby.state == "streaming");
         let lags = streaming.filter_map(|standby| {
-            let behind = self.behind(now, standby.replayed?.0);
-            let said = standby.replay_lag.filter(|_| !behind.is_zero()).unwrap_or_default();
-            Some((standby.name.clone(), behind.max(said)))
+            let lag = match self.behind(now, standby.replayed?.0) {
+                // What it said is of the time before.
+                None => Duration::ZERO,
+                Some(behind) => behind.max(standby.replay_lag.unwrap_or_default()),
+            };
+            Some((standby.name.clone(), lag))
         });
         lags.collect()
     }
 
-    fn behind(&self, now: Instant, replayed: u64) -> Duration {
+    /// Since when the log has reached further than this.
+    fn behind(&self, now: Instant, replayed: u64) -> Option<Duration> {
         let first = self.reached.iter().find(|(_, end)| replayed < *end);
-        first.map_or(Duration::ZERO, |(at, _)| now.duration_since(*at))
+        first.map(|(at, _)| now.duration_since(*at))
     }
 }
 

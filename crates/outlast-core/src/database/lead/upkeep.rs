@@ -161,7 +161,8 @@ fn may_leave(
     ruler: &MemberSight,
     node: &str,
 ) -> Result<(), String> {
-    let acks = usize::try_from(agreed.rule().acks).unwrap_or(usize::MAX);
+    let acks = agreed.rule().acks.min(scene.wish.acks_min);
+    let acks = usize::try_from(acks).unwrap_or(usize::MAX);
     let others = scene.wish.members.len().saturating_sub(2);
     let present = ruler.streams_to.iter().filter(|name| *name != node).count();
     if present < acks.min(others) {

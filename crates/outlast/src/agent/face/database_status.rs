@@ -24,6 +24,8 @@ pub struct DatabaseStatus {
     pub why: Option<String>,
     /// How a write is acknowledged.
     pub acknowledged_by: String,
+    /// With so many other members writes go on while more are away.
+    pub acks_min: u32,
     /// The rule is about to change, and the older one counts, too.
     pub rule_changes: bool,
     /// What the switchover under way is doing.
@@ -86,7 +88,7 @@ pub struct MemberStatus {
 
 impl DatabaseStatus {
     pub(super) fn all(view: &DatabasesView) -> BTreeMap<String, DatabaseStatus> {
-        let all = view.names.iter().map(|name| (name.clone(), DatabaseStatus::of(view, name)));
+        let all = view.wanted.keys().map(|name| (name.clone(), DatabaseStatus::of(view, name)));
         all.collect()
     }
 
@@ -119,6 +121,7 @@ impl DatabaseStatus {
             open: reigns && database.reign.open,
             why,
             acknowledged_by: database.rule().to_string(),
+            acks_min: view.wanted.get(name).copied().unwrap_or_default(),
             rule_changes: database.confirms.len() > 1,
             switchover: database.switchover.as_ref().map(|switchover| {
                 format!("to node `{}`: {}", switchover.to, switchover.step.words())

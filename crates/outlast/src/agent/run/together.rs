@@ -102,7 +102,12 @@ impl Loop {
         }
         let agreed = self.agreement.databases.iter();
         Some(DatabasesView {
-            names: self.topology.postgres.keys().cloned().collect(),
+            wanted: self
+                .topology
+                .postgres
+                .iter()
+                .map(|(name, part)| (name.clone(), databases::Wish::of(part).acks_min))
+                .collect(),
             agreed: agreed.map(|(name, held)| (name.clone(), held.database.clone())).collect(),
             members,
             stuck,

@@ -115,8 +115,9 @@ impl Databases {
                     return Ok(Reply::Done);
                 }
                 let mut confirms = database.confirms.clone();
-                if confirms.is_empty() {
-                    // Until now the primary alone acknowledged.
+                if confirms.is_empty() && database.reign.open {
+                    // Until now the primary alone acknowledged. Before it serves it acknowledges nothing, and what it does
+                    // afterwards must not count as promised to nobody.
                     confirms.push(Confirm::default());
                 }
                 Limit::Confirms.holds(confirms.len() + 1)?;

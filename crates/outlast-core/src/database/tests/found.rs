@@ -123,6 +123,30 @@ fn an_appointed_member_whose_log_was_lost_gives_up() {
 }
 
 #[test]
+fn a_database_whose_first_rule_is_not_settled_promises_what_it_acknowledges() {
+    let mut agreed = Agreed::default();
+    let mut index = 0;
+    let mut enter = |origin, sequence, command| {
+        index += 1;
+        let entry = Entry { origin: ClientId(origin), sequence, wall: Timestamp(0), command };
+        (agreed.apply(index, &entry), agreed.databases().get("orders").cloned())
+    };
+    enter(0, 0, Command::Introduce);
+    let (name, address) = ("a".to_owned(), "a".to_owned());
+    let join = NodeCommand::Join { name, role: NodeRole::Voter, address, replaces: None };
+    enter(1, 1, Command::Node(join));
+    let (database, node) = ("orders".to_owned(), "a".to_owned());
+    let create = DatabaseCommand::Create { database: database.clone(), node };
+    let (reply, _) = enter(0, 0, Command::Database(create));
+    let Reply::Granted { epoch } = reply else { panic!("{reply}") };
+    let to = Confirm { acks: 1, of: ["b".to_owned()].into(), ..Confirm::default() };
+    let widen = DatabaseCommand::Widen { database, epoch, to };
+    let (reply, known) = enter(0, 0, Command::Database(widen));
+    assert_eq!(reply, Reply::Done);
+    assert!(!known.unwrap().is_async(), "it serves under this rule from its first write on");
+}
+
+#[test]
 fn how_long_an_earlier_reign_was_not_open_does_not_count_for_the_next() {
     let wish = Wish {
         members: ["a", "b"].map(str::to_owned).into(),

@@ -41,9 +41,11 @@ pub use clock::{
     ACTION_LIMIT, CLOCK_RATE_ERROR, Ended, Held, LeaseClock, Moment, READING_ERROR, STOP_LIMIT,
     Timed,
 };
+pub(crate) use database::TURNS_MAX;
 pub use database::{
     Ancestor, Confirm, DATABASE_LEASE, Database, DatabaseCommand, Databases, Election, Position,
-    Recruit, Reign, Step as SwitchoverStep, StepDone, Switchover, SwitchoverEnd, database_of_role,
+    Recruit, Reign, Scheduled, Step as SwitchoverStep, StepDone, Switchover, SwitchoverEnd, Turn,
+    TurnDone, Unscheduled, Upkeep, UpkeepEnd, UpkeepKind, UpkeepPlan, database_of_role,
     database_role,
 };
 pub use history::{Fact, History};
@@ -54,7 +56,7 @@ pub use limits::{
     PAGE_BYTES_MAX, PAGE_KEYS_MAX, PROPOSAL_MAX, REMOVED_KEPT, TTL_MAX, TTL_MIN,
 };
 pub use lock::{Lock, LockCommand, Locks};
-pub use notice::{Notice, NoticeCommand, NoticeKind, Notices};
+pub use notice::{Notice, NoticeCommand, NoticeKind, Notices, node_subject};
 pub use procedure::{
     End, How, Plan, Procedure, ProcedureCommand, Procedures, Progress, Step, StepState, What, next,
 };
@@ -226,8 +228,8 @@ pub struct Agreed {
     databases: Databases,
 }
 
-/// The version of a snapshot's form. Version 1 had no sides, version 2 no databases.
-const FORM: u8 = 3;
+/// The version of a snapshot's form. Version 1 had no sides, version 2 no databases; version 3 was never released.
+const FORM: u8 = 4;
 
 impl Code for Agreed {
     fn encode(&self, to: &mut Vec<u8>) {
@@ -260,7 +262,7 @@ impl Code for Agreed {
 
     fn decode(from: &mut Reader<'_>) -> Result<Agreed, Malformed> {
         let form = from.byte()?;
-        if !(1..=FORM).contains(&form) {
+        if !matches!(form, 1 | 2 | FORM) {
             return Err(Malformed("a version that is not known here"));
         }
         Ok(Agreed {

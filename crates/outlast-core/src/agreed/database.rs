@@ -12,7 +12,9 @@
 mod apply;
 mod command;
 mod confirm;
+mod schedule;
 mod switchover;
+mod upkeep;
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
@@ -23,7 +25,10 @@ use core::time::Duration;
 
 pub use command::DatabaseCommand;
 pub use confirm::{Confirm, Recruit};
+pub use schedule::{Scheduled, Unscheduled};
 pub use switchover::{Step, StepDone, Switchover, SwitchoverEnd};
+pub(crate) use upkeep::TURNS_MAX;
+pub use upkeep::{Turn, TurnDone, Upkeep, UpkeepEnd, UpkeepKind, UpkeepPlan};
 
 use super::Stamp;
 #[cfg(test)]
@@ -63,7 +68,7 @@ impl fmt::Display for Position {
     }
 }
 
-coded_list!(Confirm, Recruit, StepDone, Ancestor);
+coded_list!(Confirm, Recruit, StepDone, Ancestor, TurnDone);
 
 /// The time of one primary.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -121,6 +126,10 @@ pub struct Database {
     pub confirms: Vec<Confirm>,
     pub switchover: Option<Switchover>,
     pub last_switchover: Option<SwitchoverEnd>,
+    pub scheduled: Option<Scheduled>,
+    pub last_unscheduled: Option<Unscheduled>,
+    pub upkeep: Option<Upkeep>,
+    pub last_upkeep: Option<UpkeepEnd>,
 }
 
 coded_struct!(Database {
@@ -130,7 +139,11 @@ coded_struct!(Database {
     election,
     confirms,
     switchover,
-    last_switchover
+    last_switchover,
+    scheduled,
+    last_unscheduled,
+    upkeep,
+    last_upkeep
 });
 
 impl Database {

@@ -7,14 +7,14 @@
 mod table;
 
 use alloc::borrow::ToOwned as _;
-use alloc::collections::{BTreeSet, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::string::String;
 use core::time::Duration;
 
 pub use table::{Duty, Part, State, order_of};
 
 use super::{MemberSight, MemberState};
-use crate::agreed::{Confirm, Database, Position};
+use crate::agreed::{Confirm, Database, Position, UpkeepKind};
 #[cfg(test)]
 use crate::sim::{Bug, instead};
 use crate::time::Instant;
@@ -94,8 +94,17 @@ pub struct Local {
     /// The switchover for which it accepts no writes.
     pub closed: Option<u64>,
     pub streams_to: BTreeSet<String>,
+    pub lags: BTreeMap<String, Duration>,
     pub is_source: bool,
     pub unfit: Option<String>,
+    /// The turn of an upkeep that was carried out last; remembered on disk.
+    pub turned: Option<u64>,
+    /// The turn for which all was written down, so that its end will be short.
+    pub flushed: Option<u64>,
+    pub needs_restart: BTreeSet<String>,
+    pub lowers: bool,
+    /// People work on it: it is neither started nor rewound nor cloned.
+    pub rests: bool,
     /// The disk does not answer.
     pub storage_stuck: bool,
     pub trouble: String,
@@ -143,8 +152,18 @@ pub enum Order {
     Rewind {
         from: String,
     },
+    /// `turn`: of the upkeep for which it is done, if it is.
     Clone {
         from: String,
+        turn: Option<u64>,
+    },
+    /// Write down what is dirty, so that a restart takes no longer than it must.
+    Flush {
+        turn: u64,
+    },
+    /// End cleanly, to be started again.
+    Stop {
+        turn: u64,
     },
     Kill {
         why: String,
@@ -294,7 +313,8 @@ impl Member {
         if self.down_since.is_none() {
             self.down_since = Some(now);
             // One of which nothing is known yet may be well: an agent that has just begun knows nothing.
-            if matches!(local.server, Server::Down | Server::Hung) {
+            let down = matches!(local.server, Server::Down | Server::Hung);
+            if down && !self.restarts(agreed) {
                 self.crashes.push_back(now);
             }
             self.crashes.retain(|crash| now.since(*crash) <= CRASHES_WITHIN);
@@ -308,6 +328,12 @@ impl Member {
         if local.storage_stuck {
             self.give_up(now, "the disk does not answer");
         }
+    }
+
+    /// Whether people have asked for what ends it now.
+    fn restarts(&self, agreed: Option<&Database>) -> bool {
+        let turn = agreed.and_then(|agreed| agreed.turn_of(&self.me));
+        turn.is_some_and(|(kind, _)| kind == UpkeepKind::Restart)
     }
 
     fn give_up(&mut self, now: Instant, why: &str) {
@@ -328,7 +354,28 @@ impl Member {
         // What it said as primary of an earlier reign does not count.
         let is_source =
             source.is_some_and(|sight| sight.is_source && sight.serves == Some(agreed.reign.epoch));
-        let duty = order_of(part, state);
+        let duty = match self.upkeep(agreed, part, state, local, is_source) {
+            Some(order) => return Some(order),
+            None => order_of(part, state),
+        };
+        let keeps_off = local.rests
+            && matches!(part, Part::Elector | Part::Follower | Part::FollowerLater)
+            && match duty {
+                Duty::Follow => !self.may_follow(agreed, local),
+                Duty::StartAlone | Duty::StartFollowing | Duty::Rewind | Duty::Clone => true,
+                Duty::Rest
+                | Duty::Create
+                | Duty::StartPrimary
+                | Duty::Promote
+                | Duty::Stop
+                | Duty::Govern
+                | Duty::Kill
+                | Duty::Yield
+                | Duty::GiveUp => false,
+            };
+        if keeps_off {
+            return None;
+        }
         if duty != Duty::GiveUp {
             self.gives_up.take_if(|(_, why)| why == DATA_GONE);
         }
@@ -371,7 +418,7 @@ impl Member {
                 }
             }
             Duty::Rewind => self.rejoin(agreed, local, is_source),
-            Duty::Clone => is_source.then(|| Order::Clone { from: primary() }),
+            Duty::Clone => is_source.then(|| Order::Clone { from: primary(), turn: None }),
             Duty::Govern => govern(agreed, local),
             Duty::Kill => Some(Order::Kill { why: why_kill(part, state).to_owned() }),
             Duty::Yield => {
@@ -381,6 +428,32 @@ impl Member {
             Duty::GiveUp => {
                 self.give_up(now, DATA_GONE);
                 None
+            }
+        }
+    }
+
+    /// What people have asked for, once it is this member's turn.
+    fn upkeep(
+        &self,
+        agreed: &Database,
+        part: Part,
+        state: State,
+        local: &Local,
+        is_source: bool,
+    ) -> Option<Order> {
+        let (kind, turn) =
+            agreed.turn_of(&self.me).filter(|(_, turn)| local.turned != Some(*turn))?;
+        let runs = part == Part::Follower && state == State::Follows
+            || part == Part::Primary && state == State::Reigns && !agreed.is_closed();
+        match kind {
+            UpkeepKind::Restart if !runs => None,
+            UpkeepKind::Restart if local.flushed != Some(turn) => Some(Order::Flush { turn }),
+            UpkeepKind::Restart => Some(Order::Stop { turn }),
+            UpkeepKind::Remake => {
+                let free = part == Part::Follower && !agreed.counts(&self.me);
+                let still = !matches!(state, State::Busy | State::Unknown);
+                let from = agreed.reign.primary.clone();
+                (free && still && is_source).then_some(Order::Clone { from, turn: Some(turn) })
             }
         }
     }
@@ -408,7 +481,7 @@ impl Member {
         let from = agreed.reign.primary.clone();
         let tried = core::mem::replace(&mut self.rewound, true);
         if tried || !agreed.can_rewind(local.lineage) {
-            return Some(Order::Clone { from });
+            return Some(Order::Clone { from, turn: None });
         }
         Some(Order::Rewind { from })
     }
@@ -447,15 +520,21 @@ impl Member {
             // Of one that is down it is not known how far it reaches.
             stopped: local.stopped.filter(|_| state == MemberState::Standby),
             follows: local.upstream.clone().filter(|_| local.receives),
-            serves: epoch.filter(|_| reigns && local.writes),
+            // One that is about to end serves nobody any more, and is not missed for that.
+            serves: epoch
+                .filter(|_| reigns && local.writes && local.busy != Some(MemberState::Restarting)),
             rule: local.rule.as_ref().filter(|_| reigns).map(|rule| rule.since),
             confirmed: local.rule.clone().filter(|_| reigns && local.confirmed),
             verified: local.verified.filter(|_| reigns),
             closed: local.closed.filter(|_| reigns),
             streams_to: if reigns { local.streams_to.clone() } else { BTreeSet::new() },
+            lags: if reigns { local.lags.clone() } else { BTreeMap::new() },
             is_source: reigns && local.is_source,
             unfit: local.unfit.clone(),
             gives_up: self.gives_up.as_ref().map(|(_, why)| why.clone()),
+            turned: local.turned,
+            needs_restart: local.needs_restart.clone(),
+            lowers: local.lowers,
             trouble: local.trouble.clone(),
             since,
             free_bytes: local.free_bytes,

@@ -22,7 +22,7 @@ use super::Rng;
 use super::check::Law;
 use crate::agreed::{
     Agreed, ClientId, Command, DatabaseCommand, Entry, Moment, NodeCommand, NodeRole, Reply,
-    database_role,
+    UpkeepKind, UpkeepPlan, database_role,
 };
 use crate::database::Wish;
 use crate::time::{Instant, Timestamp};
@@ -115,6 +115,8 @@ struct World {
     vacant_since: u64,
     wish: Wish,
     paused: bool,
+    /// Nodes on which people work.
+    resting: BTreeSet<String>,
     faults: Faults,
     /// `cut[from][to]` until then.
     cut: [[u64; 5]; 5],
@@ -192,6 +194,7 @@ impl World {
             vacant_since: 0,
             wish,
             paused: false,
+            resting: BTreeSet::new(),
             cut: [[0; 5]; 5],
             ports_down_since: [0; 5],
             ledger: Ledger::default(),
@@ -377,6 +380,14 @@ impl World {
             (ClientId(1), 1_000 + self.log.len() as u64)
         };
         let entry = Entry { origin, sequence, wall, command: command.clone() };
+        if matches!(command, Command::Database(DatabaseCommand::SwitchScheduled { .. })) {
+            let scheduled = self.truth.databases().get(ORDERS).and_then(|d| d.scheduled.as_ref());
+            // Clocks are off by a tenth at most, and a proposal is on its way for a while.
+            let now = (self.now - self.now / 10).cast_signed() - 10_000;
+            if scheduled.is_some_and(|scheduled| scheduled.when.0 + 60_000 < now) {
+                return Err("a scheduled switchover begins late".to_owned());
+            }
+        }
         self.log.push(entry.clone());
         let role = database_role(ORDERS);
         let before = self.truth.databases().get(ORDERS).cloned();
@@ -409,6 +420,40 @@ impl World {
 
     fn members(&self) -> BTreeSet<usize> {
         (0..self.size).filter(|&node| self.wish.members.contains(NAMES[node])).collect()
+    }
+
+    fn ask_upkeep(&mut self) {
+        let Some(database) = self.truth.databases().get(ORDERS) else { return };
+        let (epoch, primary) = (database.epoch(), database.reign.primary.clone());
+        let all = self.wish.members.clone();
+        let others: Vec<String> = all.iter().filter(|name| **name != primary).cloned().collect();
+        let kind = if self.rng.per_mille(300) { UpkeepKind::Remake } else { UpkeepKind::Restart };
+        let nodes = match kind {
+            UpkeepKind::Remake => BTreeSet::from([others[self.index_of(others.len())].clone()]),
+            UpkeepKind::Restart => all,
+        };
+        let (pending, in_place, who) = (false, self.rng.per_mille(500), "ann".to_owned());
+        let plan = UpkeepPlan { kind, nodes, pending, in_place, who };
+        let database = ORDERS.to_owned();
+        let node = self.index_of(self.size);
+        let command = DatabaseCommand::Upkeep { database, epoch, plan };
+        self.propose(node, false, Asked::Nothing, Command::Database(command));
+    }
+
+    fn ask_schedule(&mut self) {
+        let members: Vec<usize> = self.members().into_iter().collect();
+        let to = NAMES[self.rng.pick(&members)].to_owned();
+        let pause_max = core::time::Duration::from_secs(self.rng.between(2, 8));
+        let when = self.now + self.rng.between(100, 5_000);
+        let when = Timestamp(i64::try_from(when).unwrap());
+        let (database, who) = (ORDERS.to_owned(), "ann".to_owned());
+        let command = DatabaseCommand::Schedule { database, to, who, pause_max, when };
+        let node = self.index_of(self.size);
+        self.propose(node, false, Asked::Nothing, Command::Database(command));
+    }
+
+    fn index_of(&mut self, size: usize) -> usize {
+        usize::try_from(self.rng.between(0, size as u64)).unwrap()
     }
 
     fn ask_switchover(&mut self) {

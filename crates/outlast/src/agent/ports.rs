@@ -1,12 +1,12 @@
 //! The two ports of each database: one leads to the primary, the other to the standbys.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::database::Verifiers;
 use outlast_core::agent::HeldDatabase;
-use outlast_core::agreed::Database;
+use outlast_core::agreed::{Database, UpkeepKind};
 use outlast_core::database::{MemberSight, MemberState};
 use outlast_core::topology::{Postgres, Topology};
 use outlast_proxy::table::{Backend, BackendState, PostgresKind, PostgresPort, Protocol, Service};
@@ -23,6 +23,8 @@ pub(super) struct Known {
     /// What is agreed was heard.
     pub(super) agreed: bool,
     pub(super) databases: BTreeMap<String, HeldDatabase>,
+    /// Nodes on which people work.
+    pub(super) paused: BTreeSet<String>,
     /// What each node says of its member, if that is fresh: by database, then by node.
     pub(super) members: BTreeMap<String, BTreeMap<String, MemberSight>>,
     pub(super) verifiers: Verifiers,
@@ -89,7 +91,11 @@ fn service(
         kind,
         hold: part.hold,
         paused: kind == PostgresKind::Write
-            && agreed.is_some_and(|agreed| agreed.is_closed() || is_shut(known, name, agreed)),
+            && agreed.is_some_and(|agreed| {
+                agreed.is_closed()
+                    || is_shut(known, name, agreed)
+                    || is_restarting(known, name, agreed)
+            }),
         fallback: primary.filter(|_| kind == PostgresKind::Read && part.read_from_primary).cloned(),
         verifiers: known.verifiers.0.get(name).cloned().unwrap_or_default(),
     });
@@ -101,6 +107,14 @@ fn is_shut(known: &Known, name: &str, agreed: &Database) -> bool {
     let members = known.members.get(name);
     let primary = members.and_then(|members| members.get(&agreed.reign.primary));
     primary.is_some_and(|primary| primary.closed.is_some())
+}
+
+/// The primary ends because people want it to restart: clients wait for it.
+fn is_restarting(known: &Known, name: &str, agreed: &Database) -> bool {
+    let primary = &agreed.reign.primary;
+    let turn = agreed.turn_of(primary).is_some_and(|(kind, _)| kind == UpkeepKind::Restart);
+    let sight = known.members.get(name).and_then(|members| members.get(primary));
+    turn && sight.is_some_and(|sight| sight.serves != Some(agreed.reign.epoch))
 }
 
 /// The primary, while it may be led to.
@@ -123,12 +137,14 @@ fn readable(
     let members = known.members.get(name);
     let sight = |node: &str| members.and_then(|members| members.get(node));
     let Some(member) = sight(node) else { return BackendState::Down };
+    let leaves = known.paused.contains(node)
+        || agreed.is_some_and(|agreed| agreed.turn_of(node).is_some() || agreed.is_remade(node));
     let lags = primary.and_then(sight).is_some_and(|primary| {
         let lag = primary.reaches.lsn.saturating_sub(member.reaches.lsn);
         part.lag_limit < lag || member.reaches.timeline < primary.reaches.timeline
     });
     match member.state {
-        MemberState::Standby if lags => BackendState::Draining,
+        MemberState::Standby if lags || leaves => BackendState::Draining,
         // Without a primary to follow there is nothing newer.
         MemberState::Standby if member.follows.is_some() || primary.is_none() => BackendState::Up,
         MemberState::Standby => BackendState::Draining,
@@ -140,6 +156,7 @@ fn readable(
         | MemberState::Primary
         | MemberState::Hung
         | MemberState::Rewinding
+        | MemberState::Restarting
         | MemberState::Cloning => BackendState::Down,
     }
 }

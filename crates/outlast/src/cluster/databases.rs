@@ -220,6 +220,8 @@ impl Hub {
             leased: held.is_some_and(|held| held.lease.is_some()),
             members,
             paused,
+            resting: agreement.paused.keys().cloned().collect(),
+            wall: wall(),
         }
     }
 

@@ -27,6 +27,9 @@ pub(super) struct Memory {
     pub(super) lineage: Option<u64>,
     /// No order under a lower one is carried out.
     pub(super) obeyed: u64,
+    /// The turn of an upkeep that was carried out last.
+    #[serde(default)]
+    pub(super) turned: Option<u64>,
     /// The directory is that of a standby, whatever its control file says.
     pub(super) standby: bool,
 }

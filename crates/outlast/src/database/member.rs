@@ -12,7 +12,7 @@ use outlast_core::database::{
 use outlast_core::time::Instant;
 use outlast_core::topology::{Postgres as Spec, Topology};
 use outlast_postgres::storage::{Health as Disk, Probe};
-use outlast_postgres::{Adoption, Ended, Error, Moment, Postgres, StopHow};
+use outlast_postgres::{Adoption, Demands, Ended, Error, Moment, Postgres, StopHow};
 use tokio::sync::watch as watching;
 use tokio::task::JoinSet;
 
@@ -39,6 +39,9 @@ const SLOTS_EVERY: Duration = Duration::from_secs(10);
 /// After a keeper that did not answer, or was not there yet.
 const FUSE_AGAIN: Duration = Duration::from_millis(250);
 
+/// After a configuration that could not be read anew.
+const RELOAD_AGAIN: Duration = Duration::from_secs(10);
+
 /// After what could not be prepared.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -56,10 +59,15 @@ const DISK_SLOW: Duration = Duration::from_secs(1);
 const DISK_STUCK: Duration = Duration::from_secs(5);
 
 /// Runs the member until the agent ends.
-pub(super) async fn run(office: Arc<Office>, database: String, topology: Arc<Topology>) {
-    let Some(spec) = topology.postgres.get(&database).cloned() else { return };
+pub(super) async fn run(
+    office: Arc<Office>,
+    database: String,
+    mut follow: watching::Receiver<Arc<Topology>>,
+) {
     let mut told = String::new();
     let mut running = loop {
+        let topology = follow.borrow_and_update().clone();
+        let Some(spec) = topology.postgres.get(&database).cloned() else { return };
         match Running::open(&office, &database, &topology, &spec).await {
             Ok(running) => break running,
             Err(error) => {
@@ -78,7 +86,7 @@ pub(super) async fn run(office: Arc<Office>, database: String, topology: Arc<Top
             }
         }
     };
-    running.live().await;
+    running.live(follow).await;
 }
 
 /// What happens to a member besides what others say.
@@ -126,6 +134,8 @@ struct Running {
     awaits_exit: bool,
     disk: Option<Probe>,
     slots_at: Option<Instant>,
+    /// When PostgreSQL is to read its configuration anew.
+    reload_at: Option<Instant>,
     fuse: Option<PrimaryLease>,
     fuse_failed: Option<Instant>,
     /// The right that the agent had before it was started anew, as its keeper still has it.
@@ -163,6 +173,8 @@ impl Running {
         };
         let mut watch = Watch::default();
         (watch.local.promoted, watch.local.lineage) = (kept.memory.promoted, kept.memory.lineage);
+        watch.local.turned = kept.memory.turned;
+        watch.wished = Demands::wished(&spec.parameters);
         let runs = matches!(adopted, Adoption::Kept { .. });
         if runs && postgres.is_closed().await.map_err(|error| anyhow::anyhow!("{error}"))? {
             watch.local.closed = Some(BEFORE);
@@ -185,6 +197,8 @@ impl Running {
             awaits_exit: adopted != Adoption::Nothing && adopted != Adoption::Unkept,
             disk: None,
             slots_at: None,
+            // Whatever the last agent has written, the file may say something else by now.
+            reload_at: Some(boottime()),
             fuse: None,
             fuse_failed: None,
             inherited,
@@ -193,7 +207,7 @@ impl Running {
         })
     }
 
-    async fn live(&mut self) {
+    async fn live(&mut self, mut follow: watching::Receiver<Arc<Topology>>) {
         let mut agreement = self.office.cluster.agreement.clone();
         let mut leases = self.office.cluster.leases.clone();
         let mut heard = self.office.cluster.heard.clone();
@@ -227,6 +241,10 @@ impl Running {
                     }
                 }
                 Ok(()) = agreement.changed() => {}
+                Ok(()) = follow.changed() => {
+                    let topology = follow.borrow_and_update().clone();
+                    self.follow_topology(topology);
+                }
                 Ok(()) = leases.changed() => {}
                 Ok(()) = heard.changed() => {}
                 Ok(how) = wait_stop(&mut stop) => {
@@ -237,6 +255,39 @@ impl Running {
                 }
             }
         }
+    }
+
+    /// Goes on under another topology. An order that is being carried out ends under the one that it began under.
+    fn follow_topology(&mut self, topology: Arc<Topology>) {
+        let Some(spec) = topology.postgres.get(&self.database).cloned() else { return };
+        let before = self.postgres.settings();
+        let secret = before.replication_secret.clone();
+        match place::settings(&self.office.home, &topology, &self.database, &spec, secret) {
+            Ok(settings) if settings != *before => {
+                self.watch.wished = Demands::wished(&spec.parameters);
+                self.postgres = self.postgres.with_settings(settings);
+                self.reload_at = Some(boottime());
+                self.slots_at = None;
+            }
+            Ok(_) => {}
+            Err(error) => {
+                let (database, error) = (&self.database, format!("{error:#}"));
+                tracing::error!(database, error, "take another topology");
+            }
+        }
+        (self.topology, self.spec) = (topology, spec);
+    }
+
+    /// Has PostgreSQL read what the topology says now.
+    fn reload(&mut self, now: Instant) {
+        let due = self.reload_at.is_some_and(|at| at <= now);
+        let up = matches!(self.watch.local.server, Server::Primary | Server::Standby);
+        if !due || !up || self.carries.is_some() || self.aside.contains_key("reload") {
+            return;
+        }
+        self.reload_at = None;
+        let postgres = self.postgres.clone();
+        self.beside("reload", async move { postgres.reload().await.map(drop) });
     }
 
     /// Whether something is under way that a look could bring forward.
@@ -287,6 +338,8 @@ impl Running {
         self.stop_ruling(agreed.as_ref(), lease.is_some());
         self.pass_on_fuse(lease);
         let source = agreed.as_ref().and_then(|agreed| self.source(agreed));
+        self.watch.local.rests =
+            self.office.cluster.agreement.borrow().paused.contains_key(&self.office.home.node);
         self.watch.local.busy = self.carries.as_ref().map(|(order, _)| carry::doing(order));
         let local = &self.watch.local;
         let order =
@@ -295,6 +348,7 @@ impl Running {
             self.begin(order, agreed, lease);
         }
         self.keep_slots(now);
+        self.reload(now);
         let sight = self.member.sight(now, agreed.as_ref(), lease.is_some(), &self.watch.local);
         let say = |said: &mut DatabaseSight| said.member = Some(sight);
         match agreed.is_some_and(|agreed| agreed.is_closed()) {
@@ -496,6 +550,7 @@ impl Running {
                         // It stands where it stood.
                         "fuse" => (self.fuse, self.fuse_failed) = (None, Some(boottime())),
                         "slots" => self.watch.has_roles = false,
+                        "reload" => self.reload_at = Some(boottime() + RELOAD_AGAIN),
                         _ => {}
                     }
                 }
@@ -584,8 +639,16 @@ impl Running {
             Done::Opened => local.closed = None,
             Done::Source => local.is_source = true,
             Done::Verified { epoch } => local.verified = Some(epoch),
-            Done::MadeStandby => {
+            Done::Flushed { turn } => local.flushed = Some(turn),
+            Done::Ended { turn } => {
                 self.watch.ended();
+                self.turned(turn);
+            }
+            Done::MadeStandby { turn } => {
+                self.watch.ended();
+                if let Some(turn) = turn {
+                    self.turned(turn);
+                }
                 // The order was given under the reign that is obeyed, or under one that is over by now: then this is its log.
                 let made = self.kept.change(|memory| {
                     (memory.standby, memory.promoted) = (true, None);
@@ -598,6 +661,14 @@ impl Running {
             }
             Done::Made | Done::Killed => self.watch.ended(),
         }
+    }
+
+    /// What people have asked for is done here, and is not done a second time.
+    fn turned(&mut self, turn: u64) {
+        if let Err(error) = self.kept.change(|memory| memory.turned = Some(turn)) {
+            self.trouble(format!("{error:#}"));
+        }
+        self.watch.local.turned = Some(turn);
     }
 
     fn trouble(&mut self, trouble: String) {

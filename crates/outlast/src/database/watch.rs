@@ -7,10 +7,11 @@ use std::time::Duration;
 use outlast_core::agreed::{Confirm, Position};
 use outlast_core::database::{Disk, Local, Server};
 use outlast_postgres::{
-    Control, Fault, LookError, Postgres, ProcessState, Role, Seen, State, Write,
+    Control, Demands, Fault, LookError, Postgres, ProcessState, Role, Seen, State, Write,
 };
 
 use super::kept::Memory;
+use super::lag::Track;
 
 /// How long a look, and a write that is tried, may take.
 const LOOK_MAX: Duration = Duration::from_secs(2);
@@ -117,6 +118,10 @@ pub(super) struct Watch {
     rule: Option<(Confirm, std::time::Instant)>,
     /// What has to be on enough others before the rule counts.
     mark: Option<u64>,
+    /// Where the log of this primary has reached when.
+    track: Track,
+    /// What people want of settings that a standby must not have lower than its primary.
+    pub(super) wished: Demands,
     /// Our roles were made since it became primary.
     pub(super) has_roles: bool,
 }
@@ -137,6 +142,7 @@ impl Watch {
         self.rule = None;
         self.mark = None;
         self.has_roles = false;
+        self.track = Track::default();
         let local = &mut self.local;
         local.server = Server::Down;
         local.disk = Disk::Unknown;
@@ -144,6 +150,9 @@ impl Watch {
             (false, false, false, false);
         (local.rule, local.upstream, local.stopped, local.closed) = (None, None, None, None);
         local.streams_to = BTreeSet::new();
+        (local.flushed, local.lowers) = (None, false);
+        local.needs_restart.clear();
+        local.lags.clear();
     }
 
     /// Data of another database is none of ours, whatever it looks like.
@@ -211,10 +220,15 @@ impl Watch {
         self.silent = 0;
         self.judge_write(wrote);
         let local = &mut self.local;
-        local.trouble = match seen.pending_restart.as_slice() {
-            [] => String::new(),
-            names => format!("needs a restart for {}", names.join(", ")),
-        };
+        let above = seen.demands.above(self.wished);
+        local.lowers = !above.is_empty();
+        local.needs_restart = seen.pending_restart.iter().cloned().collect();
+        local.needs_restart.extend(above.into_iter().map(str::to_owned));
+        local.trouble = String::new();
+        if !local.needs_restart.is_empty() {
+            let names: Vec<&str> = local.needs_restart.iter().map(String::as_str).collect();
+            local.trouble = format!("needs a restart for {}", names.join(", "));
+        }
         local.system = Some(seen.system);
         local.disk = Disk::Unknown;
         local.unfit = unfit(seen, local.free_bytes);
@@ -225,6 +239,9 @@ impl Watch {
             Role::Primary { .. } => {
                 local.server = Server::Primary;
                 local.receives = false;
+                let now = std::time::Instant::now();
+                self.track.note(now, reaches.lsn);
+                local.lags = self.track.lags(now, &seen.standbys);
                 // The end that was reported stays the end.
                 if local.closed.is_none_or(|begun| begun == BEFORE) {
                     local.reaches = reaches;

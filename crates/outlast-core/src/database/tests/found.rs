@@ -1,12 +1,12 @@
 //! One test for each mistake that the simulation, or reading for it, has found.
 
 use std::borrow::ToOwned as _;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::agreed::*;
 use crate::database::*;
-use crate::time::Instant;
+use crate::time::{Instant, Timestamp};
 
 fn at(millis: u64) -> Instant {
     Instant::from_start(Duration::from_millis(millis))
@@ -52,7 +52,7 @@ fn a_log_of_another_reign_is_not_followed_although_its_timeline_has_the_same_num
     let rewind = Some(Order::Rewind { from: from.clone() });
     assert_eq!(order(&agreed, false, &standby(10, position(1, 101))), rewind);
     // It was primary under a reign that never served: timeline 2, too, and a rewind would find nothing to do.
-    let clone = Some(Order::Clone { from });
+    let clone = Some(Order::Clone { from, turn: None });
     assert_eq!(order(&agreed, false, &standby(20, position(2, 90))), clone);
 }
 
@@ -123,6 +123,30 @@ fn an_appointed_member_whose_log_was_lost_gives_up() {
 }
 
 #[test]
+fn a_database_whose_first_rule_is_not_settled_promises_what_it_acknowledges() {
+    let mut agreed = Agreed::default();
+    let mut index = 0;
+    let mut enter = |origin, sequence, command| {
+        index += 1;
+        let entry = Entry { origin: ClientId(origin), sequence, wall: Timestamp(0), command };
+        (agreed.apply(index, &entry), agreed.databases().get("orders").cloned())
+    };
+    enter(0, 0, Command::Introduce);
+    let (name, address) = ("a".to_owned(), "a".to_owned());
+    let join = NodeCommand::Join { name, role: NodeRole::Voter, address, replaces: None };
+    enter(1, 1, Command::Node(join));
+    let (database, node) = ("orders".to_owned(), "a".to_owned());
+    let create = DatabaseCommand::Create { database: database.clone(), node };
+    let (reply, _) = enter(0, 0, Command::Database(create));
+    let Reply::Granted { epoch } = reply else { panic!("{reply}") };
+    let to = Confirm { acks: 1, of: ["b".to_owned()].into(), ..Confirm::default() };
+    let widen = DatabaseCommand::Widen { database, epoch, to };
+    let (reply, known) = enter(0, 0, Command::Database(widen));
+    assert_eq!(reply, Reply::Done);
+    assert!(!known.unwrap().is_async(), "it serves under this rule from its first write on");
+}
+
+#[test]
 fn how_long_an_earlier_reign_was_not_open_does_not_count_for_the_next() {
     let wish = Wish {
         members: ["a", "b"].map(str::to_owned).into(),
@@ -147,8 +171,9 @@ fn how_long_an_earlier_reign_was_not_open_does_not_count_for_the_next() {
         };
         let members = ["a", "b"].map(seen).into();
         let agreed = Some(agreed);
-        let scene =
-            Scene { name: "orders", wish: &wish, agreed, leased: true, members, paused: false };
+        let (resting, wall) = (BTreeSet::new(), Timestamp::default());
+        let (name, wish, leased, paused) = ("orders", &wish, true, false);
+        let scene = Scene { name, wish, agreed, leased, members, paused, resting, wall };
         lead.decide(at(millis), &scene)
     };
     let mut agreed = database();

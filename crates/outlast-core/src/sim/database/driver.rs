@@ -12,12 +12,15 @@ pub(super) struct Running {
     epoch: u64,
     ends: u64,
     fails: bool,
+    /// Which of the source's lives a copy was begun in: it does not outlast that.
+    source_life: u64,
 }
 
 /// The driver's memory is lost with the agent, except for what it keeps on disk.
 #[derive(Debug, Default)]
 pub(super) struct Driver {
     running: Option<Running>,
+    flushed: Option<u64>,
 }
 
 /// On disk.
@@ -28,6 +31,7 @@ pub(super) struct Kept {
     pub(super) lineage: Option<u64>,
     /// What it was before a copy that may come to nothing.
     pub(super) lineage_before: Option<u64>,
+    pub(super) turned: Option<u64>,
 }
 
 fn takes(order: &Order) -> (u64, u64) {
@@ -41,7 +45,9 @@ fn takes(order: &Order) -> (u64, u64) {
         | Order::Close { .. }
         | Order::Open
         | Order::MakeSource
+        | Order::Flush { .. }
         | Order::Verify { .. } => (10, 120),
+        Order::Stop { .. } => (100, 900),
         Order::Rewind { .. } => (800, 4_000),
         Order::Clone { .. } => (1_500, 6_000),
     }
@@ -73,6 +79,7 @@ impl World {
         let busy = running.and_then(|order| match order {
             Order::Rewind { .. } => Some(MemberState::Rewinding),
             Order::Clone { .. } | Order::Create => Some(MemberState::Cloning),
+            Order::Stop { .. } => Some(MemberState::Restarting),
             Order::StartPrimary { .. }
             | Order::StartStandby { .. }
             | Order::Promote { .. }
@@ -83,6 +90,7 @@ impl World {
             | Order::Open
             | Order::MakeSource
             | Order::Verify { .. }
+            | Order::Flush { .. }
             | Order::Kill { .. } => None,
         });
         let runs = pg.runs(now);
@@ -111,8 +119,14 @@ impl World {
             verified: pg.verified,
             closed: pg.closed,
             streams_to: streams.map(|node| NAMES[node].into()).collect(),
+            lags: Default::default(),
             is_source: pg.is_source,
             unfit: None,
+            turned: this.kept.turned,
+            flushed: this.driver.flushed,
+            needs_restart: Default::default(),
+            lowers: false,
+            rests: this.mind.as_ref().is_some_and(|_| self.resting.contains(NAMES[node])),
             storage_stuck: pg.stalled_until > now + 4_000,
             trouble: Default::default(),
             free_bytes: 0,
@@ -183,6 +197,8 @@ impl World {
             | Order::Open
             | Order::MakeSource
             | Order::Verify { .. }
+            | Order::Flush { .. }
+            | Order::Stop { .. }
             | Order::Kill { .. } => {}
         }
         match &order {
@@ -210,12 +226,33 @@ impl World {
             | Order::Open
             | Order::MakeSource
             | Order::Verify { .. }
+            | Order::Flush { .. }
+            | Order::Stop { .. }
             | Order::Kill { .. }
             | Order::Create
             | Order::Rewind { .. }
             | Order::Clone { .. } => {}
         }
-        this.driver.running = Some(Running { order, epoch, ends, fails });
+        let source = match &order {
+            Order::Rewind { from } | Order::Clone { from, .. } => Some(node_of(from)),
+            Order::Create
+            | Order::StartPrimary { .. }
+            | Order::StartStandby { .. }
+            | Order::Promote { .. }
+            | Order::StopReceiving { .. }
+            | Order::Follow { .. }
+            | Order::SetRule { .. }
+            | Order::Close { .. }
+            | Order::Open
+            | Order::MakeSource
+            | Order::Verify { .. }
+            | Order::Flush { .. }
+            | Order::Stop { .. }
+            | Order::Kill { .. } => None,
+        };
+        let source_life = source.map_or(0, |source| self.nodes[source].postgres.life);
+        let running = Running { order, epoch, ends, fails, source_life };
+        self.nodes[node].driver.running = Some(running);
     }
 
     pub(super) fn drive(&mut self, node: usize) {
@@ -234,7 +271,7 @@ impl World {
     }
 
     fn finish(&mut self, node: usize, running: &Running) {
-        let Running { order, epoch, fails, .. } = running;
+        let Running { order, epoch, fails, source_life, .. } = running;
         let id = self.new_id();
         let now = self.now;
         let this = &mut self.nodes[node];
@@ -294,11 +331,27 @@ impl World {
                 pg.verifying = Some((pg.append(id), *epoch));
             }
             Order::Kill { .. } => pg.die(),
-            Order::Rewind { from } | Order::Clone { from } => {
+            Order::Flush { turn } => {
+                pg.flush(now);
+                this.driver.flushed = Some(*turn);
+            }
+            Order::Stop { turn } => {
+                pg.flush(now);
+                pg.die();
+                this.kept.turned = Some(*turn);
+            }
+            Order::Rewind { from } | Order::Clone { from, .. } => {
                 let source = node_of(from);
                 let rewinds = matches!(order, Order::Rewind { .. });
                 if !fails {
-                    self.copy(node, source, rewinds, *epoch);
+                    let lives = self.nodes[source].postgres.life == *source_life;
+                    self.copy(node, source, rewinds, lives, *epoch);
+                }
+                let this = &mut self.nodes[node];
+                if let Order::Clone { turn: Some(turn), .. } = order
+                    && this.kept.lineage.is_some()
+                {
+                    this.kept.turned = Some(*turn);
                 }
             }
             // It has come to nothing.
@@ -316,10 +369,15 @@ impl World {
     }
 
     /// Makes a data directory like another one.
-    fn copy(&mut self, node: usize, source: usize, rewinds: bool, epoch: u64) {
+    fn copy(&mut self, node: usize, source: usize, rewinds: bool, lives: bool, epoch: u64) {
         let there = self.is_up(source) && self.reach(node, source) && self.reach(source, node);
         let from = &self.nodes[source].postgres;
-        if !there || from.mode != Mode::Primary || from.is_hung(self.now) || !from.is_source {
+        if !there
+            || !lives
+            || from.mode != Mode::Primary
+            || from.is_hung(self.now)
+            || !from.is_source
+        {
             // Nothing was changed: the log is what it was.
             let this = &mut self.nodes[node];
             if this.postgres.disk != Disk::Broken {

@@ -40,7 +40,7 @@ impl World {
         let node = primary.filter(|_| self.rng.per_mille(400)).unwrap_or(node);
         let lasts = self.rng.pick(&[100, 700, 2_500, 6_000, 12_000]);
         let until = self.now + lasts;
-        let what = self.rng.between(0, 18);
+        let what = self.rng.between(0, 22);
         self.note(node, &std::format!("fault {what} until {until}"));
         let this = &mut self.nodes[node];
         match what {
@@ -67,6 +67,9 @@ impl World {
             15 if self.what_is_wrong().is_none() && self.may_lose_disk(node) => {
                 self.lose_disk(node);
             }
+            16 | 17 => self.ask_upkeep(),
+            18 => self.ask_schedule(),
+            19 => self.rest(node),
             _ => self.change_wish(),
         }
     }
@@ -147,8 +150,21 @@ impl World {
         }
     }
 
+    /// People begin to work on a standby, or are done with another one.
+    fn rest(&mut self, node: usize) {
+        let reigns = self.truth.databases().get(ORDERS).map(|d| d.reign.primary.clone());
+        let is_member = self.members().contains(&node);
+        let begins = self.resting.is_empty() && is_member;
+        self.resting.clear();
+        if begins && reigns.is_some_and(|primary| primary != NAMES[node]) {
+            self.note(node, "is worked on");
+            self.resting.insert(NAMES[node].to_owned());
+        }
+    }
+
     fn heal(&mut self) {
         self.note(0, "all is healed");
+        self.resting.clear();
         self.cut = [[0; 5]; 5];
         self.paused = false;
         for this in &mut self.nodes {

@@ -107,6 +107,9 @@ impl World {
         if database.switchover.is_some() {
             return Some(format!("a switchover goes on: {:?}", database.switchover));
         }
+        if database.upkeep.is_some() || database.scheduled.is_some() {
+            return wrong("what people have asked for is not done");
+        }
         if pg.mode != Mode::Primary || pg.epoch != reign.epoch {
             return wrong("the primary does not serve");
         }

@@ -287,6 +287,7 @@ impl World {
         let (now, at) = (self.now, self.moment(node).now);
         let ports = self.ports(node);
         let (wish, paused) = (self.wish.clone(), self.paused);
+        let (resting, wall) = (self.resting.clone(), self.moment(node).wall);
         let Some(mind) = &mut self.nodes[node].mind else { return };
         if mind.leads_until <= now {
             mind.lead.rest();
@@ -304,7 +305,8 @@ impl World {
         let members = members.collect();
         let agreed = mind.agreed.databases().get(ORDERS);
         let leased = mind.agreed.leases().get(&database_role(ORDERS)).is_some();
-        let scene = Scene { name: ORDERS, wish: &wish, agreed, leased, members, paused };
+        let (name, wish) = (ORDERS, &wish);
+        let scene = Scene { name, wish, agreed, leased, members, paused, resting, wall };
         let command = mind.lead.decide(at, &scene);
         let over = mind.clock.over(at);
         for command in over.into_iter().chain(command.map(Command::Database)) {

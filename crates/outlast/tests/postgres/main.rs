@@ -22,6 +22,7 @@ mod reinit;
 mod rest;
 mod restart;
 mod rule;
+mod said;
 mod schedule;
 mod sql;
 mod switchover;

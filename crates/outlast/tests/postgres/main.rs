@@ -27,6 +27,7 @@ mod rest;
 mod restart;
 mod restore;
 mod rule;
+mod said;
 mod schedule;
 mod slots;
 mod sql;

@@ -3,6 +3,7 @@
 use std::borrow::ToOwned as _;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+use std::vec::Vec;
 
 use crate::agreed::*;
 use crate::database::*;
@@ -144,6 +145,42 @@ fn a_database_whose_first_rule_is_not_settled_promises_what_it_acknowledges() {
     let (reply, known) = enter(0, 0, Command::Database(widen));
     assert_eq!(reply, Reply::Done);
     assert!(!known.unwrap().is_async(), "it serves under this rule from its first write on");
+}
+
+#[test]
+fn an_old_primary_that_does_not_come_back_blocks_no_other_switchover() {
+    let wish = Wish { members: ["a", "b"].map(str::to_owned).into(), ..Wish::default() };
+    let mut agreed = database();
+    agreed.reign.primary = "b".to_owned();
+    agreed.switchover = Some(Switchover {
+        from: "a".to_owned(),
+        to: "b".to_owned(),
+        who: "ann".to_owned(),
+        pause_max: Duration::from_secs(5),
+        begun: Stamp { index: 25, ..Stamp::default() },
+        step: SwitchoverStep::Demote,
+        done: Vec::new(),
+    });
+    let serves = Some(agreed.reign.epoch);
+    let (state, system) = (MemberState::Primary, Some(7));
+    let sight = MemberSight { state, system, serves, ..MemberSight::default() };
+    let mut lead = Lead::default();
+    let mut decide = |millis| {
+        let b = Seen { sight: Some(sight.clone()), ..Seen::default() };
+        let members = BTreeMap::from([("a".to_owned(), Seen::default()), ("b".to_owned(), b)]);
+        let (agreed, resting, wall) = (Some(&agreed), BTreeSet::new(), Timestamp::default());
+        let (name, wish, leased, paused) = ("orders", &wish, true, false);
+        let scene = Scene { name, wish, agreed, leased, members, paused, resting, wall };
+        lead.decide(at(millis), &scene)
+    };
+    let ended = (0..).step_by(500).find_map(|millis| Some((millis, decide(millis)?))).unwrap();
+    let (millis, DatabaseCommand::Step { begun: 25, step: SwitchoverStep::Demote, evidence, .. }) =
+        ended
+    else {
+        panic!("{ended:?}");
+    };
+    assert!((60_000..62_000).contains(&millis), "{millis}");
+    assert_eq!(evidence, "not waited for any longer than 60 s: node `a` is silent");
 }
 
 #[test]

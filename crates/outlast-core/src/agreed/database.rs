@@ -171,10 +171,12 @@ impl Database {
     }
 
     /// Whether such a log has more than the present primary's, and the place where they part can be found: the timelines of
-    /// both tell them apart.
-    pub fn can_rewind(&self, lineage: Option<u64>) -> bool {
+    /// both tell them apart. One that has got on to a later timeline got there from a server that had begun to follow
+    /// somebody else, and whose log it has is not known.
+    pub fn can_rewind(&self, lineage: Option<u64>, reaches: Position) -> bool {
+        let ancestor = || self.ancestor(lineage).and_then(|ancestor| ancestor.timeline);
         lineage == Some(self.reign.epoch)
-            || self.ancestor(lineage).is_some_and(|ancestor| ancestor.timeline.is_some())
+            || ancestor().is_some_and(|timeline| reaches.timeline <= timeline)
     }
 
     fn ancestor(&self, lineage: Option<u64>) -> Option<&Ancestor> {

@@ -53,8 +53,6 @@ enum Slip {
     KilledLate,
     /// Nothing outlives the agent that could kill its primary.
     NoKeeper,
-    /// A standby receives from the server of the name that it was told, whatever has become of it.
-    AnyUpstream,
     /// Orders of an epoch that is over are carried out.
     OldEpochObeyed,
     /// An agent that has just started goes by what it reads of its old log.

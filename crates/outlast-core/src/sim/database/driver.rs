@@ -18,6 +18,9 @@ pub(super) struct Running {
 #[derive(Debug, Default)]
 pub(super) struct Driver {
     running: Option<Running>,
+    /// It has told the server whom to follow, and which rule.
+    knows_upstream: bool,
+    knows_rule: bool,
 }
 
 /// On disk.
@@ -98,16 +101,19 @@ impl World {
             busy,
             system: has_data.then_some(7),
             // How far a log reaches that nobody reads is not known.
-            reaches: if runs { pg.reaches() } else { Position::default() },
+            reaches: if runs { pg.reaches(now) } else { Position::default() },
             lineage: this.kept.lineage,
             stopped: pg.stopped,
-            upstream: pg.upstream.map(|node| NAMES[node].into()),
+            upstream: pg
+                .upstream
+                .filter(|_| this.driver.knows_upstream)
+                .map(|node| NAMES[node].into()),
             receives: pg.connection.is_some() && pg.mode == Mode::Standby,
             promoted: this.kept.promoted,
             writes: pg.mode == Mode::Primary && runs && pg.stalled_until <= now,
-            rule: (pg.mode == Mode::Primary).then(|| pg.rule.clone()),
+            rule: (pg.mode == Mode::Primary && this.driver.knows_rule).then(|| pg.rule.clone()),
             confirmed: self.slip == Some(Slip::ConfirmedEarly)
-                || pg.is_acked(pg.ruled_at, &NAMES[..self.size]),
+                || this.driver.knows_rule && pg.is_acked(pg.ruled_at, &NAMES[..self.size]),
             verified: pg.verified,
             closed: pg.closed,
             streams_to: streams.map(|node| NAMES[node].into()).collect(),
@@ -135,6 +141,17 @@ impl World {
         if this.driver.running.is_none() {
             self.begin(node, order, epoch);
         }
+    }
+
+    /// The agent is gone, and with it what is on no disk.
+    pub(super) fn forget(&mut self, node: usize) {
+        self.abort(node);
+        let this = &mut self.nodes[node];
+        this.driver = Driver::default();
+        let pg = &mut this.postgres;
+        (pg.stopped, pg.verified) = (None, None);
+        // That it is closed is seen, but not for which switchover.
+        pg.closed = pg.closed.map(|_| 0);
     }
 
     /// What was being done is left as it is.
@@ -237,9 +254,11 @@ impl World {
         let Running { order, epoch, fails, .. } = running;
         let id = self.new_id();
         let now = self.now;
+        let reads = self.rng.pick(&[0, 0, 100, 3_000]);
         let this = &mut self.nodes[node];
         let pg = &mut this.postgres;
         pg.promoting = false;
+        let driver = &mut this.driver;
         match order {
             Order::Create if pg.disk == Disk::Empty => {
                 pg.disk = Disk::Data { standby: false };
@@ -248,21 +267,24 @@ impl World {
                 pg.mode = Mode::Primary;
                 self.became_primary(node, *epoch);
             }
-            Order::StartPrimary { rule, .. } if pg.mode == Mode::Starting => {
+            Order::StartPrimary { .. } if pg.mode == Mode::Starting => {
+                // It goes by the rule that it had; the present one is set next.
                 pg.mode = Mode::Primary;
-                pg.rule = rule.clone();
-                pg.ruled_at = pg.log.len();
+                driver.knows_rule = false;
                 self.became_primary(node, *epoch);
             }
             Order::StartStandby { follow } if pg.mode == Mode::Starting => {
                 pg.mode = Mode::Standby;
                 pg.flush(now);
                 pg.upstream = follow.as_deref().map(node_of);
+                pg.read_at = now + reads;
+                driver.knows_upstream = true;
             }
             Order::Promote { rule, .. } if pg.mode == Mode::Standby && !fails => {
                 pg.promote(id);
                 pg.rule = rule.clone();
                 pg.ruled_at = pg.log.len();
+                driver.knows_rule = true;
                 self.became_primary(node, *epoch);
             }
             Order::StopReceiving { election } if pg.mode == Mode::Standby => {
@@ -272,16 +294,20 @@ impl World {
                 pg.upstream = None;
                 pg.cut_off();
                 pg.flush(now);
-                pg.stopped = Some(*election);
+                if pg.read_at <= now {
+                    pg.stopped = Some(*election);
+                }
             }
             Order::Follow { node } if pg.mode == Mode::Standby => {
                 pg.cut_off();
                 pg.stopped = None;
                 pg.upstream = Some(node_of(node));
+                driver.knows_upstream = true;
             }
             Order::SetRule { rule } if pg.mode == Mode::Primary => {
                 pg.rule = rule.clone();
                 pg.ruled_at = pg.log.len();
+                driver.knows_rule = true;
             }
             Order::Close { begun } if pg.mode == Mode::Primary && pg.stalled_until <= now => {
                 pg.flush(now);

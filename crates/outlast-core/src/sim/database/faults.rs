@@ -115,7 +115,7 @@ impl World {
         this.mind = None;
         this.life += 1;
         this.agent_back_at = until;
-        self.abort(node);
+        self.forget(node);
     }
 
     fn cut_node(&mut self, node: usize, until: u64, from: bool, to: bool) {

@@ -23,6 +23,8 @@ pub(super) struct Ledger {
     last_at: u64,
     pub(super) failovers: u64,
     pub(super) switchovers: u64,
+    /// Standbys that received on top of a log that was not theirs.
+    pub(super) strays: u64,
     pub(super) broken: Option<String>,
 }
 

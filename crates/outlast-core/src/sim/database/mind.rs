@@ -10,7 +10,7 @@ use crate::agreed::{
     Agreed, Command, DATABASE_LEASE, DatabaseCommand, Held, LeaseClock, LeaseCommand, Reply,
     database_role,
 };
-use crate::database::{Lead, Member, MemberSight, Scene, Seen, Server};
+use crate::database::{Lead, Member, MemberSight, SILENT_AFTER, Scene, Seen, Server};
 use crate::health::Health;
 use crate::time::Instant;
 
@@ -238,7 +238,8 @@ impl World {
         let epoch = agreed.map_or(0, |agreed| agreed.epoch());
         let source = agreed.and_then(|agreed| {
             let primary = NAMES.iter().position(|name| *name == agreed.reign.primary)?;
-            mind.seen.get(&primary).map(|(_, sight)| sight)
+            let (heard, sight) = mind.seen.get(&primary)?;
+            (at.since(*heard) <= SILENT_AFTER).then_some(sight)
         });
         let order = mind.member.decide(at, agreed, leased, &local, source);
         if let Some(order) = order {

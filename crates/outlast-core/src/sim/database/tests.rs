@@ -11,6 +11,7 @@ struct Ran {
     switchovers: u64,
     writes: usize,
     events: u64,
+    strays: u64,
 }
 
 /// What a run came to, or the law that a seed breaks and what led there.
@@ -22,6 +23,7 @@ fn run(seed: u64, slip: Option<Slip>, text: bool) -> Result<Ran, (String, String
             switchovers: world.ledger.switchovers,
             writes: world.writes(),
             events: world.events,
+            strays: world.ledger.strays,
         }),
         Err(law) => {
             let law = std::format!("seed {seed} ({:?}) at {}: {law}", world.kind, world.now);
@@ -48,7 +50,7 @@ fn seeds() -> std::ops::Range<u64> {
 
 #[test]
 fn no_acknowledged_write_is_lost_and_all_find_back() {
-    let (mut failovers, mut switchovers, mut writes, mut events) = (0, 0, 0, 0);
+    let (mut failovers, mut switchovers, mut writes, mut events, mut strays) = (0, 0, 0, 0, 0);
     for seed in seeds() {
         match run(seed, None, false) {
             Ok(ran) => {
@@ -56,6 +58,7 @@ fn no_acknowledged_write_is_lost_and_all_find_back() {
                 switchovers += ran.switchovers;
                 writes += ran.writes;
                 events += ran.events;
+                strays += ran.strays;
             }
             Err((law, _)) => {
                 let (_, text) = run(seed, None, true).err().expect("the same seed");
@@ -67,7 +70,7 @@ fn no_acknowledged_write_is_lost_and_all_find_back() {
         }
     }
     std::println!(
-        "{} seeds: {failovers} changes of primary, {switchovers} of them planned, {writes} writes, {events} events",
+        "{} seeds: {failovers} changes of primary, {switchovers} of them planned, {writes} writes, {strays} strays, {events} events",
         seeds().count()
     );
 }

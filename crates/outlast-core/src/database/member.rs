@@ -80,9 +80,7 @@ pub struct Local {
     pub receives: bool,
     /// The reign under which it was made primary; remembered on disk.
     pub promoted: Option<u64>,
-    /// The reign of whose primary's log this one is a part; remembered on disk. An order to create, to start as primary, to
-    /// promote or to follow makes it the order's epoch before it is carried out; a rewind or a clone makes it unknown before,
-    /// and the order's epoch after; nothing else changes it.
+    /// The reign of whose primary's log this one is a part; remembered on disk.
     pub lineage: Option<u64>,
     /// A write went through here a moment ago.
     pub writes: bool,
@@ -153,6 +151,59 @@ pub enum Order {
     Kill {
         why: String,
     },
+}
+
+/// What a driver remembers on disk of the log: [`Local::lineage`] and [`Local::promoted`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Descent {
+    pub lineage: Option<u64>,
+    pub promoted: Option<u64>,
+}
+
+impl Order {
+    /// What this order, given under a reign, makes of it before it is carried out.
+    pub fn begins(&self, descent: Descent, reign: u64) -> Descent {
+        let lineage = Some(reign);
+        match self {
+            Order::StartPrimary { epoch, .. } | Order::Promote { epoch, .. } => {
+                Descent { lineage, promoted: Some(*epoch) }
+            }
+            Order::Create | Order::Follow { .. } | Order::StartStandby { follow: Some(_) } => {
+                Descent { lineage, ..descent }
+            }
+            // Of a copy that is not complete nothing is known. One that changes nothing gives back what was known before.
+            Order::Rewind { .. } | Order::Clone { .. } => Descent { lineage: None, ..descent },
+            Order::StartStandby { follow: None }
+            | Order::StopReceiving { .. }
+            | Order::SetRule { .. }
+            | Order::Close { .. }
+            | Order::Open
+            | Order::MakeSource
+            | Order::Verify { .. }
+            | Order::Kill { .. } => descent,
+        }
+    }
+
+    /// The same once it is done.
+    pub fn ends(&self, descent: Descent, reign: u64) -> Descent {
+        match self {
+            Order::Rewind { .. } | Order::Clone { .. } => {
+                Descent { lineage: Some(reign), promoted: None }
+            }
+            Order::Create
+            | Order::StartPrimary { .. }
+            | Order::StartStandby { .. }
+            | Order::Promote { .. }
+            | Order::StopReceiving { .. }
+            | Order::Follow { .. }
+            | Order::SetRule { .. }
+            | Order::Close { .. }
+            | Order::Open
+            | Order::MakeSource
+            | Order::Verify { .. }
+            | Order::Kill { .. } => descent,
+        }
+    }
 }
 
 /// What a member remembers between two looks.

@@ -3,7 +3,7 @@
 use super::postgres::{Disk, Mode};
 use super::{NAMES, Slip, World};
 use crate::agreed::Position;
-use crate::database::{Disk as SeenDisk, Local, MemberState, Order, Server};
+use crate::database::{Descent, Disk as SeenDisk, Local, MemberState, Order, Server};
 
 /// An order that is being carried out.
 #[derive(Debug)]
@@ -27,10 +27,9 @@ pub(super) struct Driver {
 #[derive(Debug, Default)]
 pub(super) struct Kept {
     pub(super) obeyed: u64,
-    pub(super) promoted: Option<u64>,
-    pub(super) lineage: Option<u64>,
+    pub(super) descent: Descent,
     /// What it was before a copy that may come to nothing.
-    pub(super) lineage_before: Option<u64>,
+    pub(super) before: Descent,
 }
 
 fn takes(order: &Order) -> (u64, u64) {
@@ -102,14 +101,14 @@ impl World {
             system: has_data.then_some(7),
             // How far a log reaches that nobody reads is not known.
             reaches: if runs { pg.reaches(now) } else { Position::default() },
-            lineage: this.kept.lineage,
+            lineage: this.kept.descent.lineage,
             stopped: pg.stopped,
             upstream: pg
                 .upstream
                 .filter(|_| this.driver.knows_upstream)
                 .map(|node| NAMES[node].into()),
             receives: pg.connection.is_some() && pg.mode == Mode::Standby,
-            promoted: this.kept.promoted,
+            promoted: this.kept.descent.promoted,
             writes: pg.mode == Mode::Primary && runs && pg.stalled_until <= now,
             rule: (pg.mode == Mode::Primary && this.driver.knows_rule).then(|| pg.rule.clone()),
             confirmed: self.slip == Some(Slip::ConfirmedEarly)
@@ -127,7 +126,7 @@ impl World {
 
     pub(super) fn give(&mut self, node: usize, order: Order, epoch: u64) {
         let this = &mut self.nodes[node];
-        if epoch < this.kept.obeyed && self.slip != Some(Slip::OldEpochObeyed) {
+        if epoch < this.kept.obeyed {
             return;
         }
         let kills = matches!(order, Order::Kill { .. });
@@ -178,29 +177,13 @@ impl World {
         let this = &mut self.nodes[node];
         this.kept.obeyed = this.kept.obeyed.max(epoch);
         let pg = &mut this.postgres;
-        match &order {
-            Order::Create | Order::StartPrimary { .. } | Order::Promote { .. } => {
-                (this.kept.promoted, this.kept.lineage) = (Some(epoch), Some(epoch));
+        this.kept.before = this.kept.descent;
+        this.kept.descent = order.begins(this.kept.descent, epoch);
+        if matches!(order, Order::Rewind { .. } | Order::Clone { .. }) {
+            pg.die();
+            if fails || matches!(order, Order::Clone { .. }) {
+                pg.disk = Disk::Broken;
             }
-            Order::Follow { .. } | Order::StartStandby { follow: Some(_) } => {
-                this.kept.lineage = Some(epoch);
-            }
-            Order::Rewind { .. } | Order::Clone { .. } => {
-                this.kept.lineage_before = this.kept.lineage.take();
-                pg.die();
-                let clones = matches!(order, Order::Clone { .. });
-                if clones || fails {
-                    pg.disk = Disk::Broken;
-                }
-            }
-            Order::StartStandby { follow: None }
-            | Order::StopReceiving { .. }
-            | Order::SetRule { .. }
-            | Order::Close { .. }
-            | Order::Open
-            | Order::MakeSource
-            | Order::Verify { .. }
-            | Order::Kill { .. } => {}
         }
         match &order {
             Order::StartPrimary { .. } | Order::StartStandby { .. } if pg.mode == Mode::Down => {
@@ -264,8 +247,6 @@ impl World {
                 pg.disk = Disk::Data { standby: false };
                 pg.append(id);
                 pg.flushed = pg.log.len();
-                pg.mode = Mode::Primary;
-                self.became_primary(node, *epoch);
             }
             Order::StartPrimary { .. } if pg.mode == Mode::Starting => {
                 // It goes by the rule that it had; the present one is set next.
@@ -324,7 +305,7 @@ impl World {
                 let source = node_of(from);
                 let rewinds = matches!(order, Order::Rewind { .. });
                 if !fails {
-                    self.copy(node, source, rewinds, *epoch);
+                    self.copy(node, source, rewinds, running);
                 }
             }
             // It has come to nothing.
@@ -342,14 +323,14 @@ impl World {
     }
 
     /// Makes a data directory like another one.
-    fn copy(&mut self, node: usize, source: usize, rewinds: bool, epoch: u64) {
+    fn copy(&mut self, node: usize, source: usize, rewinds: bool, running: &Running) {
         let there = self.is_up(source) && self.reach(node, source) && self.reach(source, node);
         let from = &self.nodes[source].postgres;
         if !there || from.mode != Mode::Primary || from.is_hung(self.now) || !from.is_source {
             // Nothing was changed: the log is what it was.
             let this = &mut self.nodes[node];
             if this.postgres.disk != Disk::Broken {
-                this.kept.lineage = this.kept.lineage_before;
+                this.kept.descent = this.kept.before;
             }
             return;
         }
@@ -360,6 +341,6 @@ impl World {
         pg.log = if rewinds { pg.log.rewound(&log) } else { log };
         pg.flushed = pg.log.len();
         pg.disk = Disk::Data { standby: true };
-        (this.kept.promoted, this.kept.lineage) = (None, Some(epoch));
+        this.kept.descent = running.order.ends(this.kept.descent, running.epoch);
     }
 }

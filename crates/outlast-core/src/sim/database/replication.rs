@@ -75,7 +75,7 @@ impl World {
                 }
                 let fits = pg.log.is_prefix_of(&from.log);
                 // Whom it was told to follow may follow somebody else by now: then what it has must count for nothing.
-                let same = own.kept.lineage == other.kept.lineage;
+                let same = own.kept.descent.lineage == other.kept.descent.lineage;
                 self.ledger.strays += u64::from(!fits);
                 law_is(fits || !same, "it receives on top of another log")?;
                 pg.cut_off();

@@ -341,8 +341,10 @@ impl Agreed {
     /// The lease of a database ends with the reign.
     fn run_lease(&mut self, at: Stamp, command: &LeaseCommand) -> Result<Reply, Refusal> {
         match command {
-            LeaseCommand::Grant { role, .. } => self.databases.admits_renewal(role, true)?,
-            LeaseCommand::Renew { role, .. } => self.databases.admits_renewal(role, false)?,
+            LeaseCommand::Grant { role, .. } => self.databases.admits_renewal(role, None)?,
+            LeaseCommand::Renew { role, epoch, .. } => {
+                self.databases.admits_renewal(role, Some(*epoch))?;
+            }
             LeaseCommand::Release { .. } | LeaseCommand::Expire { .. } => {}
         }
         self.leases.apply(at, command, &self.registry, &mut self.history)

@@ -7,6 +7,7 @@
 //! it through any sequence of faults.
 
 mod changes;
+mod judge;
 mod lead;
 mod member;
 #[cfg(test)]
@@ -17,8 +18,9 @@ use alloc::string::String;
 use core::time::Duration;
 
 pub use changes::changes;
+pub use judge::{Proof, Readable, Sender, hangs, readable, why_unfit};
 pub use lead::{Lead, Scene, Seen};
-pub use member::{Disk, Duty, Local, Member, Order, Part, Server, State, order_of};
+pub use member::{Descent, Disk, Duty, Local, Member, Order, Part, Server, State, order_of};
 
 use crate::agreed::form::{coded_enum, coded_struct};
 use crate::agreed::{Confirm, Position};

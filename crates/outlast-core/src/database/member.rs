@@ -80,9 +80,7 @@ pub struct Local {
     pub receives: bool,
     /// The reign under which it was made primary; remembered on disk.
     pub promoted: Option<u64>,
-    /// The reign of whose primary's log this one is a part; remembered on disk. An order to create, to start as primary, to
-    /// promote or to follow makes it the order's epoch before it is carried out; a rewind or a clone makes it unknown before,
-    /// and the order's epoch after; nothing else changes it.
+    /// The reign of whose primary's log this one is a part; remembered on disk.
     pub lineage: Option<u64>,
     /// A write went through here a moment ago.
     pub writes: bool,
@@ -115,8 +113,12 @@ pub struct Local {
 /// before it carries the order out; it carries out none under a lower one. It carries out one at a time and keeps none
 /// waiting, except that a kill comes at once: what is being done may change what the next one was decided on.
 ///
-/// Who is told to follow a node receives from it only while that node is primary under the order's epoch (a replication slot
-/// that is named after the epoch and made by that primary sees to it): later the same server may have another log.
+/// Who is told to follow a node receives from that node's address until it is told otherwise, also through new connections:
+/// from whatever server answers there, be it primary under a later reign by then, or itself a standby of somebody else. So
+/// its lineage says less than it may have. What it gets that way lies behind the end of the reign that it names, on a later
+/// timeline ([`Database::is_part`] and [`Database::can_rewind`] see it); where the number of the timeline is the same, its
+/// lineage can only be cloned. So no such log is ever followed with, chosen or rewound, and it is looked at again under the
+/// next reign even where the address stays the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Order {
     Create,
@@ -168,6 +170,63 @@ pub enum Order {
     Kill {
         why: String,
     },
+}
+
+/// What a driver remembers on disk of the log: [`Local::lineage`] and [`Local::promoted`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Descent {
+    pub lineage: Option<u64>,
+    pub promoted: Option<u64>,
+}
+
+impl Order {
+    /// What this order, given under a reign, makes of it before it is carried out.
+    pub fn begins(&self, descent: Descent, reign: u64) -> Descent {
+        let lineage = Some(reign);
+        match self {
+            Order::StartPrimary { epoch, .. } | Order::Promote { epoch, .. } => {
+                Descent { lineage, promoted: Some(*epoch) }
+            }
+            Order::Create | Order::Follow { .. } | Order::StartStandby { follow: Some(_) } => {
+                Descent { lineage, ..descent }
+            }
+            // Of a copy that is not complete nothing is known. One that changes nothing gives back what was known before.
+            Order::Rewind { .. } | Order::Clone { .. } => Descent { lineage: None, ..descent },
+            Order::StartStandby { follow: None }
+            | Order::StopReceiving { .. }
+            | Order::SetRule { .. }
+            | Order::Close { .. }
+            | Order::Open
+            | Order::MakeSource
+            | Order::Verify { .. }
+            | Order::Flush { .. }
+            | Order::Stop { .. }
+            | Order::Kill { .. } => descent,
+        }
+    }
+
+    /// The same once it is done.
+    pub fn ends(&self, descent: Descent, reign: u64) -> Descent {
+        match self {
+            Order::Rewind { .. } | Order::Clone { .. } => {
+                Descent { lineage: Some(reign), promoted: None }
+            }
+            Order::Create
+            | Order::StartPrimary { .. }
+            | Order::StartStandby { .. }
+            | Order::Promote { .. }
+            | Order::StopReceiving { .. }
+            | Order::Follow { .. }
+            | Order::SetRule { .. }
+            | Order::Close { .. }
+            | Order::Open
+            | Order::MakeSource
+            | Order::Verify { .. }
+            | Order::Flush { .. }
+            | Order::Stop { .. }
+            | Order::Kill { .. } => descent,
+        }
+    }
 }
 
 /// What a member remembers between two looks.
@@ -235,7 +294,10 @@ impl Member {
         let starved = self.starved_since.is_some_and(|since| RECEIVES_WITHIN < now.since(since));
         if local.stopped.is_some() && local.stopped == election {
             State::Stopped
-        } else if local.upstream.as_ref() != Some(&agreed.reign.primary) {
+        } else if local.upstream.as_ref() != Some(&agreed.reign.primary)
+            || local.lineage != Some(agreed.reign.epoch)
+        {
+            // The same server under another reign can have another log.
             State::Astray
         } else if starved && !local.receives {
             State::Starves
@@ -396,14 +458,17 @@ impl Member {
                 let follow = self.surely_part(agreed, local).then(primary);
                 Some(Order::StartStandby { follow })
             }
+            Duty::Promote if local.reaches < agreed.reign.from && local.stopped.is_none() => {
+                Some(Order::StopReceiving { election: self.epoch })
+            }
             Duty::Promote if local.reaches < agreed.reign.from => {
                 self.give_up(now, "its log is shorter than when it was appointed");
                 None
             }
             Duty::Promote => Some(Order::Promote { epoch, rule }),
             Duty::Stop => Some(Order::StopReceiving { election: self.epoch }),
-            // How far a log reaches is known once nothing more arrives.
-            Duty::Follow if local.upstream.is_some() && !self.surely_part(agreed, local) => {
+            // How far a log reaches is known once nothing more arrives, and all that lies on the disk was read.
+            Duty::Follow if local.stopped.is_none() && !self.surely_part(agreed, local) => {
                 Some(Order::StopReceiving { election: self.epoch })
             }
             Duty::Follow if self.may_follow(agreed, local) => {
@@ -480,7 +545,7 @@ impl Member {
         }
         let from = agreed.reign.primary.clone();
         let tried = core::mem::replace(&mut self.rewound, true);
-        if tried || !agreed.can_rewind(local.lineage) {
+        if tried || !agreed.can_rewind(local.lineage, local.reaches) {
             return Some(Order::Clone { from, turn: None });
         }
         Some(Order::Rewind { from })

@@ -104,49 +104,6 @@ pub(super) fn doing(order: &Order) -> MemberState {
     }
 }
 
-/// The reign under which it makes PostgreSQL a primary; written down before it is carried out.
-pub(super) fn makes_primary(order: &Order) -> Option<u64> {
-    match order {
-        Order::StartPrimary { epoch, .. } | Order::Promote { epoch, .. } => Some(*epoch),
-        Order::Create
-        | Order::StartStandby { .. }
-        | Order::StopReceiving { .. }
-        | Order::Follow { .. }
-        | Order::SetRule { .. }
-        | Order::Close { .. }
-        | Order::Open
-        | Order::MakeSource
-        | Order::Verify { .. }
-        | Order::Flush { .. }
-        | Order::Stop { .. }
-        | Order::Rewind { .. }
-        | Order::Clone { .. }
-        | Order::Kill { .. } => None,
-    }
-}
-
-/// Of whose log the member's is a part once this is begun under a reign; `None`: as before.
-pub(super) fn lineage(order: &Order, reign: u64) -> Option<Option<u64>> {
-    match order {
-        Order::Create
-        | Order::StartPrimary { .. }
-        | Order::Promote { .. }
-        | Order::Follow { .. }
-        | Order::StartStandby { follow: Some(_) } => Some(Some(reign)),
-        Order::Rewind { .. } | Order::Clone { .. } => Some(None),
-        Order::StartStandby { follow: None }
-        | Order::StopReceiving { .. }
-        | Order::SetRule { .. }
-        | Order::Close { .. }
-        | Order::Open
-        | Order::MakeSource
-        | Order::Verify { .. }
-        | Order::Flush { .. }
-        | Order::Stop { .. }
-        | Order::Kill { .. } => None,
-    }
-}
-
 /// The node that it names.
 pub(super) fn upstream(order: &Order) -> Option<&str> {
     match order {

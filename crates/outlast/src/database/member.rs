@@ -7,7 +7,7 @@ use std::time::Duration;
 use outlast_consensus::boottime;
 use outlast_core::agreed::{Database, Position};
 use outlast_core::database::{
-    DatabaseSight, Member, MemberSight, Order, Part, SILENT_AFTER, Server,
+    DatabaseSight, Descent, Member, MemberSight, Order, Part, SILENT_AFTER, Server,
 };
 use outlast_core::time::Instant;
 use outlast_core::topology::{Postgres as Spec, Topology};
@@ -140,8 +140,8 @@ struct Running {
     fuse_failed: Option<Instant>,
     /// The right that the agent had before it was started anew, as its keeper still has it.
     inherited: Option<PrimaryLease>,
-    /// Lineage and promotion before the last order.
-    before: (Option<u64>, Option<u64>),
+    /// What was known of the log before the last order.
+    before: Descent,
     said_part: Option<Part>,
 }
 
@@ -202,7 +202,7 @@ impl Running {
             fuse: None,
             fuse_failed: None,
             inherited,
-            before: (None, None),
+            before: Descent::default(),
             said_part: None,
         })
     }
@@ -409,17 +409,14 @@ impl Running {
         if epoch < self.kept.memory.obeyed {
             return;
         }
-        self.before = (self.kept.memory.lineage, self.kept.memory.promoted);
-        let promoted = carry::makes_primary(&order);
+        self.before = self.kept.memory.descent();
+        let descent = order.begins(self.before, agreed.reign.epoch);
         let standby = matches!(order, Order::StartStandby { .. });
-        let lineage = carry::lineage(&order, agreed.reign.epoch);
+        let primary = matches!(order, Order::StartPrimary { .. } | Order::Promote { .. });
         let written = self.kept.change(|memory| {
             memory.obeyed = epoch;
-            if promoted.is_some() {
-                memory.promoted = promoted;
-            }
-            memory.lineage = lineage.unwrap_or(memory.lineage);
-            memory.standby = (memory.standby || standby) && promoted.is_none();
+            memory.set_descent(descent);
+            memory.standby = (memory.standby || standby) && !primary;
         });
         if let Err(error) = written {
             self.trouble(format!("{error:#}"));
@@ -576,7 +573,10 @@ impl Running {
             }
         }
         match result {
-            Ok(done) => self.take(done),
+            Ok(done) => {
+                self.take(done);
+                self.ends(&order);
+            }
             Err(error) => {
                 tracing::warn!(database = self.database, ?order, %error, "carry out an order");
                 self.trouble(error.to_string());
@@ -590,15 +590,27 @@ impl Running {
         self.look();
     }
 
+    /// Notes what an order that is done has made of the log. It was given under the reign that is obeyed: no other one is
+    /// begun meanwhile.
+    fn ends(&mut self, order: &Order) {
+        let copied = matches!(order, Order::Rewind { .. } | Order::Clone { .. });
+        let ended = self.kept.change(|memory| {
+            memory.set_descent(order.ends(memory.descent(), memory.obeyed));
+            memory.standby |= copied;
+        });
+        if let Err(error) = ended {
+            self.trouble(format!("{error:#}"));
+        }
+        self.remember();
+    }
+
     /// A rewind or a clone that changed nothing leaves a log that is what it was.
     fn restore_lineage(&mut self) {
         if self.postgres.is_unfit() {
             return;
         }
-        let (lineage, promoted) = self.before;
-        let restored = self.kept.change(|memory| {
-            (memory.lineage, memory.promoted) = (lineage, promoted);
-        });
+        let before = self.before;
+        let restored = self.kept.change(|memory| memory.set_descent(before));
         if let Err(error) = restored {
             self.trouble(format!("{error:#}"));
         }
@@ -649,15 +661,6 @@ impl Running {
                 if let Some(turn) = turn {
                     self.turned(turn);
                 }
-                // The order was given under the reign that is obeyed, or under one that is over by now: then this is its log.
-                let made = self.kept.change(|memory| {
-                    (memory.standby, memory.promoted) = (true, None);
-                    memory.lineage = Some(memory.obeyed);
-                });
-                if let Err(error) = made {
-                    self.trouble(format!("{error:#}"));
-                }
-                self.remember();
             }
             Done::Made | Done::Killed => self.watch.ended(),
         }

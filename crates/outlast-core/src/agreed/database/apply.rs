@@ -63,7 +63,7 @@ impl Databases {
                 let primary = database.reign.primary.clone();
                 let id = registry.id_of(&primary).ok_or(Refusal::NotRegistered { id: 0 })?;
                 if leases.get(&role).is_none_or(|lease| lease.holder != id) {
-                    // Promoted early: the lease of the old primary has to be over first.
+                    // Refused while the lease of the old primary lasts.
                     leases.appoint(at, &role, id, DATABASE_LEASE)?;
                 }
                 database.open(*timeline);
@@ -72,10 +72,6 @@ impl Databases {
             }
             DatabaseCommand::Elect { epoch, why, .. } => {
                 database.reigns(*epoch)?;
-                if !database.is_async() {
-                    // Nothing can be acknowledged once the recruits have stopped: its end need not be waited for.
-                    leases.end(&role);
-                }
                 let election = Election { epoch: at.index, why: why.clone(), begun: at };
                 database.election = Some(election);
                 if let Some(switchover) = database.switchover.take() {
@@ -89,11 +85,11 @@ impl Databases {
                 database.may_appoint(*epoch, node, recruits, *losing)?;
                 let id = registry.id_of(node).ok_or(Refusal::NotRegistered { id: 0 })?;
                 let planned = database.election.is_none();
-                if planned {
+                if planned || database.leaves_no_quorum(node, recruits) {
                     leases.end(&role);
                 }
-                // In asynchronous mode the old lease may still last: then it is granted when it opens.
-                if leases.get(&role).is_none() {
+                // Where the old primary may still acknowledge, the end of its lease is waited for.
+                if leases.get(&role).is_none_or(|lease| lease.holder == id) {
                     leases.appoint(at, &role, id, DATABASE_LEASE)?;
                 }
                 database.appoint(at, node, recruits, next);
@@ -280,6 +276,12 @@ impl Database {
         }
         let covered = self.is_covered(recruits, own.reaches);
         if covered || losing { Ok(()) } else { Err(Refusal::NotCovered) }
+    }
+
+    /// Whether the old primary can acknowledge nothing any more, because too few are left that could receive from it.
+    fn leaves_no_quorum(&self, node: &str, recruits: &[Recruit]) -> bool {
+        let own = recruits.iter().find(|recruit| recruit.node == node);
+        !self.is_async() && own.is_some_and(|own| self.is_covered(recruits, own.reaches))
     }
 
     fn appoint(&mut self, at: Stamp, node: &str, recruits: &[Recruit], next: &Confirm) {

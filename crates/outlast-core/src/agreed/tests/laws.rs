@@ -164,8 +164,9 @@ impl Turn<'_> {
         let role = database_role(name);
         let [was, is] = [self.before, self.after].map(|agreed| agreed.leases.get(&role));
         let (Some(was), Some(is)) = (was, is) else { return Ok(()) };
-        let renewed = was.renewed_index != is.renewed_index;
-        law!(before.election.is_none() || !renewed, "a lease was renewed after the reign");
+        let renewed = was.epoch == is.epoch && was.renewed_index != is.renewed_index;
+        let over = before.election.is_some() || is.epoch < after.reign.epoch;
+        law!(!renewed || !over, "a lease was renewed after the reign");
         Ok(())
     }
 

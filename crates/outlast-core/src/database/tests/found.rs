@@ -34,7 +34,8 @@ fn database() -> Database {
 
 fn standby(lineage: u64, reaches: Position) -> Local {
     let disk = Disk::Data { standby: true };
-    Local { disk, server: Server::Standby, lineage: Some(lineage), reaches, ..Local::default() }
+    let (server, stopped) = (Server::Standby, Some(25));
+    Local { disk, server, stopped, lineage: Some(lineage), reaches, ..Local::default() }
 }
 
 fn source() -> MemberSight {
@@ -55,13 +56,34 @@ fn a_log_of_another_reign_is_not_followed_although_its_timeline_has_the_same_num
     // It was primary under a reign that never served: timeline 2, too, and a rewind would find nothing to do.
     let clone = Some(Order::Clone { from, turn: None });
     assert_eq!(order(&agreed, false, &standby(20, position(2, 90))), clone);
+    // The server that it followed under epoch 10 had begun to follow such a one.
+    assert_eq!(order(&agreed, false, &standby(10, position(2, 90))), clone);
 }
 
 #[test]
-fn a_standby_that_still_receives_stops_before_its_log_is_compared() {
-    let upstream = Some("c".to_owned());
-    let local = Local { upstream, ..standby(10, position(1, 100)) };
+fn a_standby_stops_before_its_log_is_compared() {
+    let stop = Some(Order::StopReceiving { election: 30 });
+    let unstopped = Local { stopped: None, ..standby(10, position(1, 100)) };
+    let local = Local { upstream: Some("c".to_owned()), ..unstopped.clone() };
+    assert_eq!(order(&database(), false, &local), stop);
+    // An agent that has just started does not know whom it follows, nor how much of its log is read.
+    assert_eq!(order(&database(), false, &unstopped), stop);
+}
+
+#[test]
+fn a_standby_of_the_same_primary_under_an_earlier_reign_is_looked_at_again() {
+    let earlier = Local { stopped: None, ..standby(10, position(2, 120)) };
+    let local = Local { upstream: Some("a".to_owned()), receives: true, ..earlier };
     assert_eq!(order(&database(), false, &local), Some(Order::StopReceiving { election: 30 }));
+    assert_eq!(order(&database(), false, &Local { lineage: Some(30), ..local }), None);
+}
+
+#[test]
+fn a_log_that_is_not_read_to_its_end_is_not_shorter_than_it_was() {
+    let mut agreed = database();
+    agreed.reign.primary = "b".to_owned();
+    let local = Local { stopped: None, ..standby(10, position(1, 40)) };
+    assert_eq!(order(&agreed, true, &local), Some(Order::StopReceiving { election: 30 }));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What goes wrong, and that it ends.
 
 use super::{FAULTS_END, Kind, NAMES, ORDERS, World};
+use crate::database::Descent;
 use crate::sim::Rng;
 use crate::sim::database::postgres::{Disk, Mode};
 use std::borrow::ToOwned as _;
@@ -30,6 +31,7 @@ impl World {
             return;
         }
         self.disturb_switchover();
+        self.accept_loss();
         if self.now < self.faults.next {
             return;
         }
@@ -42,6 +44,7 @@ impl World {
         let until = self.now + lasts;
         let what = self.rng.between(0, 22);
         self.note(node, &std::format!("fault {what} until {until}"));
+        let promised = self.is_promised();
         let this = &mut self.nodes[node];
         match what {
             0 | 1 => self.lose_power(node, until),
@@ -49,7 +52,7 @@ impl World {
             3 => this.postgres.die(),
             4 => this.postgres.hung_until = until,
             // A machine that wakes up acknowledges before anything could stop it (trap 49).
-            5 if self.kind != Kind::Async => this.frozen_until = until,
+            5 if promised => this.frozen_until = until,
             6 | 7 => self.cut_node(node, until, true, true),
             8 => self.cut_node(node, until, true, false),
             9 => self.cut_node(node, until, false, true),
@@ -110,7 +113,7 @@ impl World {
         this.postgres.disk = Disk::Empty;
         this.postgres.log.0.clear();
         this.postgres.flushed = 0;
-        (this.kept.lineage, this.kept.promoted) = (None, None);
+        this.kept.descent = Descent::default();
     }
 
     fn kill_agent(&mut self, node: usize, until: u64) {
@@ -118,7 +121,7 @@ impl World {
         this.mind = None;
         this.life += 1;
         this.agent_back_at = until;
-        self.abort(node);
+        self.forget(node);
     }
 
     fn cut_node(&mut self, node: usize, until: u64, from: bool, to: bool) {

@@ -23,6 +23,12 @@ pub(super) struct Ledger {
     last_at: u64,
     pub(super) failovers: u64,
     pub(super) switchovers: u64,
+    /// The election under way, and since when.
+    pub(super) election: Option<(u64, u64)>,
+    /// Appointments for which a person accepted a loss.
+    pub(super) losses: u64,
+    /// Standbys that received on top of a log that was not theirs.
+    pub(super) strays: u64,
     pub(super) broken: Option<String>,
 }
 
@@ -31,8 +37,19 @@ pub(super) fn law_is(holds: bool, words: &str) -> Law {
 }
 
 impl World {
-    fn is_promised(&self) -> bool {
-        self.kind != Kind::Async
+    pub(super) fn is_promised(&self) -> bool {
+        matches!(self.kind, Kind::Quorum | Kind::Drifting)
+    }
+
+    /// Where the primary alone acknowledges, two never take writes at the same time: leases see to it.
+    pub(super) fn one_takes_writes(&self) -> Law {
+        let takes = |node: &usize| {
+            let pg = &self.nodes[*node].postgres;
+            let up = self.is_up(*node) && pg.runs(self.now);
+            up && pg.mode == Mode::Primary && pg.closed.is_none()
+        };
+        let count = (0..self.size).filter(takes).count();
+        law_is(self.kind != Kind::Async || count < 2, "two primaries take writes")
     }
 
     /// A client was told that its write is safe.
@@ -123,6 +140,7 @@ impl World {
             let standby = &self.nodes[node].postgres;
             let follows = standby.mode == Mode::Standby
                 && standby.upstream == Some(primary)
+                && self.nodes[node].kept.descent.lineage == Some(reign.epoch)
                 && standby.connection.is_some();
             if !follows || !standby.log.is_prefix_of(&pg.log) {
                 return wrong(&format!("{} does not follow", NAMES[node]));

@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 use std::vec::Vec;
 
-use super::{DEPOSED_AFTER, NAMES, ORDERS, Slip, World};
+use super::{DEPOSED_AFTER, Kind, NAMES, ORDERS, Slip, World};
 use crate::agreed::{
-    Agreed, Command, DATABASE_LEASE, DatabaseCommand, Held, LeaseClock, LeaseCommand, Reply,
-    database_role,
+    Agreed, Command, Confirm, DATABASE_LEASE, DatabaseCommand, Held, LeaseClock, LeaseCommand,
+    Recruit, Reply, database_role,
 };
-use crate::database::{Lead, Member, MemberSight, Scene, Seen, Server};
+use crate::database::{Lead, Member, MemberSight, SILENT_AFTER, Scene, Seen, Server};
 use crate::health::Health;
 use crate::time::Instant;
 
@@ -226,11 +226,10 @@ impl World {
     fn act(&mut self, node: usize) {
         let (now, at) = (self.now, self.moment(node).now);
         let leased = self.is_leased(node);
-        let old_news = self.slip == Some(Slip::OldNewsCounts);
         let local = self.local(node);
         let Some(mind) = &mut self.nodes[node].mind else { return };
-        let Some(current_at) = mind.current_at.or(old_news.then_some(0)) else { return };
-        let asks = mind.held.is_none() && now < current_at + ASKS_FIRST && !old_news;
+        let Some(current_at) = mind.current_at else { return };
+        let asks = mind.held.is_none() && now < current_at + ASKS_FIRST;
         if asks && local.server == Server::Primary {
             return;
         }
@@ -238,7 +237,8 @@ impl World {
         let epoch = agreed.map_or(0, |agreed| agreed.epoch());
         let source = agreed.and_then(|agreed| {
             let primary = NAMES.iter().position(|name| *name == agreed.reign.primary)?;
-            mind.seen.get(&primary).map(|(_, sight)| sight)
+            let (heard, sight) = mind.seen.get(&primary)?;
+            (at.since(*heard) <= SILENT_AFTER).then_some(sight)
         });
         let order = mind.member.decide(at, agreed, leased, &local, source);
         if let Some(order) = order {
@@ -312,6 +312,41 @@ impl World {
         for command in over.into_iter().chain(command.map(Command::Database)) {
             self.propose(node, true, Asked::Nothing, command);
         }
+    }
+
+    /// A person who has waited for reports in vain has the furthest of those that have reported appointed.
+    pub(super) fn accept_loss(&mut self) {
+        let database = self.truth.databases().get(ORDERS);
+        let election = database.and_then(|database| database.election.as_ref());
+        let epoch = election.map(|election| election.epoch);
+        if self.ledger.election.is_none_or(|(known, _)| Some(known) != epoch) {
+            self.ledger.election = epoch.map(|epoch| (epoch, self.now));
+        }
+        let (Some(database), Some((epoch, since))) = (database, self.ledger.election) else {
+            return;
+        };
+        let waits = self.kind != Kind::Losing || self.now < since + 3_000;
+        if waits || !self.rng.per_mille(10) {
+            return;
+        }
+        let Some(leader) = self.leader else { return };
+        let Some(mind) = &self.nodes[leader].mind else { return };
+        let recruits = mind.seen.iter().filter_map(|(&node, (_, sight))| {
+            let part = database.is_part(sight.lineage, sight.reaches);
+            let stopped = sight.stopped == Some(epoch) && sight.system == database.system;
+            let node = NAMES[node].to_owned();
+            (part && stopped).then_some(Recruit { node, reaches: sight.reaches })
+        });
+        let recruits: Vec<Recruit> = recruits.collect();
+        let Some(best) = recruits.iter().max_by_key(|recruit| recruit.reaches) else { return };
+        let node = best.node.clone();
+        let of = self.wish.members.iter().filter(|name| **name != node).cloned().collect();
+        let next = Confirm { since: 0, acks: self.wish.acks, of };
+        let database = ORDERS.to_owned();
+        let command =
+            DatabaseCommand::Appoint { database, epoch, node, recruits, next, losing: true };
+        self.ledger.losses += 1;
+        self.propose(leader, false, Asked::Nothing, Command::Database(command));
     }
 
     /// Whether most nodes reach each PostgreSQL, a little late.

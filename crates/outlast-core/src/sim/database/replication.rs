@@ -4,7 +4,7 @@ use std::vec::Vec;
 
 use super::laws::law_is;
 use super::postgres::{Flushed, Mode, Sent};
-use super::{NAMES, Slip, World};
+use super::{NAMES, World};
 use crate::sim::check::Law;
 
 impl World {
@@ -56,10 +56,10 @@ impl World {
             pg.cut_off();
         }
         if !sends || !from.runs(now) {
-            return Ok(());
-        }
-        let reigns = from.mode == Mode::Primary && own.kept.lineage == Some(from.epoch);
-        if !reigns && self.slip != Some(Slip::AnyUpstream) {
+            // A receiver that hears nothing begins anew.
+            if self.rng.per_mille(4) {
+                pg.cut_off();
+            }
             return Ok(());
         }
         let flushed = from.flushed;
@@ -74,9 +74,13 @@ impl World {
                     return Ok(());
                 }
                 let fits = pg.log.is_prefix_of(&from.log);
-                law_is(fits, "it receives on top of another log")?;
-                pg.coming.clear();
-                pg.said = 0;
+                // Whom it was told to follow may follow somebody else by now: then what it has must count for nothing.
+                let same = own.kept.descent.lineage == other.kept.descent.lineage;
+                self.ledger.strays += u64::from(!fits);
+                law_is(fits || !same, "it receives on top of another log")?;
+                pg.cut_off();
+                from.acked.remove(&node);
+                from.flushes.retain(|flushed| flushed.node != node);
                 pg.log.len()
             }
         };

@@ -11,6 +11,8 @@ struct Ran {
     switchovers: u64,
     writes: usize,
     events: u64,
+    strays: u64,
+    losses: u64,
 }
 
 /// What a run came to, or the law that a seed breaks and what led there.
@@ -22,6 +24,8 @@ fn run(seed: u64, slip: Option<Slip>, text: bool) -> Result<Ran, (String, String
             switchovers: world.ledger.switchovers,
             writes: world.writes(),
             events: world.events,
+            strays: world.ledger.strays,
+            losses: world.ledger.losses,
         }),
         Err(law) => {
             let law = std::format!("seed {seed} ({:?}) at {}: {law}", world.kind, world.now);
@@ -49,6 +53,7 @@ fn seeds() -> std::ops::Range<u64> {
 #[test]
 fn no_acknowledged_write_is_lost_and_all_find_back() {
     let (mut failovers, mut switchovers, mut writes, mut events) = (0, 0, 0, 0);
+    let (mut strays, mut losses) = (0, 0);
     for seed in seeds() {
         match run(seed, None, false) {
             Ok(ran) => {
@@ -56,6 +61,8 @@ fn no_acknowledged_write_is_lost_and_all_find_back() {
                 switchovers += ran.switchovers;
                 writes += ran.writes;
                 events += ran.events;
+                strays += ran.strays;
+                losses += ran.losses;
             }
             Err((law, _)) => {
                 let (_, text) = run(seed, None, true).err().expect("the same seed");
@@ -67,17 +74,16 @@ fn no_acknowledged_write_is_lost_and_all_find_back() {
         }
     }
     std::println!(
-        "{} seeds: {failovers} changes of primary, {switchovers} of them planned, {writes} writes, {events} events",
+        "{} seeds: {failovers} changes of primary, {switchovers} of them planned, {writes} writes, {strays} strays, {losses} losses accepted, {events} events",
         seeds().count()
     );
 }
 
-/// Plants a bug and says what the first seed that finds it has to say.
+/// Plants a bug, and wants a seed that breaks this law.
 #[track_caller]
 fn check_found(what: &str, slip: Option<Slip>, law: &str) {
-    let found = (0..2_000).find_map(|seed| run(seed, slip, false).err());
-    let (found, _) = found.unwrap_or_else(|| panic!("{what} was not found"));
-    assert!(found.contains(law), "{what} was found otherwise: {found}");
+    let breaks = |seed| run(seed, slip, false).is_err_and(|(found, _)| found.contains(law));
+    assert!((0..4_000).any(breaks), "{what} was not found: {law}");
 }
 
 #[track_caller]
@@ -94,22 +100,22 @@ fn check_slip(slip: Slip, law: &str) {
 
 #[test]
 fn the_simulation_finds_what_lets_two_primaries_serve() {
-    check_bug(Bug::StartedUnleased, "acknowledges under");
-    check_slip(Slip::KilledLate, "acknowledges under");
-    check_slip(Slip::NoKeeper, "acknowledges under");
+    check_bug(Bug::StartedUnleased, "two primaries take writes");
+    check_bug(Bug::NoElection, "two primaries take writes");
+    check_slip(Slip::KilledLate, "two primaries take writes");
+    check_slip(Slip::NoKeeper, "two primaries take writes");
     with(Agreed::RenewedAfterElection, || check_found("a late renewal", None, "renewed after"));
 }
 
 #[test]
 fn the_simulation_finds_logs_that_do_not_fit() {
     check_bug(Bug::FollowsAhead, "on top of another log");
-    check_bug(Bug::LineageIgnored, "");
+    check_bug(Bug::LineageIgnored, "on top of another log");
 }
 
 #[test]
 fn the_simulation_finds_what_loses_writes() {
-    check_slip(Slip::ConfirmedEarly, "");
-    check_slip(Slip::StoppedEarly, "");
-    check_bug(Bug::NoElection, "");
-    with(Agreed::Uncovered, || check_found("an uncovered appointment", None, ""));
+    check_slip(Slip::ConfirmedEarly, "without write");
+    check_slip(Slip::StoppedEarly, "without write");
+    with(Agreed::Uncovered, || check_found("an uncovered appointment", None, "without write"));
 }

@@ -21,6 +21,8 @@ const RELOAD_LIMIT: Duration = Duration::from_secs(10);
 const RECEIVER_LIMIT: Duration = Duration::from_secs(10);
 /// How long the log on this disk may take to be read. Whoever asked may ask again.
 const READ_LIMIT: Duration = Duration::from_secs(60);
+/// No standby has this name: a node's has no spaces.
+const NOBODY: &str = "nobody yet";
 /// The setting that says whom commits wait for.
 const SYNC: &str = "synchronous_standby_names";
 /// How often either is looked at.
@@ -123,11 +125,12 @@ impl Postgres {
         reload.doing("set the synchronous standbys")
     }
 
-    /// Which standbys our configuration on disk has commits wait for.
-    pub async fn configured_sync(&self) -> Result<Option<Quorum>, Error> {
-        let dir = self.settings.data_dir.clone();
-        let shape = self.on_disk(move || crate::conf::Shape::read(&dir)).await?;
-        Ok(shape.sync)
+    /// Whether commits would have to wait for somebody if this standby were promoted now; counts once it starts or follows.
+    /// Sessions are told to wait by the checkpointer: one that a disk holds up could tell them after the promotion.
+    pub async fn wait_once_promoted(&self, waits: bool) -> Result<(), Error> {
+        let nobody = || Quorum { count: 1, names: vec![NOBODY.to_owned()] };
+        let written = self.shape(move |shape| shape.sync = waits.then(nobody)).await;
+        written.doing("have commits wait after a promotion").map(drop)
     }
 
     /// Writes the configuration anew, as the settings now say, and has the server read it. Returns what takes effect

@@ -155,7 +155,8 @@ impl Lead {
         let reign = &agreed.reign;
         let primary = scene.members.get(&reign.primary)?.fresh()?;
         let (database, epoch) = (scene.name.to_owned(), reign.epoch);
-        if let (None, Some(system)) = (agreed.system, primary.system) {
+        // Who makes it knows how to take over data that lies there: until it serves, it is the maker.
+        if let (None, Some(system), Some(_)) = (agreed.system, primary.system, primary.serves) {
             return Some(DatabaseCommand::Made { database, epoch, system });
         }
         if agreed.system.is_some() && agreed.confirms.is_empty() && scene.wish.acks > 0 {

@@ -34,6 +34,8 @@ pub(super) struct Job {
     pub(super) upstream: Option<Upstream>,
     /// When this node's right to be primary ends.
     pub(super) fuse: Option<Moment>,
+    /// Commits of a primary wait for others.
+    pub(super) waits: bool,
     /// The data may be of before outlast: it may lack our roles.
     pub(super) takes_over: bool,
 }
@@ -176,7 +178,7 @@ async fn reach_first(postgres: &Postgres, upstream: Option<&Upstream>) -> Result
 
 /// Does it. Every part of it has a limit.
 pub(super) async fn carry(postgres: Postgres, job: Job) -> Result<Done, Error> {
-    let Job { order, upstream, fuse, takes_over } = job;
+    let Job { order, upstream, fuse, waits, takes_over } = job;
     match order {
         Order::Create => {
             postgres.create().await?;
@@ -200,6 +202,7 @@ pub(super) async fn carry(postgres: Postgres, job: Job) -> Result<Done, Error> {
             postgres.kill().await?;
             // A primary that was closed before it handed over lets clients in again.
             postgres.set_closed(false).await?;
+            postgres.wait_once_promoted(waits).await?;
             let mode = Mode::Standby { follow: upstream.filter(|_| follow.is_some()) };
             postgres.start(mode, None, &mut |_| {}).await?;
             Ok(Done::Started { upstream: follow })
@@ -216,6 +219,7 @@ pub(super) async fn carry(postgres: Postgres, job: Job) -> Result<Done, Error> {
         }
         Order::Follow { node } => {
             if let Some(upstream) = upstream {
+                postgres.wait_once_promoted(waits).await?;
                 postgres.follow(upstream).await?;
             }
             Ok(Done::Follows { node })

@@ -423,7 +423,7 @@ impl Running {
             return;
         }
         self.remember();
-        let job = self.job(&order, lease);
+        let job = self.job(&order, agreed, lease);
         let postgres = self.postgres.clone();
         if let Some(what) = carry::beside(&order) {
             self.beside_order(what, order, job);
@@ -445,12 +445,13 @@ impl Running {
         (self.watch.local.promoted, self.watch.local.lineage) = (memory.promoted, memory.lineage);
     }
 
-    fn job(&self, order: &Order, lease: Option<PrimaryLease>) -> Job {
+    fn job(&self, order: &Order, agreed: &Database, lease: Option<PrimaryLease>) -> Job {
         let node = carry::upstream(order);
         Job {
             order: order.clone(),
             upstream: node.and_then(|node| place::upstream(&self.topology, &self.spec, node)),
             fuse: lease.map(|lease| moment(lease.until)),
+            waits: agreed.rule().acks > 0,
             takes_over: matches!(order, Order::StartPrimary { .. })
                 && self.said_part == Some(Part::Maker),
         }

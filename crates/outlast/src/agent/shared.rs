@@ -63,6 +63,8 @@ pub struct DatabasesView {
     pub members: BTreeMap<String, BTreeMap<String, (Duration, Option<MemberSight>)>>,
     /// Why the leader, if it is this node, does nothing although something is wrong.
     pub stuck: BTreeMap<String, String>,
+    /// Where each node stands, of databases that have a home.
+    pub regions: BTreeMap<String, BTreeMap<String, String>>,
 }
 
 /// The data plane as the agent sees it.

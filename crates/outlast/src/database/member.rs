@@ -12,7 +12,7 @@ use outlast_core::database::{
 use outlast_core::time::Instant;
 use outlast_core::topology::{Postgres as Spec, Topology};
 use outlast_postgres::storage::{Health as Disk, Probe};
-use outlast_postgres::{Adoption, Ended, Error, Moment, Postgres, StopHow};
+use outlast_postgres::{Adoption, Ended, Error, Followers, Lsn, Moment, Postgres, StopHow};
 use tokio::sync::watch as watching;
 use tokio::task::JoinSet;
 
@@ -126,6 +126,8 @@ struct Running {
     awaits_exit: bool,
     disk: Option<Probe>,
     slots_at: Option<Instant>,
+    /// Who follows this member as a relay, and under which reign, as the slots have it.
+    relayed: (u64, Vec<String>),
     fuse: Option<PrimaryLease>,
     fuse_failed: Option<Instant>,
     /// The right that the agent had before it was started anew, as its keeper still has it.
@@ -185,6 +187,7 @@ impl Running {
             awaits_exit: adopted != Adoption::Nothing && adopted != Adoption::Unkept,
             disk: None,
             slots_at: None,
+            relayed: (0, Vec::new()),
             fuse: None,
             fuse_failed: None,
             inherited,
@@ -268,10 +271,10 @@ impl Running {
         (boottime() < lease.until).then_some(lease)
     }
 
-    /// What the primary's node says of it.
-    fn source(&self, agreed: &Database) -> Option<MemberSight> {
+    /// What a member's node says of it.
+    fn sight_of(&self, node: &str) -> Option<MemberSight> {
         let heard = self.office.cluster.heard.borrow();
-        let said = heard.get(&agreed.reign.primary)?;
+        let said = heard.get(node)?;
         let fresh = boottime().since(said.at) <= SILENT_AFTER;
         said.sights.get(&self.database).filter(|_| fresh)?.member.clone()
     }
@@ -286,15 +289,17 @@ impl Running {
         let lease = self.lease().filter(|lease| Some(lease.epoch) == reign);
         self.stop_ruling(agreed.as_ref(), lease.is_some());
         self.pass_on_fuse(lease);
-        let source = agreed.as_ref().and_then(|agreed| self.source(agreed));
+        let source = agreed.as_ref().and_then(|agreed| self.sight_of(&agreed.reign.primary));
+        let relay = agreed.as_ref();
+        let relay = relay.and_then(|agreed| self.sight_of(agreed.upstream(&self.office.home.node)));
         self.watch.local.busy = self.carries.as_ref().map(|(order, _)| carry::doing(order));
         let local = &self.watch.local;
-        let order =
-            self.member.decide(now, agreed.as_ref(), lease.is_some(), local, source.as_ref());
+        let (leased, source, relay) = (lease.is_some(), source.as_ref(), relay.as_ref());
+        let order = self.member.decide(now, agreed.as_ref(), leased, local, source, relay);
         if let (Some(order), Some(agreed)) = (order, &agreed) {
             self.begin(order, agreed, lease);
         }
-        self.keep_slots(now);
+        self.keep_slots(now, agreed.as_ref());
         let sight = self.member.sight(now, agreed.as_ref(), lease.is_some(), &self.watch.local);
         let say = |said: &mut DatabaseSight| said.member = Some(sight);
         match agreed.is_some_and(|agreed| agreed.is_closed()) {
@@ -372,7 +377,7 @@ impl Running {
             return;
         }
         self.remember();
-        let job = self.job(&order, lease);
+        let job = self.job(&order, agreed, lease);
         let postgres = self.postgres.clone();
         if let Some(what) = carry::beside(&order) {
             self.beside_order(what, order, job);
@@ -394,11 +399,15 @@ impl Running {
         (self.watch.local.promoted, self.watch.local.lineage) = (memory.promoted, memory.lineage);
     }
 
-    fn job(&self, order: &Order, lease: Option<PrimaryLease>) -> Job {
+    fn job(&self, order: &Order, agreed: &Database, lease: Option<PrimaryLease>) -> Job {
         let node = carry::upstream(order);
+        let reign = agreed.reign.epoch;
+        let relays = node.is_some_and(|node| *node != agreed.reign.primary).then_some(reign);
+        let at = |node| place::upstream(&self.topology, &self.spec, node, relays);
         Job {
             order: order.clone(),
-            upstream: node.and_then(|node| place::upstream(&self.topology, &self.spec, node)),
+            upstream: node.and_then(at),
+            reign,
             fuse: lease.map(|lease| moment(lease.until)),
             takes_over: matches!(order, Order::StartPrimary { .. })
                 && self.said_part == Some(Part::Maker),
@@ -495,7 +504,10 @@ impl Running {
                     match what {
                         // It stands where it stood.
                         "fuse" => (self.fuse, self.fuse_failed) = (None, Some(boottime())),
-                        "slots" => self.watch.has_roles = false,
+                        "slots" => {
+                            self.watch.has_roles = false;
+                            self.relayed = (0, Vec::new());
+                        }
                         _ => {}
                     }
                 }
@@ -618,18 +630,40 @@ impl Running {
             matches!(storage.health, Disk::Stuck { since } if DISK_STUCK <= since);
     }
 
+    /// Who needs a slot of this member.
+    fn followers(&self, agreed: Option<&Database>) -> Followers {
+        let peers = self.postgres.settings().peers.keys().cloned().collect();
+        let mut followers = Followers { peers, ..Followers::default() };
+        let Some(agreed) = agreed else { return followers };
+        let reign = Some(agreed.reign.epoch);
+        if self.watch.local.lineage == reign && self.watch.local.server == Server::Standby {
+            let relayed = agreed.followers(&self.office.home.node);
+            followers.relayed = relayed.map(str::to_owned).collect();
+            followers.reign = agreed.reign.epoch;
+        }
+        for node in agreed.upstreams.keys() {
+            let sight = self.sight_of(node).filter(|sight| sight.lineage == reign);
+            let has = sight.map(|sight| (node.clone(), Lsn(sight.reaches.lsn)));
+            followers.elsewhere.extend(has);
+        }
+        followers
+    }
+
     /// Slots for the others, on primary and standby.
-    fn keep_slots(&mut self, now: Instant) {
-        let due = self.slots_at.is_none_or(|at| SLOTS_EVERY <= now.since(at));
+    fn keep_slots(&mut self, now: Instant, agreed: Option<&Database>) {
+        let followers = self.followers(agreed);
+        let relayed = (followers.reign, followers.relayed.clone());
+        let due =
+            self.relayed != relayed || self.slots_at.is_none_or(|at| SLOTS_EVERY <= now.since(at));
         let up = matches!(self.watch.local.server, Server::Primary | Server::Standby);
         if !due || !up || self.carries.is_some() || self.aside.contains_key("slots") {
             return;
         }
         self.slots_at = Some(now);
+        self.relayed = relayed;
         let primary = self.watch.local.server == Server::Primary;
         let (postgres, roles) = (self.postgres.clone(), primary && !self.watch.has_roles);
         self.watch.has_roles |= primary;
-        let others: Vec<String> = postgres.settings().peers.keys().cloned().collect();
         let asked = postgres.clone();
         self.events.spawn(async move {
             // Without them sessions with a password are not resumed; that is all.
@@ -641,7 +675,7 @@ impl Running {
             if roles {
                 postgres.ensure_roles().await?;
             }
-            postgres.ensure_slots(&others).await
+            postgres.keep_slots(&followers).await
         });
     }
 

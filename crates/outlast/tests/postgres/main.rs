@@ -22,6 +22,7 @@ mod live;
 mod majority;
 mod pause;
 mod processes;
+mod regions;
 mod restore;
 mod rule;
 mod slots;

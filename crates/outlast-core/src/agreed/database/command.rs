@@ -1,5 +1,6 @@
 //! The commands that change what is agreed on of a database.
 
+use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -18,8 +19,8 @@ pub enum DatabaseCommand {
     Made { database: String, epoch: u64, system: u64 },
     /// The primary of this reign serves, on this timeline.
     Open { database: String, epoch: u64, timeline: u32 },
-    /// Ends the reign.
-    Elect { database: String, epoch: u64, why: String },
+    /// Ends the reign. `region`: where a person wants the next primary to be.
+    Elect { database: String, epoch: u64, why: String, region: Option<String> },
     /// `epoch` is that of the election, or of the reign that a switchover ends. `next` is the rule that the new primary
     /// follows. `losing`: a person accepts that acknowledged writes may be lost.
     Appoint {
@@ -42,14 +43,16 @@ pub enum DatabaseCommand {
     Step { database: String, begun: u64, step: Step, evidence: String },
     /// The switchover is given up and everything undone.
     Unwind { database: String, begun: u64, why: String },
+    /// Who follows a relay from now on, and which.
+    Relay { database: String, epoch: u64, upstreams: BTreeMap<String, String> },
 }
 
 coded_enum!(DatabaseCommand, "a command about databases that is not known here", {
     1 = Create { database, node }, 2 = Made { database, epoch, system }, 3 = Open { database, epoch, timeline },
-    4 = Elect { database, epoch, why }, 5 = Appoint { database, epoch, node, recruits, next, losing },
+    4 = Elect { database, epoch, why, region }, 5 = Appoint { database, epoch, node, recruits, next, losing },
     6 = Regain { database, epoch }, 7 = Widen { database, epoch, to }, 8 = Settle { database, epoch, to },
     9 = Switch { database, epoch, to, who, pause_max }, 10 = Step { database, begun, step, evidence },
-    11 = Unwind { database, begun, why },
+    11 = Unwind { database, begun, why }, 12 = Relay { database, epoch, upstreams },
 });
 
 impl DatabaseCommand {
@@ -65,7 +68,8 @@ impl DatabaseCommand {
             | DatabaseCommand::Settle { database, .. }
             | DatabaseCommand::Switch { database, .. }
             | DatabaseCommand::Step { database, .. }
-            | DatabaseCommand::Unwind { database, .. } => database,
+            | DatabaseCommand::Unwind { database, .. }
+            | DatabaseCommand::Relay { database, .. } => database,
         }
     }
 
@@ -73,8 +77,15 @@ impl DatabaseCommand {
         Limit::SubjectBytes.name(self.database())?;
         match self {
             DatabaseCommand::Create { node, .. } => Limit::NameBytes.name(node),
-            DatabaseCommand::Elect { why, .. } | DatabaseCommand::Unwind { why, .. } => {
+            DatabaseCommand::Elect { why, region, .. } => {
+                region.iter().try_for_each(|region| Limit::NameBytes.name(region))?;
                 Limit::ReasonBytes.text(why)
+            }
+            DatabaseCommand::Unwind { why, .. } => Limit::ReasonBytes.text(why),
+            DatabaseCommand::Relay { upstreams, .. } => {
+                Limit::Nodes.holds(upstreams.len())?;
+                let names = upstreams.iter().flat_map(|(node, relay)| [node, relay]);
+                names.into_iter().try_for_each(|name| Limit::NameBytes.name(name))
             }
             DatabaseCommand::Appoint { node, recruits, next, .. } => {
                 Limit::NameBytes.name(node)?;

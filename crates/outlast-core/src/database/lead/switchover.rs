@@ -104,7 +104,7 @@ fn judge_step(
     match switchover.step {
         Step::CatchUp => {
             let (from, to) = (from?, to?);
-            fit_to_follow(scene, switchover)?;
+            fit_to_follow(scene, agreed, switchover)?;
             let lag = from.reaches.lsn.saturating_sub(to.reaches.lsn);
             if lag > CATCH_UP_BYTES {
                 return Err(format!("node `{}` lacks {lag} bytes", switchover.to));
@@ -128,12 +128,13 @@ fn judge_step(
                     return Err(format!("node `{name}` has not received all of it"));
                 }
             }
-            if to?.reaches < end {
+            let to = to?;
+            if to.system != agreed.system || to.lineage != Some(epoch) || to.reaches < end {
                 return Err(format!("node `{}` has not received all of it", switchover.to));
             }
-            Ok(format!("has {end}"))
+            Ok(token(agreed, end))
         }
-        Step::Examine => fit_to_follow(scene, switchover).map(|()| "fit".to_owned()),
+        Step::Examine => fit_to_follow(scene, agreed, switchover).map(|()| "fit".to_owned()),
         Step::Promote if switchover.from == agreed.reign.primary => {
             let to = to?;
             // It may have died or lost its data since.
@@ -167,15 +168,26 @@ fn judge_step(
     }
 }
 
+/// The demotion token: by it, who has received all of the closed primary's log can be told from everybody else.
+fn token(agreed: &Database, end: Position) -> String {
+    format!("has {end} of system {}", agreed.system.unwrap_or_default())
+}
+
 /// Whether the one that is to become primary could.
-fn fit_to_follow(scene: &Scene<'_>, switchover: &Switchover) -> Result<(), String> {
+fn fit_to_follow(
+    scene: &Scene<'_>,
+    agreed: &Database,
+    switchover: &Switchover,
+) -> Result<(), String> {
     let to = &switchover.to;
     if let Some(why) = unfit(scene, to) {
         return Err(format!("node `{to}`: {why}"));
     }
     let sight = scene.members.get(to).and_then(Seen::fresh);
     let follows = sight.is_some_and(|sight| {
-        sight.state == MemberState::Standby && sight.follows.as_ref() == Some(&switchover.from)
+        let upstreams = [switchover.from.as_str(), agreed.upstream(to)];
+        let follows = sight.follows.as_deref();
+        sight.state == MemberState::Standby && follows.is_some_and(|f| upstreams.contains(&f))
     });
     if follows { Ok(()) } else { Err(format!("node `{to}` does not follow `{}`", switchover.from)) }
 }

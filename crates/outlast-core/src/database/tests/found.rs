@@ -41,7 +41,7 @@ fn source() -> MemberSight {
 }
 
 fn order(agreed: &Database, leased: bool, local: &Local) -> Option<Order> {
-    Member::new("b".to_owned()).decide(at(1000), Some(agreed), leased, local, Some(&source()))
+    Member::new("b".to_owned()).decide(at(1000), Some(agreed), leased, local, Some(&source()), None)
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn a_source_of_an_earlier_reign_is_none() {
     let old = MemberSight { is_source: true, serves: Some(10), ..MemberSight::default() };
     let local = standby(20, position(2, 90));
     let mut member = Member::new("b".to_owned());
-    assert_eq!(member.decide(at(0), Some(&database()), false, &local, Some(&old)), None);
+    assert_eq!(member.decide(at(0), Some(&database()), false, &local, Some(&old), None), None);
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn an_appointed_member_whose_log_was_lost_gives_up() {
     agreed.reign.primary = "b".to_owned();
     let mut member = Member::new("b".to_owned());
     let local = standby(10, position(1, 40));
-    assert_eq!(member.decide(at(0), Some(&agreed), true, &local, None), None);
+    assert_eq!(member.decide(at(0), Some(&agreed), true, &local, None, None), None);
     assert!(member.sight(at(0), Some(&agreed), true, &local).gives_up.is_some());
 }
 

@@ -47,7 +47,7 @@ fn takes(order: &Order) -> (u64, u64) {
     }
 }
 
-fn node_of(name: &str) -> usize {
+pub(super) fn node_of(name: &str) -> usize {
     NAMES.iter().position(|other| *other == name).expect("a node of this name")
 }
 
@@ -215,7 +215,12 @@ impl World {
             | Order::Rewind { .. }
             | Order::Clone { .. } => {}
         }
-        this.driver.running = Some(Running { order, epoch, ends, fails });
+        if matches!(order, Order::Rewind { .. } | Order::Clone { .. }) {
+            self.ledger.copies += 1;
+        }
+        let lineage = this.kept.lineage;
+        this.driver.running = Some(Running { order: order.clone(), epoch, ends, fails });
+        self.judge_upstream(node, &order, epoch, lineage);
     }
 
     pub(super) fn drive(&mut self, node: usize) {
@@ -257,7 +262,7 @@ impl World {
             Order::StartStandby { follow } if pg.mode == Mode::Starting => {
                 pg.mode = Mode::Standby;
                 pg.flush(now);
-                pg.upstream = follow.as_deref().map(node_of);
+                (pg.upstream, pg.follows_under) = (follow.as_deref().map(node_of), *epoch);
             }
             Order::Promote { rule, .. } if pg.mode == Mode::Standby && !fails => {
                 pg.promote(id);
@@ -277,7 +282,7 @@ impl World {
             Order::Follow { node } if pg.mode == Mode::Standby => {
                 pg.cut_off();
                 pg.stopped = None;
-                pg.upstream = Some(node_of(node));
+                (pg.upstream, pg.follows_under) = (Some(node_of(node)), *epoch);
             }
             Order::SetRule { rule } if pg.mode == Mode::Primary => {
                 pg.rule = rule.clone();
@@ -335,5 +340,6 @@ impl World {
         pg.flushed = pg.log.len();
         pg.disk = Disk::Data { standby: true };
         (this.kept.promoted, this.kept.lineage) = (None, Some(epoch));
+        self.ledger.lineages.insert((node, epoch));
     }
 }

@@ -6,8 +6,11 @@ use std::format;
 use std::string::String;
 use std::vec::Vec;
 
+use super::driver::node_of;
 use super::postgres::Mode;
 use super::{FAULTS_END, Kind, NAMES, ORDERS, World};
+use crate::agreed::{Command, Database, DatabaseCommand};
+use crate::database::Order;
 use crate::sim::check::Law;
 
 /// What was seen, kept apart from those that decide.
@@ -23,6 +26,14 @@ pub(super) struct Ledger {
     last_at: u64,
     pub(super) failovers: u64,
     pub(super) switchovers: u64,
+    /// Rewinds and clones.
+    pub(super) copies: u64,
+    /// Appointments to another region although something could be lost.
+    pub(super) crossings: u64,
+    /// The reign that began with the last of these.
+    losing: u64,
+    /// Under which reigns the log of each was known to be a part.
+    pub(super) lineages: BTreeSet<(usize, u64)>,
     pub(super) broken: Option<String>,
 }
 
@@ -46,6 +57,10 @@ impl World {
             let who = NAMES[node];
             return Err(format!("{who} acknowledges under {epoch} although {newest} has begun"));
         }
+        if epoch < self.ledger.losing {
+            let (who, losing) = (NAMES[node], self.ledger.losing);
+            return Err(format!("{who} acknowledges under {epoch} although {losing} gave it up"));
+        }
         self.ledger.newest = epoch.max(newest);
         self.ledger.last_at = self.now;
         self.ledger.acknowledged.push((id, epoch));
@@ -57,6 +72,67 @@ impl World {
             law_is(has, "an old primary acknowledges what the next one does not have")?;
         }
         Ok(())
+    }
+
+    /// Who comes next, and from where. What a losing appointment gives up is not promised any more.
+    pub(super) fn judge_appointment(
+        &mut self,
+        before: &Database,
+        command: &Command,
+        node: usize,
+    ) -> Law {
+        let Command::Database(DatabaseCommand::Appoint { losing, .. }) = command else {
+            return Ok(());
+        };
+        let near = self.wish.are_near(&before.reign.primary, NAMES[node]);
+        let asked = before.election.as_ref().is_none_or(|election| election.region.is_some());
+        let crosses = self.kind == Kind::Crossing;
+        law_is(near || asked || crosses, "another region took over by itself")?;
+        if *losing {
+            law_is(crosses && !near, "an appointment that loses although nobody asked for it")?;
+            let log = &self.nodes[node].postgres.log;
+            let has: BTreeSet<u32> = log.0.iter().map(|record| record.id).collect();
+            self.ledger.acknowledged.retain(|(id, _)| has.contains(id));
+            self.ledger.losing = self.log.len() as u64;
+            self.ledger.crossings += 1;
+        }
+        Ok(())
+    }
+
+    /// Whom a member is told to follow.
+    pub(super) fn judge_upstream(
+        &mut self,
+        node: usize,
+        order: &Order,
+        epoch: u64,
+        lineage: Option<u64>,
+    ) {
+        if let Some(lineage) = lineage {
+            self.ledger.lineages.insert((node, lineage));
+        }
+        let upstream = match order {
+            Order::StartStandby { follow } => follow.as_deref(),
+            Order::Follow { node } => Some(node.as_str()),
+            Order::Create
+            | Order::StartPrimary { .. }
+            | Order::Promote { .. }
+            | Order::StopReceiving { .. }
+            | Order::SetRule { .. }
+            | Order::Close { .. }
+            | Order::Open
+            | Order::MakeSource
+            | Order::Verify { .. }
+            | Order::Rewind { .. }
+            | Order::Clone { .. }
+            | Order::Kill { .. } => None,
+        };
+        let Some(upstream) = upstream.map(node_of) else { return };
+        let known = self.ledger.appointed.get(&epoch) == Some(&upstream)
+            || self.ledger.lineages.contains(&(upstream, epoch));
+        if !known {
+            let words = "it follows a relay whose log is not known to be a part";
+            self.ledger.broken.get_or_insert_with(|| words.to_owned());
+        }
     }
 
     pub(super) fn became_primary(&mut self, node: usize, epoch: u64) {
@@ -93,6 +169,13 @@ impl World {
         since + 2_000 <= self.now
     }
 
+    /// Whether a person would have to look.
+    pub(super) fn nobody_serves(&self) -> bool {
+        self.what_is_wrong().is_some_and(|wrong| {
+            wrong.starts_with("nobody reigns") || wrong.starts_with("the primary does not serve")
+        })
+    }
+
     pub(super) fn what_is_wrong(&self) -> Option<String> {
         let Some(database) = self.truth.databases().get(ORDERS) else {
             return Some("it was never made".to_owned());
@@ -119,21 +202,37 @@ impl World {
         for node in self.members().into_iter().filter(|&node| node != primary) {
             let standby = &self.nodes[node].postgres;
             let follows = standby.mode == Mode::Standby
-                && standby.upstream == Some(primary)
+                && standby.upstream == Some(node_of(database.upstream(NAMES[node])))
                 && standby.connection.is_some();
             if !follows || !standby.log.is_prefix_of(&pg.log) {
                 return wrong(&format!("{} does not follow", NAMES[node]));
             }
             // Who never becomes primary acknowledges only where others are too few.
-            let counts = self.wish.acks > 0 && self.wish.priority(NAMES[node]) > 0;
+            let near = |node: &usize| self.wish.are_near(NAMES[primary], NAMES[*node]);
+            let enough = self.members().iter().filter(|node| near(node)).count();
+            let counts = self.wish.acks > 0
+                && self.wish.priority(NAMES[node]) > 0
+                && near(&node)
+                && (self.wish.acks as usize) < enough;
             if counts && !database.rule().of.contains(NAMES[node]) {
                 return wrong(&format!("{} does not count", NAMES[node]));
             }
+        }
+        if self.relays_are_wanted(primary) && database.upstreams.is_empty() {
+            return wrong("there is no relay");
         }
         if self.ledger.last_at + 2_000 < self.now {
             return wrong("no write goes through");
         }
         None
+    }
+
+    /// Whether others of another region could follow one of theirs, and enough would still acknowledge.
+    fn relays_are_wanted(&self, primary: usize) -> bool {
+        let others = self.members().into_iter().filter(|&node| node != primary);
+        let (near, far): (Vec<usize>, Vec<usize>) =
+            others.partition(|&node| self.wish.are_near(NAMES[primary], NAMES[node]));
+        2 <= far.len() && (self.wish.acks as usize) <= near.len()
     }
 
     /// At last, nothing that was promised is missing.

@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 use std::vec::Vec;
 
+use super::driver::node_of;
 use super::{DEPOSED_AFTER, NAMES, ORDERS, Slip, World};
 use crate::agreed::{
     Agreed, Command, DATABASE_LEASE, DatabaseCommand, Held, LeaseClock, LeaseCommand, Reply,
     database_role,
 };
-use crate::database::{Lead, Member, MemberSight, Scene, Seen, Server};
+use crate::database::{Lead, Member, MemberSight, SILENT_AFTER, Scene, Seen, Server};
 use crate::health::Health;
 use crate::time::Instant;
 
@@ -240,7 +241,11 @@ impl World {
             let primary = NAMES.iter().position(|name| *name == agreed.reign.primary)?;
             mind.seen.get(&primary).map(|(_, sight)| sight)
         });
-        let order = mind.member.decide(at, agreed, leased, &local, source);
+        let relay = agreed.and_then(|agreed| {
+            let (heard, sight) = mind.seen.get(&node_of(agreed.upstream(NAMES[node])))?;
+            (at.since(*heard) <= SILENT_AFTER).then_some(sight)
+        });
+        let order = mind.member.decide(at, agreed, leased, &local, source, relay);
         if let Some(order) = order {
             self.give(node, order, epoch);
         }

@@ -111,6 +111,8 @@ pub(super) struct Postgres {
     /// Counts its starts.
     pub(super) life: u64,
     pub(super) upstream: Option<usize>,
+    /// Under which it was told to receive from there.
+    pub(super) follows_under: u64,
     /// The upstream's life with which it is connected, and what was sent so far.
     pub(super) connection: Option<(u64, usize)>,
     pub(super) coming: VecDeque<Sent>,
@@ -141,6 +143,7 @@ impl Postgres {
             stalled_until: 0,
             life: 0,
             upstream: None,
+            follows_under: 0,
             connection: None,
             coming: VecDeque::new(),
             said: 0,
@@ -213,6 +216,7 @@ impl Postgres {
 
     pub(super) fn promote(&mut self, id: u32) {
         self.promoting = false;
+        self.flushes.clear();
         let timeline = self.log.timeline() + 1;
         self.log.0.push(Record { timeline, id });
         self.flushed = self.log.len();

@@ -58,11 +58,21 @@ impl World {
         if !sends || !from.runs(now) {
             return Ok(());
         }
-        let reigns = from.mode == Mode::Primary && own.kept.lineage == Some(from.epoch);
-        if !reigns && self.slip != Some(Slip::AnyUpstream) {
+        let under = pg.follows_under;
+        let relays = self.ledger.appointed.get(&under) != Some(&upstream);
+        let sends = match relays {
+            // A relay lets in who knows its lineage, and cuts them off before that changes.
+            true => other.kept.lineage == Some(under),
+            false => from.mode == Mode::Primary && own.kept.lineage == Some(from.epoch),
+        };
+        if !sends && self.slip != Some(Slip::AnyUpstream) {
+            if relays {
+                pg.cut_off();
+            }
             return Ok(());
         }
         let flushed = from.flushed;
+        let mut begins = false;
         let next = match pg.connection {
             Some((_, next)) => next,
             None => {
@@ -77,6 +87,7 @@ impl World {
                 law_is(fits, "it receives on top of another log")?;
                 pg.coming.clear();
                 pg.said = 0;
+                begins = true;
                 pg.log.len()
             }
         };
@@ -89,7 +100,23 @@ impl World {
         } else {
             pg.connection = Some((from.life, next));
         }
-        Ok(())
+        law_is(!begins || !self.is_in_a_circle(node), "members follow each other in a circle")
+    }
+
+    fn is_in_a_circle(&self, node: usize) -> bool {
+        let receives_from = |node: usize| {
+            let pg = &self.nodes[node].postgres;
+            pg.upstream.filter(|_| pg.connection.is_some() && pg.mode == Mode::Standby)
+        };
+        let mut upstream = receives_from(node);
+        for _ in 0..self.size {
+            let Some(next) = upstream else { return false };
+            if next == node {
+                return true;
+            }
+            upstream = receives_from(next);
+        }
+        true
     }
 
     fn acknowledge(&mut self, node: usize) -> Law {

@@ -27,6 +27,8 @@ pub struct DatabaseStatus {
     pub rule_changes: bool,
     /// What the switchover under way is doing.
     pub switchover: Option<String>,
+    /// Where the primary stands, if the database has a home; who stands there takes over by itself.
+    pub active_region: Option<String>,
     pub members: BTreeMap<String, MemberStatus>,
 }
 
@@ -45,6 +47,10 @@ pub struct MemberStatus {
     /// What it lacks of the primary's log.
     pub lag_bytes: Option<u64>,
     pub follows: Option<String>,
+    /// Whom it is to follow, by what is agreed: the primary, or the relay of its region.
+    pub upstream: Option<String>,
+    /// Null where the database has no home.
+    pub region: Option<String>,
     /// It receives nothing any more because of this election.
     pub stopped: Option<u64>,
     pub for_seconds: u64,
@@ -74,8 +80,11 @@ impl DatabaseStatus {
             Some(_) => stuck.or(election),
         };
         let reigns = agreed.is_some() && database.election.is_none();
+        let regions = view.regions.get(name);
+        let region = |node: &str| regions.and_then(|regions| regions.get(node).cloned());
         let members = members.iter().map(|(node, (ago, sight))| {
-            (node.clone(), MemberStatus::of(database, node, *ago, sight.as_ref(), end))
+            let member = MemberStatus::of(database, node, *ago, sight.as_ref(), end);
+            (node.clone(), MemberStatus { region: region(node), ..member })
         });
         DatabaseStatus {
             primary: reigns.then(|| database.reign.primary.clone()),
@@ -88,6 +97,7 @@ impl DatabaseStatus {
             switchover: database.switchover.as_ref().map(|switchover| {
                 format!("to node `{}`: {}", switchover.to, switchover.step.words())
             }),
+            active_region: region(&database.reign.primary).filter(|_| reigns),
             members: members.collect(),
         }
     }
@@ -114,6 +124,9 @@ impl MemberStatus {
             lsn: format!("{:X}/{:X}", lsn >> 32, lsn & 0xffff_ffff),
             lag_bytes: lag.filter(|_| sight.is_some()),
             follows: known.follows.clone(),
+            upstream: (!reigns && !database.reign.primary.is_empty())
+                .then(|| database.upstream(node).to_owned()),
+            region: None,
             stopped: known.stopped,
             for_seconds: known.since.as_secs(),
             heard_seconds_ago: heard_ago.as_secs_f64(),

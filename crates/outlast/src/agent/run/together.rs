@@ -96,6 +96,7 @@ impl Loop {
             agreed: agreed.map(|(name, held)| (name.clone(), held.database.clone())).collect(),
             members,
             stuck: of.stuck.borrow().clone(),
+            regions: own.wishes.iter().map(|(n, wish)| (n.clone(), wish.regions.clone())).collect(),
         })
     }
 

@@ -457,18 +457,25 @@ impl World {
     /// A person ends the reign and wants the next one in another region.
     fn ask_for_region(&mut self) {
         let Some(database) = self.truth.databases().get(ORDERS) else { return };
-        let (database, epoch) = (ORDERS.to_owned(), database.epoch());
-        let (why, region) = ("ann asked for it".to_owned(), REGIONS[self.rng.pick(&[0, 1])]);
-        let region = Some(region.to_owned());
+        let epoch = database.epoch();
+        let here = self.wish.regions.get(&database.reign.primary);
+        let region = REGIONS[..2].iter().find(|region| here.is_none_or(|here| here != *region));
+        let (why, region) = ("ann asked for it".to_owned(), region.map(|r| (*r).to_owned()));
+        let database = ORDERS.to_owned();
         let command = DatabaseCommand::Elect { database, epoch, why, region };
         let node = usize::try_from(self.rng.between(0, self.size as u64)).unwrap();
         self.propose(node, false, Asked::Nothing, Command::Database(command));
     }
 
     fn ask_switchover(&mut self) {
-        let Some(database) = self.truth.databases().get(ORDERS) else { return };
         let members: Vec<usize> = self.members().into_iter().collect();
-        let (epoch, to) = (database.epoch(), NAMES[self.rng.pick(&members)].to_owned());
+        let to = self.rng.pick(&members);
+        self.switch_to(to);
+    }
+
+    fn switch_to(&mut self, to: usize) {
+        let Some(database) = self.truth.databases().get(ORDERS) else { return };
+        let (epoch, to) = (database.epoch(), NAMES[to].to_owned());
         let pause_max = core::time::Duration::from_secs(self.rng.between(2, 8));
         let (database, who) = (ORDERS.to_owned(), "ann".to_owned());
         let command = DatabaseCommand::Switch { database, epoch, to, who, pause_max };

@@ -453,8 +453,9 @@ impl Running {
         self.looked_at = boottime();
         let (postgres, memory) = (self.postgres.clone(), self.kept.memory.clone());
         let orders = self.orders;
+        let closed = self.watch.local.closed.is_some_and(|begun| begun != BEFORE);
         self.events.spawn(async move {
-            let glance = Box::new(glance(&postgres, &memory).await);
+            let glance = Box::new(glance(&postgres, &memory, closed).await);
             Event::Looked { glance, orders }
         });
     }

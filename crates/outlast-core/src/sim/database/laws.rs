@@ -169,6 +169,15 @@ impl World {
         since + 2_000 <= self.now
     }
 
+    pub(super) fn epoch(&self) -> u64 {
+        self.truth.databases().get(ORDERS).map_or(0, Database::epoch)
+    }
+
+    pub(super) fn primary_name(&self) -> Option<&str> {
+        let database = self.truth.databases().get(ORDERS);
+        database.map(|database| database.reign.primary.as_str())
+    }
+
     /// Whether a person would have to look.
     pub(super) fn nobody_serves(&self) -> bool {
         self.what_is_wrong().is_some_and(|wrong| {

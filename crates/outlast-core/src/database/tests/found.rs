@@ -130,6 +130,7 @@ fn how_long_an_earlier_reign_was_not_open_does_not_count_for_the_next() {
         acks_min: 0,
         lag_max: 1 << 24,
         priorities: BTreeMap::new(),
+        ..Wish::default()
     };
     let sight = |primary: &str, name: &str| MemberSight {
         state: MemberState::Standby,

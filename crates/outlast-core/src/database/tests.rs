@@ -3,4 +3,5 @@
 
 mod covered;
 mod found;
+mod regions;
 mod table;

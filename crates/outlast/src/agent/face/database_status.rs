@@ -124,8 +124,8 @@ impl MemberStatus {
             lsn: format!("{:X}/{:X}", lsn >> 32, lsn & 0xffff_ffff),
             lag_bytes: lag.filter(|_| sight.is_some()),
             follows: known.follows.clone(),
-            upstream: (!reigns && !database.reign.primary.is_empty())
-                .then(|| database.upstream(node).to_owned()),
+            upstream: Some(database.upstream(node).to_owned())
+                .filter(|upstream| !upstream.is_empty() && upstream != node),
             region: None,
             stopped: known.stopped,
             for_seconds: known.since.as_secs(),

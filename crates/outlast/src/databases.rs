@@ -391,21 +391,24 @@ async fn fail_over(args: &FailoverArgs) -> anyhow::Result<Outcome> {
         output::complain("nothing was changed\n");
         return Ok(Outcome::Mistakes);
     }
+    let mut ended = database.epoch();
     if database.election.is_none() || args.region.is_some() {
         let why = format!("{} asked for it", who());
         let (database, epoch) = (args.database.clone(), database.epoch());
         let region = args.region.clone();
         let elect = DatabaseCommand::Elect { database, epoch, why, region };
-        write(&mut visitor, Command::Database(elect)).await?;
+        (ended, _) = write(&mut visitor, Command::Database(elect)).await?;
     }
     if args.allow_data_loss {
-        appoint_furthest(args, &mut visitor).await?;
+        appoint_furthest(args, &mut visitor, ended).await?;
     }
     let started = std::time::Instant::now();
     while started.elapsed() < FAILOVER_MAX {
         let now = known(&mut visitor, false, u64::MAX).await?;
         let database = named(&now, &args.database)?;
-        if database.election.is_none() && database.reign.open {
+        // This node may not have applied yet what it has asked for.
+        let next = database.election.is_none() && ended < database.reign.epoch;
+        if next && database.reign.open {
             output::print(&format!("node `{}` is primary\n", database.reign.primary))?;
             return Ok(Outcome::Fine);
         }
@@ -481,11 +484,19 @@ fn confirmed(question: &str) -> anyhow::Result<bool> {
 }
 
 /// Appoints the member that reaches furthest of those that have reported.
-async fn appoint_furthest(args: &FailoverArgs, visitor: &mut Visitor) -> anyhow::Result<()> {
+async fn appoint_furthest(
+    args: &FailoverArgs,
+    visitor: &mut Visitor,
+    ended: u64,
+) -> anyhow::Result<()> {
     let started = std::time::Instant::now();
     loop {
         let now = known(visitor, false, u64::MAX).await?;
         let database = named(&now, &args.database)?.clone();
+        if database.epoch() < ended {
+            tokio::time::sleep(LOOK_EVERY).await;
+            continue;
+        }
         let Some(election) = &database.election else { return Ok(()) };
         let seen = status(&args.at).await?;
         let seen = seen.postgres.get(&args.database).cloned().unwrap_or_default();

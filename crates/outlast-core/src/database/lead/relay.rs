@@ -36,7 +36,8 @@ impl Lead {
         // Who may be waited for receives from the primary itself.
         let acknowledges = |name: &str| agreed.confirms.iter().any(|rule| rule.of.contains(name));
         let mut upstreams = BTreeMap::new();
-        for members in far_regions(scene, &reign.primary).values() {
+        let far = far_regions(scene, &reign.primary);
+        for members in far.values().filter(|_| acks_near(scene, &reign.primary)) {
             let Some(relay) = self.relay_of(now, scene, agreed, members) else { continue };
             let others = members.iter().filter(|name| ***name != relay && !acknowledges(name));
             upstreams.extend(others.map(|name| ((*name).to_owned(), relay.clone())));
@@ -84,6 +85,13 @@ fn far_regions<'a>(scene: &'a Scene<'_>, primary: &str) -> BTreeMap<&'a str, Vec
         }
     }
     far
+}
+
+/// Whether the primary's region could do without acknowledgements of others: each of those would have to receive from it.
+fn acks_near(scene: &Scene<'_>, primary: &str) -> bool {
+    let near = scene.wish.members.iter();
+    let near = near.filter(|name| *name != primary && scene.wish.are_near(name, primary));
+    usize::try_from(scene.wish.acks).is_ok_and(|acks| acks <= near.count())
 }
 
 /// Whether its log is known to be a part of the primary's, and it receives from that.

@@ -34,7 +34,7 @@ const SWITCHOVER_MAX: Duration = Duration::from_secs(120);
 const REPORTS_MAX: Duration = Duration::from_secs(15);
 
 /// What was heard longer ago, in seconds, counts for nothing.
-const HEARD_WITHIN: f64 = 3.0;
+const HEARD_WITHIN: f64 = 2.0;
 
 /// How long a new primary may take to serve.
 const FAILOVER_MAX: Duration = Duration::from_secs(60);
@@ -441,6 +441,8 @@ fn refuse_region(
         .members
         .iter()
         .filter(|(_, member)| member.state == "standby" && member.heard_seconds_ago < HEARD_WITHIN)
+        // Those of the primary's region are what may be lost.
+        .filter(|(_, member)| member.region != seen.region_of(&database.reign.primary))
         .filter_map(|(node, member)| {
             Some((recruit(node, member)?, member.region.as_deref() == Some(region)))
         })
@@ -493,7 +495,7 @@ async fn appoint_furthest(
     loop {
         let now = known(visitor, false, u64::MAX).await?;
         let database = named(&now, &args.database)?.clone();
-        if database.epoch() < ended {
+        if database.epoch() < ended && started.elapsed() < REPORTS_MAX {
             tokio::time::sleep(LOOK_EVERY).await;
             continue;
         }

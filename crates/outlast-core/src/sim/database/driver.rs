@@ -156,7 +156,7 @@ impl World {
         let early = self.slip == Some(Slip::StoppedEarly);
         let late = early && matches!(order, Order::StopReceiving { .. });
         let ends = if late { ends + 1_500 } else { ends };
-        let fails = self.rng.per_mille(60);
+        let fails = self.rng.per_mille(60) && self.faults.orders_fail;
         self.note(node, &std::format!("begins {order:?} under {epoch}"));
         let this = &mut self.nodes[node];
         this.kept.obeyed = this.kept.obeyed.max(epoch);

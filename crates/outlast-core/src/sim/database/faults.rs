@@ -12,12 +12,14 @@ pub(super) struct Faults {
     next: u64,
     pace: u64,
     healed: bool,
+    /// Orders come to nothing now and then.
+    pub(super) orders_fail: bool,
 }
 
 impl Faults {
     pub(super) fn new(rng: &mut Rng) -> Faults {
         let pace = rng.pick(&[800, 2_500, 6_000]);
-        Faults { next: 8_000, pace, healed: false }
+        Faults { next: 8_000, pace, healed: false, orders_fail: true }
     }
 }
 
@@ -45,7 +47,8 @@ impl World {
         let node = primary.filter(|_| self.rng.per_mille(400)).unwrap_or(node);
         let lasts = self.rng.pick(&[100, 700, 2_500, 6_000, 12_000]);
         let until = self.now + lasts;
-        if self.kind.has_regions() && self.rng.per_mille(250) {
+        let share = if self.kind == Kind::Crossing { 400 } else { 250 };
+        if self.kind.has_regions() && self.rng.per_mille(share) {
             return self.disturb_region();
         }
         let what = self.rng.between(0, 18);

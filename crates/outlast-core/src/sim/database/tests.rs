@@ -146,16 +146,20 @@ fn calm_down(world: &mut World, what: &str) {
 fn a_planned_move_to_another_region_and_back_rebuilds_nothing() {
     for seed in (0..25).map(|n| 6 * n + 4) {
         let mut world = World::new(seed, None, true);
+        world.faults.orders_fail = false;
         calm_down(&mut world, "it is made");
         let (copies, at_home) = (world.ledger.copies, world.members().into_iter().next());
         for to in [world.members().into_iter().next_back(), at_home] {
             let to = to.expect("a member");
-            let epoch = world.epoch();
-            world.switch_to(to);
-            while world.epoch() == epoch && world.now < 60_000 {
-                world.tick().expect("it moves");
+            // A standby that is asked too early, or a leader that is lost, leads back to where it began.
+            while world.primary_name() != Some(NAMES[to]) && world.now < 90_000 {
+                let (epoch, until) = (world.epoch(), world.now + 10_000);
+                world.switch_to(to);
+                while world.epoch() == epoch && world.now < until {
+                    world.tick().expect("it moves");
+                }
+                calm_down(&mut world, "it has moved");
             }
-            calm_down(&mut world, "it has moved");
             assert_eq!(world.primary_name(), Some(NAMES[to]), "seed {seed}");
         }
         assert_eq!(world.ledger.copies, copies, "seed {seed}");

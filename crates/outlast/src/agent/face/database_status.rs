@@ -61,6 +61,11 @@ pub struct MemberStatus {
 }
 
 impl DatabaseStatus {
+    /// Where a member stands, if regions play a part.
+    pub fn region_of(&self, node: &str) -> Option<String> {
+        self.members.get(node)?.region.clone()
+    }
+
     pub(super) fn all(view: &DatabasesView) -> BTreeMap<String, DatabaseStatus> {
         let all = view.names.iter().map(|name| (name.clone(), DatabaseStatus::of(view, name)));
         all.collect()

@@ -181,7 +181,9 @@ impl World {
         }
         let acks = match kind {
             Kind::Async => 0,
-            _ => rng.between(1, (members as u64).min(3)),
+            Kind::Quorum | Kind::Drifting | Kind::Regions | Kind::Crossing => {
+                rng.between(1, (members as u64).min(3))
+            }
         };
         let mut priorities = BTreeMap::new();
         if rng.per_mille(300) && !kind.has_regions() {

@@ -76,7 +76,7 @@ fn complain_of_automatic(
     let there = regions_of(part, regions);
     if let [only] = there.iter().collect::<Vec<_>>().as_slice() {
         desk.complain(
-            span.clone(),
+            span,
             format!("no other region could take over: all members are in {}", quote(only)),
             "add members in another region, or take it out",
         );

@@ -44,7 +44,7 @@ fn serving(plan: Plan) -> Cluster {
         fs::write(&file, text).unwrap();
         cluster.start_agent(node);
     }
-    cluster.until(BEGIN, "the database serves in both regions", |cluster| is_whole(cluster));
+    cluster.until(BEGIN, "the database serves in both regions", is_whole);
     cluster.write(crate::ledger::TABLE).unwrap();
     cluster
 }

@@ -41,9 +41,11 @@ pub use clock::{
     ACTION_LIMIT, CLOCK_RATE_ERROR, Ended, Held, LeaseClock, Moment, READING_ERROR, STOP_LIMIT,
     Timed,
 };
+pub(crate) use database::TURNS_MAX;
 pub use database::{
     Ancestor, Confirm, DATABASE_LEASE, Database, DatabaseCommand, Databases, Election, Position,
-    Recruit, Reign, Step as SwitchoverStep, StepDone, Switchover, SwitchoverEnd, database_of_role,
+    Recruit, Reign, Scheduled, Step as SwitchoverStep, StepDone, Switchover, SwitchoverEnd, Turn,
+    TurnDone, Unscheduled, Upkeep, UpkeepEnd, UpkeepKind, UpkeepPlan, database_of_role,
     database_role,
 };
 pub use history::{Fact, History};
@@ -54,7 +56,7 @@ pub use limits::{
     PAGE_BYTES_MAX, PAGE_KEYS_MAX, PROPOSAL_MAX, REMOVED_KEPT, TTL_MAX, TTL_MIN,
 };
 pub use lock::{Lock, LockCommand, Locks};
-pub use notice::{Notice, NoticeCommand, NoticeKind, Notices};
+pub use notice::{Notice, NoticeCommand, NoticeKind, Notices, node_subject};
 pub use procedure::{
     End, How, Plan, Procedure, ProcedureCommand, Procedures, Progress, Step, StepState, What, next,
 };
@@ -339,8 +341,10 @@ impl Agreed {
     /// The lease of a database ends with the reign.
     fn run_lease(&mut self, at: Stamp, command: &LeaseCommand) -> Result<Reply, Refusal> {
         match command {
-            LeaseCommand::Grant { role, .. } => self.databases.admits_renewal(role, true)?,
-            LeaseCommand::Renew { role, .. } => self.databases.admits_renewal(role, false)?,
+            LeaseCommand::Grant { role, .. } => self.databases.admits_renewal(role, None)?,
+            LeaseCommand::Renew { role, epoch, .. } => {
+                self.databases.admits_renewal(role, Some(*epoch))?;
+            }
             LeaseCommand::Release { .. } | LeaseCommand::Expire { .. } => {}
         }
         self.leases.apply(at, command, &self.registry, &mut self.history)

@@ -7,6 +7,7 @@
 //! it through any sequence of faults.
 
 mod changes;
+mod judge;
 mod lead;
 mod member;
 #[cfg(test)]
@@ -17,8 +18,9 @@ use alloc::string::String;
 use core::time::Duration;
 
 pub use changes::changes;
+pub use judge::{Proof, Readable, Sender, hangs, readable, why_unfit};
 pub use lead::{Lead, Scene, Seen};
-pub use member::{Disk, Duty, Local, Member, Order, Part, Server, State, order_of};
+pub use member::{Descent, Disk, Duty, Local, Member, Order, Part, Server, State, order_of};
 
 use crate::agreed::form::{coded_enum, coded_struct};
 use crate::agreed::{Confirm, Position};
@@ -35,9 +37,11 @@ pub struct DatabaseSight {
     pub member: Option<MemberSight>,
     /// Whether it reaches PostgreSQL on each other member's node, by a new connection.
     pub ports: BTreeMap<String, Health>,
+    /// Why nothing is done although something is wrong, if this node leads.
+    pub stuck: Option<String>,
 }
 
-coded_struct!(DatabaseSight { member, ports });
+coded_struct!(DatabaseSight { member, ports, stuck });
 
 impl DatabaseSight {
     /// Whether anything differs that others act on.
@@ -46,7 +50,7 @@ impl DatabaseSight {
             (Some(one), Some(other)) => one.differs(other),
             (one, other) => one.is_some() != other.is_some(),
         };
-        members || self.ports != other.ports
+        members || self.ports != other.ports || self.stuck != other.stuck
     }
 }
 
@@ -75,12 +79,20 @@ pub struct MemberSight {
     pub closed: Option<u64>,
     /// Members that receive from it.
     pub streams_to: BTreeSet<String>,
+    /// How long ago it wrote what each of them has not replayed yet.
+    pub lags: BTreeMap<String, Duration>,
     /// Others can be made like it: its timeline is on disk.
     pub is_source: bool,
     /// Why it must not be chosen as primary.
     pub unfit: Option<String>,
     /// It is primary and asks for another one.
     pub gives_up: Option<String>,
+    /// The turn of an upkeep that it has carried out last.
+    pub turned: Option<u64>,
+    /// Settings that take effect with a restart.
+    pub needs_restart: BTreeSet<String>,
+    /// One of them gets lower which no standby may have lower than its primary: the primary has to be first.
+    pub lowers: bool,
     /// What is wrong, for people.
     pub trouble: String,
     /// Since when it is in this state.
@@ -101,9 +113,13 @@ coded_struct!(MemberSight {
     verified,
     closed,
     streams_to,
+    lags,
     is_source,
     unfit,
     gives_up,
+    turned,
+    needs_restart,
+    lowers,
     trouble,
     since,
     free_bytes,
@@ -118,6 +134,7 @@ impl MemberSight {
                 reaches: if ends { sight.reaches } else { Position::default() },
                 since: Duration::ZERO,
                 free_bytes: 0,
+                lags: BTreeMap::new(),
                 trouble: String::new(),
                 ..sight.clone()
             }
@@ -144,11 +161,13 @@ pub enum MemberState {
     /// It is being made like the primary: what differs, or everything.
     Rewinding,
     Cloning,
+    /// It ends because people have asked for a restart.
+    Restarting,
 }
 
 coded_enum!(MemberState, "a state of a member that is not known here", {
     1 = Unknown, 2 = Empty, 3 = Broken, 4 = Down, 5 = Starting, 6 = Standby, 7 = Primary, 8 = Hung, 9 = Rewinding,
-    10 = Cloning,
+    10 = Cloning, 11 = Restarting,
 });
 
 impl MemberState {
@@ -164,6 +183,7 @@ impl MemberState {
             MemberState::Hung => "hung",
             MemberState::Rewinding => "rewinding",
             MemberState::Cloning => "cloning",
+            MemberState::Restarting => "restarting",
         }
     }
 }

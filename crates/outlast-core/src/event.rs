@@ -259,6 +259,13 @@ pub enum DatabaseChange {
     SwitchoverStep,
     SwitchoverDone,
     SwitchoverFailed,
+    SwitchoverScheduled,
+    /// It was not begun at its time, or was taken back.
+    SwitchoverGivenUp,
+    UpkeepBegun,
+    UpkeepTurn,
+    UpkeepDone,
+    UpkeepFailed,
 }
 
 impl DatabaseChange {
@@ -273,6 +280,12 @@ impl DatabaseChange {
             DatabaseChange::SwitchoverStep => "switchover_step",
             DatabaseChange::SwitchoverDone => "switchover_done",
             DatabaseChange::SwitchoverFailed => "switchover_failed",
+            DatabaseChange::SwitchoverScheduled => "switchover_scheduled",
+            DatabaseChange::SwitchoverGivenUp => "switchover_given_up",
+            DatabaseChange::UpkeepBegun => "upkeep_begun",
+            DatabaseChange::UpkeepTurn => "upkeep_turn",
+            DatabaseChange::UpkeepDone => "upkeep_done",
+            DatabaseChange::UpkeepFailed => "upkeep_failed",
         }
     }
 }
@@ -544,7 +557,11 @@ impl Fact {
             | Fact::TopologyOpposed { .. }
             | Fact::TopologyGivenUp { .. }
             | Fact::Database {
-                change: DatabaseChange::Elects | DatabaseChange::SwitchoverFailed,
+                change:
+                    DatabaseChange::Elects
+                    | DatabaseChange::SwitchoverFailed
+                    | DatabaseChange::SwitchoverGivenUp
+                    | DatabaseChange::UpkeepFailed,
                 ..
             }
             | Fact::FileDiffers { .. } => Severity::Warn,

@@ -40,7 +40,7 @@ pub struct Report {
     pub databases: BTreeMap<String, DatabaseSight>,
 }
 
-coded_struct!(Report version 2 { build, topology_version, targets, services, draining, routes, databases });
+coded_struct!(Report version 3 { build, topology_version, targets, services, draining, routes, databases });
 
 /// What is believed of one target.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::history::{End, Position};
 use crate::lsn::Lsn;
+use crate::parameters::Demands;
 use crate::postgres::Postgres;
 use crate::sql::{Connection, Row, SqlError};
 
@@ -79,6 +80,8 @@ pub struct Seen {
     pub slots: Vec<Slot>,
     /// Parameters that take effect only with a restart.
     pub pending_restart: Vec<String>,
+    /// The values that standbys must not be below, as in force here.
+    pub demands: Demands,
     /// Sessions that are not ours.
     pub clients: u64,
     /// How long the commit that has waited longest for standbys has waited.
@@ -126,6 +129,8 @@ pub struct Standby {
     pub sync_state: String,
     pub flushed: Option<Lsn>,
     pub replayed: Option<Lsn>,
+    /// How long ago what it has replayed last was written here, as it was when it said so; `None` while it is idle.
+    pub replay_lag: Option<Duration>,
 }
 
 /// A replication slot.
@@ -198,9 +203,13 @@ SELECT 'self', (SELECT system_identifier FROM pg_control_system()), pg_is_in_rec
      FROM pg_stat_activity WHERE wait_event = 'SyncRep');
 SELECT 'receiver', pid, status, sender_host, sender_port, latest_end_lsn, received_tli
   FROM pg_stat_wal_receiver WHERE pid IS NOT NULL;
-SELECT 'standby', pid, application_name, state, sync_state, flush_lsn, replay_lsn FROM pg_stat_replication ORDER BY pid;
+SELECT 'standby', pid, application_name, state, sync_state, flush_lsn, replay_lsn,
+  (extract(epoch FROM replay_lag) * 1000)::bigint FROM pg_stat_replication ORDER BY pid;
 SELECT 'slot', slot_name, active, wal_status, restart_lsn FROM pg_replication_slots ORDER BY slot_name;
 SELECT 'pending', name FROM pg_settings WHERE pending_restart ORDER BY name;
+SELECT 'demands', current_setting('max_connections'), current_setting('max_worker_processes'),
+  current_setting('max_wal_senders'), current_setting('max_prepared_transactions'),
+  current_setting('max_locks_per_transaction');
 ";
 
 impl Postgres {
@@ -253,6 +262,7 @@ struct Answer {
     standbys: Vec<Standby>,
     slots: Vec<Slot>,
     pending_restart: Vec<String>,
+    demands: Demands,
 }
 
 impl Answer {
@@ -272,6 +282,7 @@ impl Answer {
                 "standby" => answer.standbys.push(columns.standby()?),
                 "slot" => answer.slots.push(columns.slot()),
                 "pending" => answer.pending_restart.push(columns.text(1)),
+                "demands" => answer.demands = columns.demands()?,
                 other => return Err(odd(&format!("a row of `{other}`"))),
             }
         }
@@ -304,6 +315,7 @@ impl Answer {
             read_only: own.text(11) == "on",
             slots: self.slots,
             pending_restart: self.pending_restart,
+            demands: self.demands,
             clients: own.number(12).unwrap_or(0),
             oldest_wait: millis(13),
         })
@@ -360,6 +372,18 @@ impl Columns<'_> {
             sync_state: self.text(4),
             flushed: self.lsn(5),
             replayed: self.lsn(6),
+            replay_lag: self.number(7).map(Duration::from_millis),
+        })
+    }
+
+    fn demands(&self) -> Result<Demands, LookError> {
+        let value = |at| self.number(at).ok_or_else(|| odd("no value of a setting"));
+        Ok(Demands {
+            max_connections: value(1)?,
+            max_worker_processes: value(2)?,
+            max_wal_senders: value(3)?,
+            max_prepared_transactions: value(4)?,
+            max_locks_per_transaction: value(5)?,
         })
     }
 

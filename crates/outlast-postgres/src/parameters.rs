@@ -189,6 +189,12 @@ impl Demands {
         }
     }
 
+    /// Names of those that are higher here than in `wished`.
+    pub fn above(self, wished: Demands) -> Vec<&'static str> {
+        let pairs = self.listed().into_iter().zip(wished.listed());
+        pairs.filter(|((_, here), (_, wished))| here > wished).map(|((name, _), _)| name).collect()
+    }
+
     /// Names and values, as the configuration has them.
     pub(crate) fn listed(self) -> [(&'static str, u64); 5] {
         [

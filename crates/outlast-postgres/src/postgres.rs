@@ -97,6 +97,11 @@ impl Postgres {
         self
     }
 
+    /// The same instance under other settings, of the same place. They count when the configuration is next written.
+    pub fn with_settings(&self, settings: Settings) -> Postgres {
+        Postgres { settings: Arc::new(settings), ..self.clone() }
+    }
+
     pub fn settings(&self) -> &Settings {
         &self.settings
     }

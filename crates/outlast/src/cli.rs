@@ -67,10 +67,17 @@ pub(crate) enum Verb {
     /// Ends the reign of a database's primary: another member takes over.
     #[command(after_help = crate::databases::AFTER_HELP_OF_FAILOVER)]
     Failover(crate::databases::FailoverArgs),
-    /// Keeps databases from failing over by themselves for a while, in the whole cluster.
+    /// Restarts PostgreSQL of a database's members: standbys one after the other, then the primary.
+    #[command(after_help = crate::databases::AFTER_HELP_OF_RESTART)]
+    Restart(crate::databases::RestartArgs),
+    /// Makes a standby anew from the primary; its old data is kept aside.
+    #[command(after_help = crate::databases::AFTER_HELP_OF_REINIT)]
+    Reinit(crate::databases::ReinitArgs),
+    /// Keeps databases from failing over by themselves for a while, or members on a node from being counted on.
+    #[command(after_help = crate::databases::AFTER_HELP_OF_PAUSE)]
     Pause(crate::databases::PauseArgs),
     /// Ends a pause.
-    Resume(AtArgs),
+    Resume(crate::databases::ResumeArgs),
     /// Shows what the nodes have agreed on, in its order: who became primary when, and why.
     History(crate::databases::HistoryArgs),
     /// Makes the running agent become the binary that is on disk now; clients notice nothing.

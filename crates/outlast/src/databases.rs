@@ -1,9 +1,13 @@
-//! The verbs for databases: `outlast switchover`, `failover`, `pause`, `resume` and `history`.
+//! The verbs for databases: `outlast switchover`, `failover`, `restart`, `reinit`, `pause`, `resume` and `history`.
 
 #![expect(
     clippy::wildcard_enum_match_arm,
     reason = "a question has one kind of answer, and all others are told to people alike"
 )]
+
+mod pause;
+mod schedule;
+mod upkeep;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -14,11 +18,16 @@ use outlast::agent::admin;
 use outlast::agent::face::status_json::{DatabaseStatus, MemberStatus, Status};
 use outlast::cluster::door::{Question, Said, Visitor};
 use outlast_core::agreed::{
-    Command, Confirm, Database, DatabaseCommand, Fact, Notice, NoticeCommand, NoticeKind, Position,
-    Recruit, Reply, SwitchoverStep as Step,
+    Command, Confirm, Database, DatabaseCommand, Fact, Notice, Position, Recruit, Reply,
+    SwitchoverStep as Step,
 };
 use outlast_core::units::show_duration;
 use serde_json::json;
+
+pub(crate) use pause::{AFTER_HELP_OF_PAUSE, PauseArgs, ResumeArgs, pause, resume};
+pub(crate) use upkeep::{
+    AFTER_HELP_OF_REINIT, AFTER_HELP_OF_RESTART, ReinitArgs, RestartArgs, reinit, restart,
+};
 
 use crate::agreed::duration;
 use crate::cli::AtArgs;
@@ -54,6 +63,10 @@ Examples:
   outlast switchover orders --to b --dry-run  only say whether it could be done now
   outlast switchover orders --region us-east  make the best member of that region the primary
   outlast switchover orders --to b --at 2026-12-01T02:00:00Z
+  outlast switchover orders --cancel          take that back
+
+With --at it is agreed on and this command ends; `outlast status` shows it. What cannot be begun at its time, nor within a
+minute, is given up: `outlast history` says why.
 
 Exit status:
   0  done
@@ -78,9 +91,9 @@ pub(crate) struct SwitchoverArgs {
     /// The NAME of [postgres.NAME].
     database: String,
     /// The node whose member becomes primary.
-    #[arg(long, value_name = "NODE", required_unless_present = "region")]
+    #[arg(long, value_name = "NODE", required_unless_present_any = ["region", "cancel"])]
     to: Option<String>,
-    /// The region whose best member becomes primary.
+    /// The region whose best member, at the moment, becomes primary.
     #[arg(long, value_name = "REGION", conflicts_with = "to")]
     region: Option<String>,
     /// Give it up if writes would have to wait for longer than this.
@@ -89,9 +102,12 @@ pub(crate) struct SwitchoverArgs {
     /// Change nothing, and say whether it could be done now.
     #[arg(long)]
     dry_run: bool,
-    /// Begin at this time, not now; this command waits for it.
-    #[arg(long = "at", value_name = "TIME")]
+    /// Begin at this time, not now; whoever leads the nodes then begins it.
+    #[arg(long = "at", value_name = "TIME", conflicts_with = "dry_run")]
     when: Option<jiff::Timestamp>,
+    /// Take back the one that waits for its time.
+    #[arg(long, conflicts_with_all = ["to", "region", "when", "dry_run"])]
+    cancel: bool,
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
     #[command(flatten)]
@@ -111,18 +127,6 @@ pub(crate) struct FailoverArgs {
     /// Do not ask.
     #[arg(long)]
     yes: bool,
-    #[command(flatten)]
-    at: AtArgs,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct PauseArgs {
-    /// It ends by itself after this long.
-    #[arg(long = "for", value_name = "TIME", default_value = "1h", value_parser = duration)]
-    lasts: Duration,
-    /// For those who wonder.
-    #[arg(long, default_value = "")]
-    why: String,
     #[command(flatten)]
     at: AtArgs,
 }
@@ -204,16 +208,16 @@ pub(crate) fn switchover(args: &SwitchoverArgs) -> anyhow::Result<Outcome> {
 
 async fn switch(args: &SwitchoverArgs) -> anyhow::Result<Outcome> {
     let mut visitor = Visitor::connect(&verbs::data_dir(&args.at)?).await?;
+    if args.cancel {
+        return schedule::cancel(args, &mut visitor).await;
+    }
     if let Some(when) = args.when {
-        wait_until(when).await?;
+        return schedule::schedule(args, when, &mut visitor).await;
     }
     let before = known(&mut visitor, true, u64::MAX).await?;
     let database = named(&before, &args.database)?.clone();
     let seen = status(&args.at).await?;
-    let to = match (&args.to, &args.region) {
-        (Some(to), _) => to.clone(),
-        (None, region) => best_of(&seen, &args.database, region.as_deref().unwrap_or_default())?,
-    };
+    let to = wanted(args, &seen)?;
     let reasons = against(&seen, &args.database, &database, &to);
     if args.dry_run {
         return say_dry_run(args, &reasons);
@@ -254,15 +258,28 @@ async fn switch(args: &SwitchoverArgs) -> anyhow::Result<Outcome> {
     bail!("it is still under way after {}: see `outlast status`", show_duration(SWITCHOVER_MAX))
 }
 
-async fn wait_until(when: jiff::Timestamp) -> anyhow::Result<()> {
-    let left = when.duration_since(jiff::Timestamp::now());
-    let left = Duration::try_from(left).context("the time of --at has passed")?;
-    output::complain(&format!(
-        "begins in {}, unless this command is ended before\n",
-        show_duration(left)
-    ));
-    tokio::time::sleep(left).await;
-    Ok(())
+/// Why writes would have to wait without this member.
+fn would_wait(database: &Database, seen: &DatabaseStatus, node: &str) -> Option<String> {
+    let acks = database.rule().acks.min(seen.acks_min);
+    let acks = usize::try_from(acks).unwrap_or(usize::MAX);
+    let receives = seen.members.iter().filter(|(name, member)| {
+        *name != node
+            && member.state == "standby"
+            && member.paused.is_none()
+            && member.follows.as_ref() == Some(&database.reign.primary)
+    });
+    let left = receives.count();
+    (left < acks).then(|| {
+        format!("a write needs {acks} other members, and without node `{node}` there are {left}: writes would have to wait")
+    })
+}
+
+/// The node that was named, or the best one of the region that was.
+fn wanted(args: &SwitchoverArgs, seen: &Status) -> anyhow::Result<String> {
+    match (&args.to, &args.region) {
+        (Some(to), _) => Ok(to.clone()),
+        (None, region) => best_of(seen, &args.database, region.as_deref().unwrap_or_default()),
+    }
 }
 
 /// The member of a region that could become primary and lacks the least.
@@ -273,7 +290,10 @@ fn best_of(status: &Status, name: &str, region: &str) -> anyhow::Result<String> 
     let there: Vec<(&String, &MemberStatus)> = there.collect();
     ensure!(!there.is_empty(), "postgres.{name} has no member in region `{region}`, or no `home`");
     let able = there.iter().filter(|(_, member)| {
-        member.state == "standby" && member.unfit.is_none() && member.follows.is_some()
+        member.state == "standby"
+            && member.unfit.is_none()
+            && member.paused.is_none()
+            && member.follows.is_some()
     });
     // Who follows the primary itself is told the least late.
     let best = able.min_by_key(|(_, member)| {
@@ -555,42 +575,6 @@ fn recruit(node: &str, member: &MemberStatus) -> Option<Recruit> {
     let part = |hex| u64::from_str_radix(hex, 16).ok();
     let lsn = part(high)? << 32 | part(low)?;
     Some(Recruit { node: node.to_owned(), reaches: Position { timeline: member.timeline, lsn } })
-}
-
-pub(crate) fn pause(args: &PauseArgs) -> anyhow::Result<Outcome> {
-    verbs::block_on(async {
-        let mut visitor = Visitor::connect(&verbs::data_dir(&args.at)?).await?;
-        let command = NoticeCommand::Post {
-            kind: NoticeKind::Pause,
-            subject: String::new(),
-            who: who(),
-            why: args.why.clone(),
-            lasts: args.lasts,
-        };
-        write(&mut visitor, Command::Notice(command)).await?;
-        output::print(&format!(
-            "no failover happens by itself for {}, or until `outlast resume`\n",
-            show_duration(args.lasts)
-        ))?;
-        Ok(Outcome::Fine)
-    })
-}
-
-pub(crate) fn resume(at: &AtArgs) -> anyhow::Result<Outcome> {
-    verbs::block_on(async {
-        let mut visitor = Visitor::connect(&verbs::data_dir(at)?).await?;
-        let now = known(&mut visitor, true, u64::MAX).await?;
-        let pauses = now.notices.iter().filter(|(_, notice)| notice.kind == NoticeKind::Pause);
-        let pauses: Vec<u64> = pauses.map(|(id, _)| *id).collect();
-        if pauses.is_empty() {
-            output::print("nothing is paused\n")?;
-        }
-        for id in pauses {
-            write(&mut visitor, Command::Notice(NoticeCommand::Lift { id, who: who() })).await?;
-            output::print("failover happens by itself again\n")?;
-        }
-        Ok(Outcome::Fine)
-    })
 }
 
 pub(crate) fn history(args: &HistoryArgs) -> anyhow::Result<Outcome> {

@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::{Action, Agent, Now, Unsaved, say};
-use crate::agreed::{Agreed, AgreedSide, Database, SideCommand, Stamp, database_role};
+use crate::agreed::{Agreed, AgreedSide, Database, Notice, SideCommand, Stamp, database_role};
 use crate::event::{Fact, Target};
 use crate::health::Health;
 use crate::observers::{
@@ -49,6 +49,8 @@ pub struct Agreement {
     pub holders: BTreeSet<String>,
     pub sides: BTreeMap<String, AgreedSide>,
     pub databases: BTreeMap<String, Held>,
+    /// Nodes whose members of databases are paused, because people work on them.
+    pub paused: BTreeMap<String, Notice>,
     /// This node leads.
     pub leads: bool,
 }
@@ -80,7 +82,10 @@ impl Agreement {
         });
         let databases = databases.collect();
         let nodes = nodes.values().map(|node| node.name.clone()).collect();
-        Agreement { nodes, holders, sides: agreed.sides().all().clone(), databases, leads }
+        let paused = agreed.notices().paused_nodes();
+        let paused = paused.map(|(node, _, notice)| (node.to_owned(), notice.clone())).collect();
+        let sides = agreed.sides().all().clone();
+        Agreement { nodes, holders, sides, databases, paused, leads }
     }
 }
 

@@ -12,7 +12,9 @@
 mod apply;
 mod command;
 mod confirm;
+mod schedule;
 mod switchover;
+mod upkeep;
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
@@ -23,7 +25,10 @@ use core::time::Duration;
 
 pub use command::DatabaseCommand;
 pub use confirm::{Confirm, Recruit};
+pub use schedule::{Scheduled, Unscheduled};
 pub use switchover::{Step, StepDone, Switchover, SwitchoverEnd};
+pub(crate) use upkeep::TURNS_MAX;
+pub use upkeep::{Turn, TurnDone, Upkeep, UpkeepEnd, UpkeepKind, UpkeepPlan};
 
 use super::Stamp;
 #[cfg(test)]
@@ -63,7 +68,7 @@ impl fmt::Display for Position {
     }
 }
 
-coded_list!(Confirm, Recruit, StepDone, Ancestor);
+coded_list!(Confirm, Recruit, StepDone, Ancestor, TurnDone);
 
 /// The time of one primary.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -125,6 +130,10 @@ pub struct Database {
     pub upstreams: BTreeMap<String, String>,
     pub switchover: Option<Switchover>,
     pub last_switchover: Option<SwitchoverEnd>,
+    pub scheduled: Option<Scheduled>,
+    pub last_unscheduled: Option<Unscheduled>,
+    pub upkeep: Option<Upkeep>,
+    pub last_upkeep: Option<UpkeepEnd>,
 }
 
 coded_struct!(Database {
@@ -135,7 +144,11 @@ coded_struct!(Database {
     confirms,
     upstreams,
     switchover,
-    last_switchover
+    last_switchover,
+    scheduled,
+    last_unscheduled,
+    upkeep,
+    last_upkeep
 });
 
 impl Database {
@@ -147,6 +160,11 @@ impl Database {
     /// The rule that the primary follows.
     pub fn rule(&self) -> Confirm {
         self.confirms.last().cloned().unwrap_or_default()
+    }
+
+    /// The primary, while clients may be led to it.
+    pub fn serving(&self) -> Option<&String> {
+        (self.reign.open && self.election.is_none()).then_some(&self.reign.primary)
     }
 
     /// Whom this member follows, by what is agreed.
@@ -169,11 +187,27 @@ impl Database {
     pub fn is_covered(&self, recruits: &[Recruit], at: Position) -> bool {
         let behind = recruits.iter().filter(|recruit| recruit.reaches <= at);
         let behind: BTreeSet<&str> = behind.map(|recruit| recruit.node.as_str()).collect();
+        let covered = |confirm: &Confirm| confirm.is_covered(&behind, &self.reign.primary);
         let covered =
-            self.confirms.iter().all(|confirm| confirm.is_covered(&behind, &self.reign.primary));
+            self.confirms.iter().all(covered) && self.mixed().as_ref().is_none_or(covered);
         #[cfg(test)]
         let covered = instead(Bug::Uncovered, covered, true);
         covered
+    }
+
+    /// While the rule changes, PostgreSQL's senders go by it one after the other, and some count who counts under another one: as
+    /// few acknowledge as any rule asks for, of the members of all. What an old reign has acknowledged does not mix.
+    fn mixed(&self) -> Option<Confirm> {
+        let old = |at: usize| self.confirms.get(at + 1).map(|next| next.since);
+        let (_, rules): (Vec<_>, Vec<_>) = self
+            .confirms
+            .iter()
+            .enumerate()
+            .filter(|(_, confirm)| confirm.acks > 0)
+            .partition(|(at, confirm)| old(*at) == Some(confirm.since));
+        let acks = rules.iter().map(|(_, confirm)| confirm.acks).min()?;
+        let of = rules.iter().flat_map(|(_, confirm)| confirm.of.iter().cloned()).collect();
+        Some(Confirm { acks, of, ..Confirm::default() })
     }
 
     /// Whether a log that was last fed under this reign, and reaches this far, is a part of the present primary's. Two logs of
@@ -187,10 +221,12 @@ impl Database {
     }
 
     /// Whether such a log has more than the present primary's, and the place where they part can be found: the timelines of
-    /// both tell them apart.
-    pub fn can_rewind(&self, lineage: Option<u64>) -> bool {
+    /// both tell them apart. One that has got on to a later timeline got there from a server that had begun to follow
+    /// somebody else, and whose log it has is not known.
+    pub fn can_rewind(&self, lineage: Option<u64>, reaches: Position) -> bool {
+        let ancestor = || self.ancestor(lineage).and_then(|ancestor| ancestor.timeline);
         lineage == Some(self.reign.epoch)
-            || self.ancestor(lineage).is_some_and(|ancestor| ancestor.timeline.is_some())
+            || ancestor().is_some_and(|timeline| reaches.timeline <= timeline)
     }
 
     fn ancestor(&self, lineage: Option<u64>) -> Option<&Ancestor> {
@@ -215,13 +251,15 @@ impl Databases {
         &self.all
     }
 
-    /// Whether somebody may ask for a lease of this role or renew it by the commands of leases.
-    pub(super) fn admits_renewal(&self, role: &str, grant: bool) -> Result<(), Refusal> {
+    /// Whether somebody may renew a lease of this role that has this epoch. None is asked for by the commands of leases. One that
+    /// is older than the reign is that of a primary before, and runs out.
+    pub(super) fn admits_renewal(&self, role: &str, epoch: Option<u64>) -> Result<(), Refusal> {
         let Some(database) = database_of_role(role) else { return Ok(()) };
         let database = self.all.get(database).ok_or(Refusal::NotHeld)?;
-        let over = grant || database.election.is_some();
+        let old = epoch.is_none_or(|epoch| epoch < database.reign.epoch);
+        let over = old || database.election.is_some();
         #[cfg(test)]
-        let over = instead(Bug::RenewedAfterElection, over, grant);
+        let over = instead(Bug::RenewedAfterElection, over, epoch.is_none());
         if over { Err(Refusal::OtherEpoch { current: database.epoch() }) } else { Ok(()) }
     }
 }

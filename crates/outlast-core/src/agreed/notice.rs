@@ -12,6 +12,13 @@ use super::history::History;
 use super::limits::{Limit, NOTICE_MAX};
 use super::reply::{Refusal, Reply};
 
+const NODE: &str = "node.";
+
+/// The subject of a notice about a node.
+pub fn node_subject(node: &str) -> String {
+    format!("{NODE}{node}")
+}
+
 /// What a notice asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum NoticeKind {
@@ -122,6 +129,12 @@ impl Notices {
 
     pub fn of(&self, kind: NoticeKind) -> impl Iterator<Item = (u64, &Notice)> {
         self.up.iter().filter(move |(_, notice)| notice.kind == kind).map(|(&id, n)| (id, n))
+    }
+
+    /// Nodes whose members are paused, because people work on them.
+    pub fn paused_nodes(&self) -> impl Iterator<Item = (&str, u64, &Notice)> {
+        self.of(NoticeKind::Maintenance)
+            .filter_map(|(id, notice)| Some((notice.subject.strip_prefix(NODE)?, id, notice)))
     }
 
     pub(super) fn apply(

@@ -5,7 +5,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use crate::agreed::Database;
+use crate::agreed::{Database, Scheduled, Unscheduled};
 use crate::event::{DatabaseChange as Change, Fact};
 
 /// The events that lead from one to the other.
@@ -49,7 +49,47 @@ pub fn changes(name: &str, before: Option<&Database>, now: &Database) -> Vec<Fac
         say(Change::Rule, format!("a write is acknowledged once it is on {}", now.rule()));
     }
     switchover(before, now, &mut say);
+    schedule(before, now, &mut say);
+    upkeep(before, now, &mut say);
     facts
+}
+
+fn schedule(before: &Database, now: &Database, say: &mut impl FnMut(Change, String)) {
+    if before.scheduled != now.scheduled
+        && let Some(Scheduled { to, who, when, .. }) = &now.scheduled
+    {
+        let text = format!("to node `{to}` at {when}, asked for by {who}");
+        say(Change::SwitchoverScheduled, text);
+    }
+    if before.last_unscheduled != now.last_unscheduled
+        && let Some(Unscheduled { scheduled, why, .. }) = &now.last_unscheduled
+    {
+        let Scheduled { to, when, .. } = scheduled;
+        say(Change::SwitchoverGivenUp, format!("to node `{to}` at {when}: {why}"));
+    }
+}
+
+fn upkeep(before: &Database, now: &Database, say: &mut impl FnMut(Change, String)) {
+    let begun = |database: &Database| database.upkeep.as_ref().map(|upkeep| upkeep.begun.index);
+    if let Some(upkeep) = now.upkeep.as_ref().filter(|_| begun(before) != begun(now)) {
+        let names: Vec<&str> = upkeep.plan.nodes.iter().map(String::as_str).collect();
+        let (word, who) = (upkeep.plan.kind.word(), &upkeep.plan.who);
+        say(Change::UpkeepBegun, format!("{word} of {}, asked for by {who}", names.join(", ")));
+    }
+    let ended = now.last_upkeep.as_ref().filter(|_| before.last_upkeep != now.last_upkeep);
+    let shown = ended.map(|end| &end.upkeep).or(now.upkeep.as_ref());
+    let known = before.upkeep.as_ref().map_or(0, |upkeep| upkeep.done.len());
+    for done in shown.iter().flat_map(|upkeep| upkeep.done.iter().skip(known)) {
+        let word = shown.map_or("", |upkeep| upkeep.plan.kind.word());
+        say(Change::UpkeepTurn, format!("{word} of node `{}`: {}", done.node, done.evidence));
+    }
+    if let Some(end) = ended {
+        let word = end.upkeep.plan.kind.word();
+        match &end.failed {
+            Some(why) => say(Change::UpkeepFailed, format!("{word} given up: {why}")),
+            None => say(Change::UpkeepDone, format!("{word} done")),
+        }
+    }
 }
 
 fn switchover(before: &Database, now: &Database, say: &mut impl FnMut(Change, String)) {

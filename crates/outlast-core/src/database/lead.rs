@@ -4,7 +4,9 @@ mod election;
 mod region;
 mod relay;
 mod rule;
+mod schedule;
 mod switchover;
+mod upkeep;
 
 use alloc::borrow::ToOwned as _;
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -16,7 +18,7 @@ use self::rule::acknowledgers;
 use super::{MemberSight, MemberState, SILENT_AFTER, Wish};
 use crate::agreed::{Confirm, Database, DatabaseCommand};
 use crate::health::Health;
-use crate::time::Instant;
+use crate::time::{Instant, Timestamp};
 
 /// A leader that did not look for this long has seen nothing in between: silence begins anew.
 const LOOK_GAP: Duration = Duration::from_secs(1);
@@ -44,6 +46,10 @@ pub struct Scene<'a> {
     pub members: BTreeMap<String, Seen>,
     /// People want no automatic failover now.
     pub paused: bool,
+    /// Nodes on which people work: their members are counted on for nothing.
+    pub resting: BTreeSet<String>,
+    /// By this node's wall clock, for what people have asked for at a time.
+    pub wall: Timestamp,
 }
 
 /// What the leader remembers of one database between two looks.
@@ -99,6 +105,8 @@ impl Lead {
         }
         // Nobody can come after this primary now: it is not to stay closed, either.
         self.switch(now, scene, agreed)
+            .or_else(|| self.begin_scheduled(scene, agreed))
+            .or_else(|| self.keep_up(now, scene, agreed))
             .or_else(|| self.plan_confirm(now, scene, agreed))
             .or_else(|| self.plan_relays(now, scene, agreed))
     }
@@ -175,7 +183,15 @@ fn never(scene: &Scene<'_>, node: &str) -> Option<String> {
     if !scene.wish.members.contains(node) {
         return Some("it is no member".to_owned());
     }
+    if scene.resting.contains(node) {
+        return Some("it is paused".to_owned());
+    }
     (scene.wish.priority(node) == 0).then(|| "its priority is 0".to_owned())
+}
+
+/// Whether this member is to be counted on for nothing.
+fn is_aside(scene: &Scene<'_>, node: &str) -> bool {
+    scene.resting.contains(node) || scene.agreed.is_some_and(|agreed| agreed.is_remade(node))
 }
 
 /// Why a member must not be chosen.

@@ -7,14 +7,14 @@
 mod table;
 
 use alloc::borrow::ToOwned as _;
-use alloc::collections::{BTreeSet, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::string::String;
 use core::time::Duration;
 
 pub use table::{Duty, Part, State, order_of};
 
 use super::{MemberSight, MemberState};
-use crate::agreed::{Confirm, Database, Position};
+use crate::agreed::{Confirm, Database, Position, UpkeepKind};
 #[cfg(test)]
 use crate::sim::{Bug, instead};
 use crate::time::Instant;
@@ -84,9 +84,7 @@ pub struct Local {
     pub receives: bool,
     /// The reign under which it was made primary; remembered on disk.
     pub promoted: Option<u64>,
-    /// The reign of whose primary's log this one is a part; remembered on disk. An order to create, to start as primary, to
-    /// promote or to follow makes it the order's epoch before it is carried out; a rewind or a clone makes it unknown before,
-    /// and the order's epoch after; nothing else changes it.
+    /// The reign of whose primary's log this one is a part; remembered on disk.
     pub lineage: Option<u64>,
     /// A write went through here a moment ago.
     pub writes: bool,
@@ -98,8 +96,17 @@ pub struct Local {
     /// The switchover for which it accepts no writes.
     pub closed: Option<u64>,
     pub streams_to: BTreeSet<String>,
+    pub lags: BTreeMap<String, Duration>,
     pub is_source: bool,
     pub unfit: Option<String>,
+    /// The turn of an upkeep that was carried out last; remembered on disk.
+    pub turned: Option<u64>,
+    /// The turn for which all was written down, so that its end will be short.
+    pub flushed: Option<u64>,
+    pub needs_restart: BTreeSet<String>,
+    pub lowers: bool,
+    /// People work on it: it is neither started nor rewound nor cloned.
+    pub rests: bool,
     /// The disk does not answer.
     pub storage_stuck: bool,
     pub trouble: String,
@@ -110,9 +117,15 @@ pub struct Local {
 /// before it carries the order out; it carries out none under a lower one. It carries out one at a time and keeps none
 /// waiting, except that a kill comes at once: what is being done may change what the next one was decided on.
 ///
-/// Who is told to follow a node receives from it only while that node's own lineage is the order's epoch: later the same server
-/// may have another log. Where the node is a relay, a replication slot sees to it that is named after the epoch, and that the
-/// relay drops before its lineage changes.
+/// Who is told to follow a node receives from that node's address until it is told otherwise, also through new connections:
+/// from whatever server answers there, be it primary under a later reign by then, or itself a standby of somebody else. So
+/// its lineage says less than it may have. What it gets that way lies behind the end of the reign that it names, on a later
+/// timeline ([`Database::is_part`] and [`Database::can_rewind`] see it); where the number of the timeline is the same, its
+/// lineage can only be cloned. So no such log is ever followed with, chosen or rewound, and it is looked at again under the
+/// next reign even where the address stays the same.
+///
+/// From a relay it receives only while the relay's own lineage is the order's epoch: a replication slot sees to it that is
+/// named after the epoch, and that the relay drops before its lineage changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Order {
     Create,
@@ -148,12 +161,79 @@ pub enum Order {
     Rewind {
         from: String,
     },
+    /// `turn`: of the upkeep for which it is done, if it is.
     Clone {
         from: String,
+        turn: Option<u64>,
+    },
+    /// Write down what is dirty, so that a restart takes no longer than it must.
+    Flush {
+        turn: u64,
+    },
+    /// End cleanly, to be started again.
+    Stop {
+        turn: u64,
     },
     Kill {
         why: String,
     },
+}
+
+/// What a driver remembers on disk of the log: [`Local::lineage`] and [`Local::promoted`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Descent {
+    pub lineage: Option<u64>,
+    pub promoted: Option<u64>,
+}
+
+impl Order {
+    /// What this order, given under a reign, makes of it before it is carried out.
+    pub fn begins(&self, descent: Descent, reign: u64) -> Descent {
+        let lineage = Some(reign);
+        match self {
+            Order::StartPrimary { epoch, .. } | Order::Promote { epoch, .. } => {
+                Descent { lineage, promoted: Some(*epoch) }
+            }
+            Order::Create | Order::Follow { .. } | Order::StartStandby { follow: Some(_) } => {
+                Descent { lineage, ..descent }
+            }
+            // Of a copy that is not complete nothing is known. One that changes nothing gives back what was known before.
+            Order::Rewind { .. } | Order::Clone { .. } => Descent { lineage: None, ..descent },
+            Order::StartStandby { follow: None }
+            | Order::StopReceiving { .. }
+            | Order::SetRule { .. }
+            | Order::Close { .. }
+            | Order::Open
+            | Order::MakeSource
+            | Order::Verify { .. }
+            | Order::Flush { .. }
+            | Order::Stop { .. }
+            | Order::Kill { .. } => descent,
+        }
+    }
+
+    /// The same once it is done.
+    pub fn ends(&self, descent: Descent, reign: u64) -> Descent {
+        match self {
+            Order::Rewind { .. } | Order::Clone { .. } => {
+                Descent { lineage: Some(reign), promoted: None }
+            }
+            Order::Create
+            | Order::StartPrimary { .. }
+            | Order::StartStandby { .. }
+            | Order::Promote { .. }
+            | Order::StopReceiving { .. }
+            | Order::Follow { .. }
+            | Order::SetRule { .. }
+            | Order::Close { .. }
+            | Order::Open
+            | Order::MakeSource
+            | Order::Verify { .. }
+            | Order::Flush { .. }
+            | Order::Stop { .. }
+            | Order::Kill { .. } => descent,
+        }
+    }
 }
 
 /// What a member remembers between two looks.
@@ -265,6 +345,7 @@ impl Member {
         } else if local.upstream.as_deref() != Some(upstream)
             || local.lineage != Some(agreed.reign.epoch)
         {
+            // The same server under another reign can have another log.
             State::Astray
         } else if starved && !local.receives {
             State::Starves
@@ -355,7 +436,8 @@ impl Member {
         if self.down_since.is_none() {
             self.down_since = Some(now);
             // One of which nothing is known yet may be well: an agent that has just begun knows nothing.
-            if matches!(local.server, Server::Down | Server::Hung) {
+            let down = matches!(local.server, Server::Down | Server::Hung);
+            if down && !self.restarts(agreed) {
                 self.crashes.push_back(now);
             }
             self.crashes.retain(|crash| now.since(*crash) <= CRASHES_WITHIN);
@@ -369,6 +451,12 @@ impl Member {
         if local.storage_stuck {
             self.give_up(now, "the disk does not answer");
         }
+    }
+
+    /// Whether people have asked for what ends it now.
+    fn restarts(&self, agreed: Option<&Database>) -> bool {
+        let turn = agreed.and_then(|agreed| agreed.turn_of(&self.me));
+        turn.is_some_and(|(kind, _)| kind == UpkeepKind::Restart)
     }
 
     fn give_up(&mut self, now: Instant, why: &str) {
@@ -389,7 +477,28 @@ impl Member {
         // What it said as primary of an earlier reign does not count.
         let is_source =
             source.is_some_and(|sight| sight.is_source && sight.serves == Some(agreed.reign.epoch));
-        let duty = order_of(part, state);
+        let duty = match self.upkeep(agreed, part, state, local, is_source) {
+            Some(order) => return Some(order),
+            None => order_of(part, state),
+        };
+        let keeps_off = local.rests
+            && matches!(part, Part::Elector | Part::Follower | Part::FollowerLater)
+            && match duty {
+                Duty::Follow => !self.may_follow(agreed, local),
+                Duty::StartAlone | Duty::StartFollowing | Duty::Rewind | Duty::Clone => true,
+                Duty::Rest
+                | Duty::Create
+                | Duty::StartPrimary
+                | Duty::Promote
+                | Duty::Stop
+                | Duty::Govern
+                | Duty::Kill
+                | Duty::Yield
+                | Duty::GiveUp => false,
+            };
+        if keeps_off {
+            return None;
+        }
         if duty != Duty::GiveUp {
             self.gives_up.take_if(|(_, why)| why == DATA_GONE);
         }
@@ -410,14 +519,17 @@ impl Member {
                 let follow = self.surely_part(agreed, local).then_some(upstream);
                 Some(Order::StartStandby { follow })
             }
+            Duty::Promote if local.reaches < agreed.reign.from && local.stopped.is_none() => {
+                Some(Order::StopReceiving { election: self.epoch })
+            }
             Duty::Promote if local.reaches < agreed.reign.from => {
                 self.give_up(now, "its log is shorter than when it was appointed");
                 None
             }
             Duty::Promote => Some(Order::Promote { epoch, rule }),
             Duty::Stop => Some(Order::StopReceiving { election: self.epoch }),
-            // How far a log reaches is known once nothing more arrives.
-            Duty::Follow if local.upstream.is_some() && !self.surely_part(agreed, local) => {
+            // How far a log reaches is known once nothing more arrives, and all that lies on the disk was read.
+            Duty::Follow if local.stopped.is_none() && !self.surely_part(agreed, local) => {
                 Some(Order::StopReceiving { election: self.epoch })
             }
             Duty::Follow if self.may_follow(agreed, local) => {
@@ -432,7 +544,7 @@ impl Member {
                 }
             }
             Duty::Rewind => self.rejoin(agreed, local, is_source),
-            Duty::Clone => is_source.then(|| Order::Clone { from: primary() }),
+            Duty::Clone => is_source.then(|| Order::Clone { from: primary(), turn: None }),
             Duty::Govern => govern(agreed, local),
             Duty::Kill => Some(Order::Kill { why: why_kill(part, state).to_owned() }),
             Duty::Yield => {
@@ -442,6 +554,32 @@ impl Member {
             Duty::GiveUp => {
                 self.give_up(now, DATA_GONE);
                 None
+            }
+        }
+    }
+
+    /// What people have asked for, once it is this member's turn.
+    fn upkeep(
+        &self,
+        agreed: &Database,
+        part: Part,
+        state: State,
+        local: &Local,
+        is_source: bool,
+    ) -> Option<Order> {
+        let (kind, turn) =
+            agreed.turn_of(&self.me).filter(|(_, turn)| local.turned != Some(*turn))?;
+        let runs = part == Part::Follower && state == State::Follows
+            || part == Part::Primary && state == State::Reigns && !agreed.is_closed();
+        match kind {
+            UpkeepKind::Restart if !runs => None,
+            UpkeepKind::Restart if local.flushed != Some(turn) => Some(Order::Flush { turn }),
+            UpkeepKind::Restart => Some(Order::Stop { turn }),
+            UpkeepKind::Remake => {
+                let free = part == Part::Follower && !agreed.counts(&self.me);
+                let still = !matches!(state, State::Busy | State::Unknown);
+                let from = agreed.reign.primary.clone();
+                (free && still && is_source).then_some(Order::Clone { from, turn: Some(turn) })
             }
         }
     }
@@ -468,8 +606,8 @@ impl Member {
         }
         let from = agreed.reign.primary.clone();
         let tried = core::mem::replace(&mut self.rewound, true);
-        if tried || !agreed.can_rewind(local.lineage) {
-            return Some(Order::Clone { from });
+        if tried || !agreed.can_rewind(local.lineage, local.reaches) {
+            return Some(Order::Clone { from, turn: None });
         }
         Some(Order::Rewind { from })
     }
@@ -508,15 +646,21 @@ impl Member {
             // Of one that is down it is not known how far it reaches.
             stopped: local.stopped.filter(|_| state == MemberState::Standby),
             follows: local.upstream.clone().filter(|_| local.receives),
-            serves: epoch.filter(|_| reigns && local.writes),
+            // One that is about to end serves nobody any more, and is not missed for that.
+            serves: epoch
+                .filter(|_| reigns && local.writes && local.busy != Some(MemberState::Restarting)),
             rule: local.rule.as_ref().filter(|_| reigns).map(|rule| rule.since),
             confirmed: local.rule.clone().filter(|_| reigns && local.confirmed),
             verified: local.verified.filter(|_| reigns),
             closed: local.closed.filter(|_| reigns),
             streams_to: if reigns { local.streams_to.clone() } else { BTreeSet::new() },
+            lags: if reigns { local.lags.clone() } else { BTreeMap::new() },
             is_source: reigns && local.is_source,
             unfit: local.unfit.clone(),
             gives_up: self.gives_up.as_ref().map(|(_, why)| why.clone()),
+            turned: local.turned,
+            needs_restart: local.needs_restart.clone(),
+            lowers: local.lowers,
             trouble: local.trouble.clone(),
             since,
             free_bytes: local.free_bytes,

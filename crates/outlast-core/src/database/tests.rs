@@ -3,5 +3,6 @@
 
 mod covered;
 mod found;
+mod judge;
 mod regions;
 mod table;

@@ -22,7 +22,7 @@ use super::Rng;
 use super::check::Law;
 use crate::agreed::{
     Agreed, ClientId, Command, DatabaseCommand, Entry, Moment, NodeCommand, NodeRole, Reply,
-    database_role,
+    UpkeepKind, UpkeepPlan, database_role,
 };
 use crate::database::Wish;
 use crate::time::{Instant, Timestamp};
@@ -58,12 +58,6 @@ enum Slip {
     KilledLate,
     /// Nothing outlives the agent that could kill its primary.
     NoKeeper,
-    /// A standby receives from the server of the name that it was told, whatever has become of it.
-    AnyUpstream,
-    /// Orders of an epoch that is over are carried out.
-    OldEpochObeyed,
-    /// An agent that has just started goes by what it reads of its old log.
-    OldNewsCounts,
 }
 
 #[derive(Debug)]
@@ -102,6 +96,8 @@ struct Proposal {
 enum Kind {
     Quorum,
     Async,
+    /// Quorum, and a person who accepts losses where an election waits.
+    Losing,
     /// Quorum, and clocks that are good for nothing.
     Drifting,
     /// Quorum in two regions, and a third to vote.
@@ -136,6 +132,8 @@ struct World {
     vacant_since: u64,
     wish: Wish,
     paused: bool,
+    /// Nodes on which people work.
+    resting: BTreeSet<String>,
     faults: Faults,
     /// `cut[from][to]` until then.
     cut: [[u64; NODES]; NODES],
@@ -151,11 +149,12 @@ struct World {
 impl World {
     fn new(seed: u64, slip: Option<Slip>, text: bool) -> World {
         let mut rng = Rng::new(seed ^ 0x6461_7461_6261_7365);
-        let kind = match seed % 6 {
+        let kind = match seed % 7 {
             0 | 1 => Kind::Quorum,
             2 => Kind::Async,
-            3 => Kind::Drifting,
-            4 => Kind::Regions,
+            3 => Kind::Losing,
+            4 => Kind::Drifting,
+            5 => Kind::Regions,
             _ => Kind::Crossing,
         };
         let layout = rng.pick(&LAYOUTS);
@@ -181,7 +180,7 @@ impl World {
         }
         let acks = match kind {
             Kind::Async => 0,
-            Kind::Quorum | Kind::Drifting | Kind::Regions | Kind::Crossing => {
+            Kind::Quorum | Kind::Losing | Kind::Drifting | Kind::Regions | Kind::Crossing => {
                 rng.between(1, (members as u64).min(3))
             }
         };
@@ -204,7 +203,7 @@ impl World {
             regions: if kind.has_regions() { places(layout) } else { BTreeMap::new() },
             region_failover: match kind {
                 Kind::Crossing => RegionFailover::Automatic,
-                Kind::Quorum | Kind::Async | Kind::Drifting | Kind::Regions => {
+                Kind::Quorum | Kind::Async | Kind::Losing | Kind::Drifting | Kind::Regions => {
                     RegionFailover::Manual
                 }
             },
@@ -231,6 +230,7 @@ impl World {
             vacant_since: 0,
             wish,
             paused: false,
+            resting: BTreeSet::new(),
             cut: [[0; NODES]; NODES],
             ports_down_since: [0; NODES],
             ledger: Ledger::default(),
@@ -259,6 +259,7 @@ impl World {
         for node in 0..self.size {
             self.live(node)?;
         }
+        self.one_takes_writes()?;
         self.ledger.broken.take().map_or(Ok(()), Err)?;
         self.now += TICK;
         Ok(())
@@ -421,6 +422,14 @@ impl World {
             (ClientId(1), 1_000 + self.log.len() as u64)
         };
         let entry = Entry { origin, sequence, wall, command: command.clone() };
+        if matches!(command, Command::Database(DatabaseCommand::SwitchScheduled { .. })) {
+            let scheduled = self.truth.databases().get(ORDERS).and_then(|d| d.scheduled.as_ref());
+            // Clocks are off by a tenth at most, and a proposal is on its way for a while.
+            let now = (self.now - self.now / 10).cast_signed() - 10_000;
+            if scheduled.is_some_and(|scheduled| scheduled.when.0 + 60_000 < now) {
+                return Err("a scheduled switchover begins late".to_owned());
+            }
+        }
         self.log.push(entry.clone());
         let role = database_role(ORDERS);
         let before = self.truth.databases().get(ORDERS).cloned();
@@ -428,11 +437,13 @@ impl World {
         let reply = self.truth.apply(self.log.len() as u64, &entry);
         let database = self.truth.databases().get(ORDERS);
         let renewed = self.truth.leases().get(&role).zip(lease);
-        let renewed = renewed.is_some_and(|(is, was)| is.renewed_index != was.renewed_index);
-        if before.as_ref().is_some_and(|before| before.election.is_some())
-            && renewed
-            && !matches!(command, Command::Database(_))
-        {
+        let renewed = renewed.is_some_and(|(is, was)| {
+            is.epoch == was.epoch && is.renewed_index != was.renewed_index
+        });
+        let over = before.as_ref().is_some_and(|before| {
+            before.election.is_some() || lease.is_some_and(|lease| lease.epoch < before.reign.epoch)
+        });
+        if over && renewed {
             return Err("a lease was renewed after the reign".to_owned());
         }
         if let Some(database) = database {
@@ -456,6 +467,40 @@ impl World {
         (0..self.size).filter(|&node| self.wish.members.contains(NAMES[node])).collect()
     }
 
+    fn ask_upkeep(&mut self) {
+        let Some(database) = self.truth.databases().get(ORDERS) else { return };
+        let (epoch, primary) = (database.epoch(), database.reign.primary.clone());
+        let all = self.wish.members.clone();
+        let others: Vec<String> = all.iter().filter(|name| **name != primary).cloned().collect();
+        let kind = if self.rng.per_mille(300) { UpkeepKind::Remake } else { UpkeepKind::Restart };
+        let nodes = match kind {
+            UpkeepKind::Remake => BTreeSet::from([others[self.index_of(others.len())].clone()]),
+            UpkeepKind::Restart => all,
+        };
+        let (pending, in_place, who) = (false, self.rng.per_mille(500), "ann".to_owned());
+        let plan = UpkeepPlan { kind, nodes, pending, in_place, who };
+        let database = ORDERS.to_owned();
+        let node = self.index_of(self.size);
+        let command = DatabaseCommand::Upkeep { database, epoch, plan };
+        self.propose(node, false, Asked::Nothing, Command::Database(command));
+    }
+
+    fn ask_schedule(&mut self) {
+        let members: Vec<usize> = self.members().into_iter().collect();
+        let to = NAMES[self.rng.pick(&members)].to_owned();
+        let pause_max = core::time::Duration::from_secs(self.rng.between(2, 8));
+        let when = self.now + self.rng.between(100, 5_000);
+        let when = Timestamp(i64::try_from(when).unwrap());
+        let (database, who) = (ORDERS.to_owned(), "ann".to_owned());
+        let command = DatabaseCommand::Schedule { database, to, who, pause_max, when };
+        let node = self.index_of(self.size);
+        self.propose(node, false, Asked::Nothing, Command::Database(command));
+    }
+
+    fn index_of(&mut self, size: usize) -> usize {
+        usize::try_from(self.rng.between(0, size as u64)).unwrap()
+    }
+
     /// A person ends the reign and wants the next one in another region.
     fn ask_for_region(&mut self) {
         let Some(database) = self.truth.databases().get(ORDERS) else { return };
@@ -465,7 +510,7 @@ impl World {
         let (why, region) = ("ann asked for it".to_owned(), region.map(|r| (*r).to_owned()));
         let database = ORDERS.to_owned();
         let command = DatabaseCommand::Elect { database, epoch, why, region };
-        let node = usize::try_from(self.rng.between(0, self.size as u64)).unwrap();
+        let node = self.index_of(self.size);
         self.propose(node, false, Asked::Nothing, Command::Database(command));
     }
 
@@ -481,7 +526,7 @@ impl World {
         let pause_max = core::time::Duration::from_secs(self.rng.between(2, 8));
         let (database, who) = (ORDERS.to_owned(), "ann".to_owned());
         let command = DatabaseCommand::Switch { database, epoch, to, who, pause_max };
-        let node = usize::try_from(self.rng.between(0, self.size as u64)).unwrap();
+        let node = self.index_of(self.size);
         self.propose(node, false, Asked::Nothing, Command::Database(command));
     }
 }

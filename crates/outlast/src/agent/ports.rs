@@ -1,13 +1,13 @@
 //! The two ports of each database: one leads to the primary, the other to the standbys.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::database::Verifiers;
 use outlast_core::agent::HeldDatabase;
-use outlast_core::agreed::Database;
-use outlast_core::database::{MemberSight, MemberState};
+use outlast_core::agreed::{Database, UpkeepKind};
+use outlast_core::database::{MemberSight, Readable, readable};
 use outlast_core::topology::{Postgres, Topology};
 use outlast_proxy::table::{Backend, BackendState, PostgresKind, PostgresPort, Protocol, Service};
 
@@ -23,6 +23,8 @@ pub(super) struct Known {
     /// What is agreed was heard.
     pub(super) agreed: bool,
     pub(super) databases: BTreeMap<String, HeldDatabase>,
+    /// Nodes on which people work.
+    pub(super) paused: BTreeSet<String>,
     /// What each node says of its member, if that is fresh: by database, then by node.
     pub(super) members: BTreeMap<String, BTreeMap<String, MemberSight>>,
     pub(super) verifiers: Verifiers,
@@ -67,14 +69,14 @@ fn service(
     listen: SocketAddr,
 ) -> Service {
     let agreed = known.databases.get(name).map(|held| &held.database);
-    let primary = agreed.and_then(serving);
+    let primary = agreed.and_then(Database::serving);
     let backends = part.nodes.iter().filter_map(|node| {
         let address = SocketAddr::new(topology.nodes.get(node)?.address, part.port.get());
         let state = match (kind, known.agreed) {
             (_, false) => BackendState::Unknown,
             (PostgresKind::Write, _) if primary == Some(node) => BackendState::Up,
             (PostgresKind::Write, _) => BackendState::Passive,
-            (PostgresKind::Read, _) => readable(known, name, part, agreed, node),
+            (PostgresKind::Read, _) => read_state(known, name, part, agreed, node),
         };
         Some(Backend { name: node.clone(), address, tls_name: None, state })
     });
@@ -89,7 +91,11 @@ fn service(
         kind,
         hold: part.hold,
         paused: kind == PostgresKind::Write
-            && agreed.is_some_and(|agreed| agreed.is_closed() || is_shut(known, name, agreed)),
+            && agreed.is_some_and(|agreed| {
+                agreed.is_closed()
+                    || is_shut(known, name, agreed)
+                    || is_restarting(known, name, agreed)
+            }),
         fallback: primary.filter(|_| kind == PostgresKind::Read && part.read_from_primary).cloned(),
         verifiers: known.verifiers.0.get(name).cloned().unwrap_or_default(),
     });
@@ -103,43 +109,32 @@ fn is_shut(known: &Known, name: &str, agreed: &Database) -> bool {
     primary.is_some_and(|primary| primary.closed.is_some())
 }
 
-/// The primary, while it may be led to.
-fn serving(agreed: &Database) -> Option<&String> {
-    (agreed.reign.open && agreed.election.is_none()).then_some(&agreed.reign.primary)
+/// The primary ends because people want it to restart: clients wait for it.
+fn is_restarting(known: &Known, name: &str, agreed: &Database) -> bool {
+    let primary = &agreed.reign.primary;
+    let turn = agreed.turn_of(primary).is_some_and(|(kind, _)| kind == UpkeepKind::Restart);
+    let sight = known.members.get(name).and_then(|members| members.get(primary));
+    turn && sight.is_some_and(|sight| sight.serves != Some(agreed.reign.epoch))
 }
 
 /// What the read port may do with a member.
-fn readable(
+fn read_state(
     known: &Known,
     name: &str,
     part: &Postgres,
     agreed: Option<&Database>,
     node: &str,
 ) -> BackendState {
-    let primary = agreed.and_then(serving).map(String::as_str);
-    if primary == Some(node) {
-        return if part.read_from_primary { BackendState::Up } else { BackendState::Passive };
-    }
-    let members = known.members.get(name);
-    let sight = |node: &str| members.and_then(|members| members.get(node));
-    let Some(member) = sight(node) else { return BackendState::Down };
-    let lags = primary.and_then(sight).is_some_and(|primary| {
-        let lag = primary.reaches.lsn.saturating_sub(member.reaches.lsn);
-        part.lag_limit < lag || member.reaches.timeline < primary.reaches.timeline
-    });
-    match member.state {
-        MemberState::Standby if lags => BackendState::Draining,
-        // Without a primary to follow there is nothing newer.
-        MemberState::Standby if member.follows.is_some() || primary.is_none() => BackendState::Up,
-        MemberState::Standby => BackendState::Draining,
-        MemberState::Unknown
-        | MemberState::Empty
-        | MemberState::Broken
-        | MemberState::Down
-        | MemberState::Starting
-        | MemberState::Primary
-        | MemberState::Hung
-        | MemberState::Rewinding
-        | MemberState::Cloning => BackendState::Down,
+    let leaves = known.paused.contains(node)
+        || agreed.is_some_and(|agreed| agreed.turn_of(node).is_some() || agreed.is_remade(node));
+    let none = BTreeMap::new();
+    let members = known.members.get(name).unwrap_or(&none);
+    match readable(agreed, members, node, part.lag_limit) {
+        Readable::Primary if part.read_from_primary => BackendState::Up,
+        Readable::Primary => BackendState::Passive,
+        Readable::Yes if leaves => BackendState::Draining,
+        Readable::Yes => BackendState::Up,
+        Readable::NoNew => BackendState::Draining,
+        Readable::No => BackendState::Down,
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::cluster::ClusterView;
-use outlast_core::agreed::Database;
+use outlast_core::agreed::{Database, Notice};
 use outlast_core::database::MemberSight;
 use outlast_core::event::Target;
 use outlast_core::time::Timestamp;
@@ -57,14 +57,17 @@ pub struct Picture {
 /// Databases as this node knows them.
 #[derive(Clone, Debug, Default)]
 pub struct DatabasesView {
-    pub names: Vec<String>,
+    /// By database: with how many other members writes go on while more are away.
+    pub wanted: BTreeMap<String, u32>,
     pub agreed: BTreeMap<String, Database>,
     /// By database and node: how long ago it was heard, and what it said.
     pub members: BTreeMap<String, BTreeMap<String, (Duration, Option<MemberSight>)>>,
-    /// Why the leader, if it is this node, does nothing although something is wrong.
+    /// Why the leader does nothing although something is wrong.
     pub stuck: BTreeMap<String, String>,
     /// Where each node stands, of databases that have a home.
     pub regions: BTreeMap<String, BTreeMap<String, String>>,
+    /// Nodes whose members are paused.
+    pub paused: BTreeMap<String, Notice>,
 }
 
 /// The data plane as the agent sees it.

@@ -220,6 +220,8 @@ impl Hub {
             leased: held.is_some_and(|held| held.lease.is_some()),
             members,
             paused,
+            resting: agreement.paused.keys().cloned().collect(),
+            wall: wall(),
         }
     }
 
@@ -412,6 +414,9 @@ struct HeardLease {
 impl HeardLease {
     fn of(name: &str, held: &HeldDatabase) -> Option<HeardLease> {
         let (holder, epoch) = held.lease.clone()?;
-        Some(HeardLease { name: name.to_owned(), holder, epoch, reign: held.database.reign.epoch })
+        let reign = held.database.reign.epoch;
+        // That of a reign that is over is not renewed.
+        let lasts = held.database.election.is_none() && reign <= epoch;
+        lasts.then(|| HeardLease { name: name.to_owned(), holder, epoch, reign })
     }
 }

@@ -7,7 +7,7 @@ use outlast_core::agent::Agreement;
 use outlast_core::agreed::{ClientId, Command, Entry, Reply, SideCommand};
 use outlast_core::codec::Code as _;
 use outlast_core::event::Fact;
-use outlast_core::observers::{Report, SAY_EVERY};
+use outlast_core::observers::{Report, SAY_EVERY, short};
 use outlast_core::time::Instant;
 use outlast_link::{Channel, Inbox};
 use tokio::sync::{mpsc, oneshot};
@@ -83,10 +83,15 @@ impl Hub {
     /// Tells the other nodes what this one sees: at once if it has changed, and every second.
     pub(super) async fn say(self: Arc<Self>) {
         let (mut said, mut databases) = (self.said.clone(), self.shelf.own.clone());
+        let mut stuck = self.shelf.stuck.subscribe();
         loop {
+            let mut sights = databases.borrow_and_update().sights.clone();
+            for (name, why) in stuck.borrow_and_update().iter() {
+                sights.entry(name.clone()).or_default().stuck = Some(short(why));
+            }
             let report = Report {
                 build: crate::VERSION.to_owned(),
-                databases: databases.borrow_and_update().sights.clone(),
+                databases: sights,
                 ..said.borrow_and_update().clone()
             };
             let bytes = report.to_bytes();
@@ -98,6 +103,7 @@ impl Hub {
             tokio::select! {
                 () = again => {}
                 Ok(()) = databases.changed() => {}
+                Ok(()) = stuck.changed() => {}
                 changed = said.changed() => {
                     if changed.is_err() {
                         std::future::pending::<()>().await;

@@ -4,13 +4,19 @@ use std::time::Duration;
 
 use outlast_core::agreed::Confirm;
 use outlast_core::database::{MemberState, Order};
-use outlast_postgres::{Error, Mode, Moment, Postgres, Quorum, Upstream, Write};
+use outlast_postgres::{Error, Mode, Moment, Postgres, Quorum, StopHow, Upstream, Write};
 
 /// From the order to a primary that takes writes.
 const PROMOTE_MAX: Duration = Duration::from_secs(30);
 
 /// Sessions that are in the middle of something may go on for this long when the server is closed.
 const CLOSE_GRACE: Duration = Duration::from_millis(1000);
+
+/// What a restart has to write down before it begins may take this long; after that it takes longer itself.
+const FLUSH_MAX: Duration = Duration::from_secs(60);
+
+/// How long PostgreSQL may take to end for a restart.
+const RESTART_STOP_MAX: Duration = Duration::from_secs(10);
 
 /// For so long clients may leave by themselves before.
 const LEAVE_MAX: Duration = Duration::from_millis(700);
@@ -65,8 +71,17 @@ pub(super) enum Done {
     Verified {
         epoch: u64,
     },
-    /// It is down, and its directory is that of a standby.
-    MadeStandby,
+    /// It is down, and its directory is that of a standby; `turn`: of the upkeep for which it was made.
+    MadeStandby {
+        turn: Option<u64>,
+    },
+    Flushed {
+        turn: u64,
+    },
+    /// It has ended as it was asked to.
+    Ended {
+        turn: u64,
+    },
     Killed,
 }
 
@@ -86,46 +101,8 @@ pub(super) fn doing(order: &Order) -> MemberState {
         | Order::Open
         | Order::MakeSource
         | Order::Verify { .. } => MemberState::Primary,
+        Order::Flush { .. } | Order::Stop { .. } => MemberState::Restarting,
         Order::Kill { .. } => MemberState::Hung,
-    }
-}
-
-/// The reign under which it makes PostgreSQL a primary; written down before it is carried out.
-pub(super) fn makes_primary(order: &Order) -> Option<u64> {
-    match order {
-        Order::StartPrimary { epoch, .. } | Order::Promote { epoch, .. } => Some(*epoch),
-        Order::Create
-        | Order::StartStandby { .. }
-        | Order::StopReceiving { .. }
-        | Order::Follow { .. }
-        | Order::SetRule { .. }
-        | Order::Close { .. }
-        | Order::Open
-        | Order::MakeSource
-        | Order::Verify { .. }
-        | Order::Rewind { .. }
-        | Order::Clone { .. }
-        | Order::Kill { .. } => None,
-    }
-}
-
-/// Of whose log the member's is a part once this is begun under a reign; `None`: as before.
-pub(super) fn lineage(order: &Order, reign: u64) -> Option<Option<u64>> {
-    match order {
-        Order::Create
-        | Order::StartPrimary { .. }
-        | Order::Promote { .. }
-        | Order::Follow { .. }
-        | Order::StartStandby { follow: Some(_) } => Some(Some(reign)),
-        Order::Rewind { .. } | Order::Clone { .. } => Some(None),
-        Order::StartStandby { follow: None }
-        | Order::StopReceiving { .. }
-        | Order::SetRule { .. }
-        | Order::Close { .. }
-        | Order::Open
-        | Order::MakeSource
-        | Order::Verify { .. }
-        | Order::Kill { .. } => None,
     }
 }
 
@@ -133,7 +110,7 @@ pub(super) fn lineage(order: &Order, reign: u64) -> Option<Option<u64>> {
 pub(super) fn upstream(order: &Order) -> Option<&str> {
     match order {
         Order::StartStandby { follow } => follow.as_deref(),
-        Order::Follow { node } | Order::Rewind { from: node } | Order::Clone { from: node } => {
+        Order::Follow { node } | Order::Rewind { from: node } | Order::Clone { from: node, .. } => {
             Some(node)
         }
         Order::Create
@@ -145,6 +122,8 @@ pub(super) fn upstream(order: &Order) -> Option<&str> {
         | Order::Open
         | Order::MakeSource
         | Order::Verify { .. }
+        | Order::Flush { .. }
+        | Order::Stop { .. }
         | Order::Kill { .. } => None,
     }
 }
@@ -154,6 +133,7 @@ pub(super) fn beside(order: &Order) -> Option<&'static str> {
     match order {
         Order::MakeSource => Some("checkpoint"),
         Order::Verify { .. } => Some("verify"),
+        Order::Flush { .. } => Some("flush"),
         Order::Create
         | Order::StartPrimary { .. }
         | Order::StartStandby { .. }
@@ -163,6 +143,7 @@ pub(super) fn beside(order: &Order) -> Option<&'static str> {
         | Order::SetRule { .. }
         | Order::Close { .. }
         | Order::Open
+        | Order::Stop { .. }
         | Order::Rewind { .. }
         | Order::Clone { .. }
         | Order::Kill { .. } => None,
@@ -267,21 +248,32 @@ pub(super) async fn carry(postgres: Postgres, job: Job) -> Result<Done, Error> {
                 Err(_) => Ok(Done::Nothing),
             }
         }
+        Order::Flush { turn } => {
+            if let Err(error) = postgres.checkpoint(FLUSH_MAX).await {
+                tracing::warn!(%error, "write all down before a restart");
+            }
+            Ok(Done::Flushed { turn })
+        }
+        Order::Stop { turn } => {
+            let_clients_leave(&postgres).await;
+            postgres.stop(StopHow::Fast { deadline: RESTART_STOP_MAX }).await?;
+            Ok(Done::Ended { turn })
+        }
         Order::Rewind { .. } => {
             reach_first(&postgres, upstream.as_ref()).await?;
             postgres.kill().await?;
             if let Some(upstream) = upstream {
                 postgres.rewind(&upstream, &mut |_| {}).await?;
             }
-            Ok(Done::MadeStandby)
+            Ok(Done::MadeStandby { turn: None })
         }
-        Order::Clone { .. } => {
+        Order::Clone { turn, .. } => {
             reach_first(&postgres, upstream.as_ref()).await?;
             postgres.kill().await?;
             if let Some(upstream) = upstream {
                 postgres.clone_from(&upstream, &mut |_| {}).await?;
             }
-            Ok(Done::MadeStandby)
+            Ok(Done::MadeStandby { turn })
         }
         Order::Kill { .. } => {
             postgres.kill().await?;

@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use outlast_core::database::Descent;
 use serde::{Deserialize, Serialize};
 
 const VERSION: u32 = 1;
@@ -27,8 +28,21 @@ pub(super) struct Memory {
     pub(super) lineage: Option<u64>,
     /// No order under a lower one is carried out.
     pub(super) obeyed: u64,
+    /// The turn of an upkeep that was carried out last.
+    #[serde(default)]
+    pub(super) turned: Option<u64>,
     /// The directory is that of a standby, whatever its control file says.
     pub(super) standby: bool,
+}
+
+impl Memory {
+    pub(super) fn descent(&self) -> Descent {
+        Descent { lineage: self.lineage, promoted: self.promoted }
+    }
+
+    pub(super) fn set_descent(&mut self, descent: Descent) {
+        (self.lineage, self.promoted) = (descent.lineage, descent.promoted);
+    }
 }
 
 impl Kept {

@@ -7,12 +7,14 @@ use std::time::Duration;
 use outlast_consensus::boottime;
 use outlast_core::agreed::{Database, Position};
 use outlast_core::database::{
-    DatabaseSight, Member, MemberSight, Order, Part, SILENT_AFTER, Server,
+    DatabaseSight, Descent, Member, MemberSight, Order, Part, SILENT_AFTER, Server,
 };
 use outlast_core::time::Instant;
 use outlast_core::topology::{Postgres as Spec, Topology};
 use outlast_postgres::storage::{Health as Disk, Probe};
-use outlast_postgres::{Adoption, Ended, Error, Followers, Lsn, Moment, Postgres, StopHow};
+use outlast_postgres::{
+    Adoption, Demands, Ended, Error, Followers, Lsn, Moment, Postgres, StopHow,
+};
 use tokio::sync::watch as watching;
 use tokio::task::JoinSet;
 
@@ -39,6 +41,9 @@ const SLOTS_EVERY: Duration = Duration::from_secs(10);
 /// After a keeper that did not answer, or was not there yet.
 const FUSE_AGAIN: Duration = Duration::from_millis(250);
 
+/// After a configuration that could not be read anew.
+const RELOAD_AGAIN: Duration = Duration::from_secs(10);
+
 /// After what could not be prepared.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -56,10 +61,15 @@ const DISK_SLOW: Duration = Duration::from_secs(1);
 const DISK_STUCK: Duration = Duration::from_secs(5);
 
 /// Runs the member until the agent ends.
-pub(super) async fn run(office: Arc<Office>, database: String, topology: Arc<Topology>) {
-    let Some(spec) = topology.postgres.get(&database).cloned() else { return };
+pub(super) async fn run(
+    office: Arc<Office>,
+    database: String,
+    mut follow: watching::Receiver<Arc<Topology>>,
+) {
     let mut told = String::new();
     let mut running = loop {
+        let topology = follow.borrow_and_update().clone();
+        let Some(spec) = topology.postgres.get(&database).cloned() else { return };
         match Running::open(&office, &database, &topology, &spec).await {
             Ok(running) => break running,
             Err(error) => {
@@ -78,7 +88,7 @@ pub(super) async fn run(office: Arc<Office>, database: String, topology: Arc<Top
             }
         }
     };
-    running.live().await;
+    running.live(follow).await;
 }
 
 /// What happens to a member besides what others say.
@@ -128,12 +138,14 @@ struct Running {
     slots_at: Option<Instant>,
     /// Who follows this member as a relay, and under which reign, as the slots have it.
     relayed: (u64, Vec<String>),
+    /// When PostgreSQL is to read its configuration anew.
+    reload_at: Option<Instant>,
     fuse: Option<PrimaryLease>,
     fuse_failed: Option<Instant>,
     /// The right that the agent had before it was started anew, as its keeper still has it.
     inherited: Option<PrimaryLease>,
-    /// Lineage and promotion before the last order.
-    before: (Option<u64>, Option<u64>),
+    /// What was known of the log before the last order.
+    before: Descent,
     said_part: Option<Part>,
 }
 
@@ -165,6 +177,8 @@ impl Running {
         };
         let mut watch = Watch::default();
         (watch.local.promoted, watch.local.lineage) = (kept.memory.promoted, kept.memory.lineage);
+        watch.local.turned = kept.memory.turned;
+        watch.wished = Demands::wished(&spec.parameters);
         let runs = matches!(adopted, Adoption::Kept { .. });
         if runs && postgres.is_closed().await.map_err(|error| anyhow::anyhow!("{error}"))? {
             watch.local.closed = Some(BEFORE);
@@ -188,15 +202,17 @@ impl Running {
             disk: None,
             slots_at: None,
             relayed: (0, Vec::new()),
+            // Whatever the last agent has written, the file may say something else by now.
+            reload_at: Some(boottime()),
             fuse: None,
             fuse_failed: None,
             inherited,
-            before: (None, None),
+            before: Descent::default(),
             said_part: None,
         })
     }
 
-    async fn live(&mut self) {
+    async fn live(&mut self, mut follow: watching::Receiver<Arc<Topology>>) {
         let mut agreement = self.office.cluster.agreement.clone();
         let mut leases = self.office.cluster.leases.clone();
         let mut heard = self.office.cluster.heard.clone();
@@ -230,6 +246,10 @@ impl Running {
                     }
                 }
                 Ok(()) = agreement.changed() => {}
+                Ok(()) = follow.changed() => {
+                    let topology = follow.borrow_and_update().clone();
+                    self.follow_topology(topology);
+                }
                 Ok(()) = leases.changed() => {}
                 Ok(()) = heard.changed() => {}
                 Ok(how) = wait_stop(&mut stop) => {
@@ -240,6 +260,39 @@ impl Running {
                 }
             }
         }
+    }
+
+    /// Goes on under another topology. An order that is being carried out ends under the one that it began under.
+    fn follow_topology(&mut self, topology: Arc<Topology>) {
+        let Some(spec) = topology.postgres.get(&self.database).cloned() else { return };
+        let before = self.postgres.settings();
+        let secret = before.replication_secret.clone();
+        match place::settings(&self.office.home, &topology, &self.database, &spec, secret) {
+            Ok(settings) if settings != *before => {
+                self.watch.wished = Demands::wished(&spec.parameters);
+                self.postgres = self.postgres.with_settings(settings);
+                self.reload_at = Some(boottime());
+                self.slots_at = None;
+            }
+            Ok(_) => {}
+            Err(error) => {
+                let (database, error) = (&self.database, format!("{error:#}"));
+                tracing::error!(database, error, "take another topology");
+            }
+        }
+        (self.topology, self.spec) = (topology, spec);
+    }
+
+    /// Has PostgreSQL read what the topology says now.
+    fn reload(&mut self, now: Instant) {
+        let due = self.reload_at.is_some_and(|at| at <= now);
+        let up = matches!(self.watch.local.server, Server::Primary | Server::Standby);
+        if !due || !up || self.carries.is_some() || self.aside.contains_key("reload") {
+            return;
+        }
+        self.reload_at = None;
+        let postgres = self.postgres.clone();
+        self.beside("reload", async move { postgres.reload().await.map(drop) });
     }
 
     /// Whether something is under way that a look could bring forward.
@@ -292,6 +345,8 @@ impl Running {
         let source = agreed.as_ref().and_then(|agreed| self.sight_of(&agreed.reign.primary));
         let relay = agreed.as_ref();
         let relay = relay.and_then(|agreed| self.sight_of(agreed.upstream(&self.office.home.node)));
+        self.watch.local.rests =
+            self.office.cluster.agreement.borrow().paused.contains_key(&self.office.home.node);
         self.watch.local.busy = self.carries.as_ref().map(|(order, _)| carry::doing(order));
         let local = &self.watch.local;
         let (leased, source, relay) = (lease.is_some(), source.as_ref(), relay.as_ref());
@@ -300,6 +355,7 @@ impl Running {
             self.begin(order, agreed, lease);
         }
         self.keep_slots(now, agreed.as_ref());
+        self.reload(now);
         let sight = self.member.sight(now, agreed.as_ref(), lease.is_some(), &self.watch.local);
         let say = |said: &mut DatabaseSight| said.member = Some(sight);
         match agreed.is_some_and(|agreed| agreed.is_closed()) {
@@ -360,17 +416,14 @@ impl Running {
         if epoch < self.kept.memory.obeyed {
             return;
         }
-        self.before = (self.kept.memory.lineage, self.kept.memory.promoted);
-        let promoted = carry::makes_primary(&order);
+        self.before = self.kept.memory.descent();
+        let descent = order.begins(self.before, agreed.reign.epoch);
         let standby = matches!(order, Order::StartStandby { .. });
-        let lineage = carry::lineage(&order, agreed.reign.epoch);
+        let primary = matches!(order, Order::StartPrimary { .. } | Order::Promote { .. });
         let written = self.kept.change(|memory| {
             memory.obeyed = epoch;
-            if promoted.is_some() {
-                memory.promoted = promoted;
-            }
-            memory.lineage = lineage.unwrap_or(memory.lineage);
-            memory.standby = (memory.standby || standby) && promoted.is_none();
+            memory.set_descent(descent);
+            memory.standby = (memory.standby || standby) && !primary;
         });
         if let Err(error) = written {
             self.trouble(format!("{error:#}"));
@@ -509,6 +562,7 @@ impl Running {
                             self.watch.has_roles = false;
                             self.relayed = (0, Vec::new());
                         }
+                        "reload" => self.reload_at = Some(boottime() + RELOAD_AGAIN),
                         _ => {}
                     }
                 }
@@ -534,7 +588,10 @@ impl Running {
             }
         }
         match result {
-            Ok(done) => self.take(done),
+            Ok(done) => {
+                self.take(done);
+                self.ends(&order);
+            }
             Err(error) => {
                 tracing::warn!(database = self.database, ?order, %error, "carry out an order");
                 self.trouble(error.to_string());
@@ -548,15 +605,27 @@ impl Running {
         self.look();
     }
 
+    /// Notes what an order that is done has made of the log. It was given under the reign that is obeyed: no other one is
+    /// begun meanwhile.
+    fn ends(&mut self, order: &Order) {
+        let copied = matches!(order, Order::Rewind { .. } | Order::Clone { .. });
+        let ended = self.kept.change(|memory| {
+            memory.set_descent(order.ends(memory.descent(), memory.obeyed));
+            memory.standby |= copied;
+        });
+        if let Err(error) = ended {
+            self.trouble(format!("{error:#}"));
+        }
+        self.remember();
+    }
+
     /// A rewind or a clone that changed nothing leaves a log that is what it was.
     fn restore_lineage(&mut self) {
         if self.postgres.is_unfit() {
             return;
         }
-        let (lineage, promoted) = self.before;
-        let restored = self.kept.change(|memory| {
-            (memory.lineage, memory.promoted) = (lineage, promoted);
-        });
+        let before = self.before;
+        let restored = self.kept.change(|memory| memory.set_descent(before));
         if let Err(error) = restored {
             self.trouble(format!("{error:#}"));
         }
@@ -597,20 +666,27 @@ impl Running {
             Done::Opened => local.closed = None,
             Done::Source => local.is_source = true,
             Done::Verified { epoch } => local.verified = Some(epoch),
-            Done::MadeStandby => {
+            Done::Flushed { turn } => local.flushed = Some(turn),
+            Done::Ended { turn } => {
                 self.watch.ended();
-                // The order was given under the reign that is obeyed, or under one that is over by now: then this is its log.
-                let made = self.kept.change(|memory| {
-                    (memory.standby, memory.promoted) = (true, None);
-                    memory.lineage = Some(memory.obeyed);
-                });
-                if let Err(error) = made {
-                    self.trouble(format!("{error:#}"));
+                self.turned(turn);
+            }
+            Done::MadeStandby { turn } => {
+                self.watch.ended();
+                if let Some(turn) = turn {
+                    self.turned(turn);
                 }
-                self.remember();
             }
             Done::Made | Done::Killed => self.watch.ended(),
         }
+    }
+
+    /// What people have asked for is done here, and is not done a second time.
+    fn turned(&mut self, turn: u64) {
+        if let Err(error) = self.kept.change(|memory| memory.turned = Some(turn)) {
+            self.trouble(format!("{error:#}"));
+        }
+        self.watch.local.turned = Some(turn);
     }
 
     fn trouble(&mut self, trouble: String) {

@@ -5,6 +5,7 @@
 
 mod carry;
 mod kept;
+mod lag;
 mod member;
 mod place;
 mod ports;
@@ -22,7 +23,7 @@ use outlast_consensus::boottime;
 use outlast_core::database::{DatabaseSight, Wish};
 use outlast_core::topology::Topology;
 use tokio::sync::watch as watching;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::cluster::{self, OfDatabases};
 
@@ -147,14 +148,25 @@ fn run(office: &Arc<Office>, topology: watching::Receiver<Arc<Topology>>) {
 }
 
 /// Runs what each database of the topology needs, until told to stop.
+///
+/// A member goes on through a change of the topology: what it does is not interrupted.
 async fn live(office: Arc<Office>, mut topology: watching::Receiver<Arc<Topology>>) {
     let mut stop = office.stop.clone();
+    let follow = topology.clone();
+    let mut members = JoinSet::new();
+    let mut running: BTreeMap<String, AbortHandle> = BTreeMap::new();
     loop {
         let now = topology.borrow_and_update().clone();
         office.begin(&now);
         let mut watchers = JoinSet::new();
         watchers.spawn(office.clone().say_again());
-        let mut members = JoinSet::new();
+        running.retain(|name, member| {
+            let stays = now.postgres.get(name).is_some_and(|p| p.nodes.contains(&office.home.node));
+            if !stays {
+                member.abort();
+            }
+            stays
+        });
         for (name, part) in &now.postgres {
             for node in part.nodes.iter().filter(|node| **node != office.home.node) {
                 if let Some(other) = now.nodes.get(node) {
@@ -167,8 +179,9 @@ async fn live(office: Arc<Office>, mut topology: watching::Receiver<Arc<Topology
                     ));
                 }
             }
-            if part.nodes.contains(&office.home.node) {
-                members.spawn(member::run(office.clone(), name.clone(), now.clone()));
+            if part.nodes.contains(&office.home.node) && !running.contains_key(name) {
+                let member = member::run(office.clone(), name.clone(), follow.clone());
+                running.insert(name.clone(), members.spawn(member));
             }
         }
         tokio::select! {

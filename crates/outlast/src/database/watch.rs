@@ -5,28 +5,20 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use outlast_core::agreed::{Confirm, Position};
-use outlast_core::database::{Disk, Local, Server};
+use outlast_core::database::{Disk, Local, Proof, Sender, Server, hangs, why_unfit};
 use outlast_postgres::{
-    Control, Fault, LookError, Postgres, ProcessState, Role, Seen, State, Write,
+    Control, Demands, Fault, LookError, Postgres, ProcessState, Role, Seen, Standby, State, Write,
 };
 
 use super::kept::Memory;
+use super::lag::Track;
 
 /// How long a look, and a write that is tried, may take.
 const LOOK_MAX: Duration = Duration::from_secs(2);
 const WRITE_MAX: Duration = Duration::from_secs(2);
 
-/// Looks without an answer in a row until PostgreSQL counts as hung; one is enough if it is frozen.
-const HANGS_AFTER: u32 = 2;
-
 /// A write that went through counts for this long.
 const WROTE_WITHIN: Duration = Duration::from_secs(4);
-
-/// A rule for acknowledgements has been in force everywhere for this long before it is trusted.
-const RULE_SETTLES: Duration = Duration::from_millis(300);
-
-/// A disk on which less than this is free makes no primary.
-const FREE_MIN: u64 = 64 << 20;
 
 /// Stands for the switchover for which an agent before this one has closed PostgreSQL.
 pub(super) const BEFORE: u64 = 0;
@@ -115,10 +107,12 @@ pub(super) struct Watch {
     /// Looks without an answer in a row.
     silent: u32,
     wrote: Option<std::time::Instant>,
-    /// The rule that was set, and since when.
-    rule: Option<(Confirm, std::time::Instant)>,
-    /// What has to be on enough others before the rule counts.
-    mark: Option<u64>,
+    /// The rule that was set, since when, and what shows that it has come true.
+    rule: Option<(Confirm, std::time::Instant, Proof)>,
+    /// Where the log of this primary has reached when.
+    track: Track,
+    /// What people want of settings that a standby must not have lower than its primary.
+    pub(super) wished: Demands,
     /// Our roles were made since it became primary.
     pub(super) has_roles: bool,
 }
@@ -126,8 +120,7 @@ pub(super) struct Watch {
 impl Watch {
     /// The rule was set: what was acknowledged under the one before has to reach those of this one.
     pub(super) fn set_rule(&mut self, rule: Confirm) {
-        self.rule = Some((rule.clone(), std::time::Instant::now()));
-        self.mark = None;
+        self.rule = Some((rule.clone(), std::time::Instant::now(), Proof::default()));
         self.local.rule = Some(rule);
         self.local.confirmed = false;
     }
@@ -137,8 +130,8 @@ impl Watch {
         self.silent = 0;
         self.wrote = None;
         self.rule = None;
-        self.mark = None;
         self.has_roles = false;
+        self.track = Track::default();
         let local = &mut self.local;
         local.server = Server::Down;
         local.disk = Disk::Unknown;
@@ -146,6 +139,9 @@ impl Watch {
             (false, false, false, false);
         (local.rule, local.upstream, local.stopped, local.closed) = (None, None, None, None);
         local.streams_to = BTreeSet::new();
+        (local.flushed, local.lowers) = (None, false);
+        local.needs_restart.clear();
+        local.lags.clear();
     }
 
     /// Data of another database is none of ours, whatever it looks like.
@@ -188,7 +184,7 @@ impl Watch {
         match error.fault {
             Fault::TimedOut => {
                 self.silent += 1;
-                if process == ProcessState::Stopped || HANGS_AFTER <= self.silent {
+                if hangs(self.silent, process == ProcessState::Stopped) {
                     self.local.server = Server::Hung;
                 }
             }
@@ -213,10 +209,15 @@ impl Watch {
         self.silent = 0;
         self.judge_write(wrote);
         let local = &mut self.local;
-        local.trouble = match seen.pending_restart.as_slice() {
-            [] => String::new(),
-            names => format!("needs a restart for {}", names.join(", ")),
-        };
+        let above = seen.demands.above(self.wished);
+        local.lowers = !above.is_empty();
+        local.needs_restart = seen.pending_restart.iter().cloned().collect();
+        local.needs_restart.extend(above.into_iter().map(str::to_owned));
+        local.trouble = String::new();
+        if !local.needs_restart.is_empty() {
+            let names: Vec<&str> = local.needs_restart.iter().map(String::as_str).collect();
+            local.trouble = format!("needs a restart for {}", names.join(", "));
+        }
         local.system = Some(seen.system);
         local.disk = Disk::Unknown;
         local.unfit = unfit(seen, local.free_bytes);
@@ -227,6 +228,9 @@ impl Watch {
             Role::Primary { .. } => {
                 local.server = Server::Primary;
                 local.receives = false;
+                let now = std::time::Instant::now();
+                self.track.note(now, reaches.lsn);
+                local.lags = self.track.lags(now, &seen.standbys);
                 // The end that was reported stays the end.
                 if local.closed.is_none_or(|begun| begun == BEFORE) {
                     local.reaches = reaches;
@@ -245,41 +249,26 @@ impl Watch {
 
     /// Whether everything that was acknowledged under older rules would be acknowledged under this one.
     fn judge_rule(&mut self, seen: &Seen) {
-        let Some((rule, since)) = &self.rule else { return };
-        if rule.acks == 0 {
-            self.local.confirmed = true;
-            return;
-        }
-        // Every sender follows it: who is not named is not waited for.
-        let follows =
-            |name: &str, state: &str| rule.of.contains(name) == ["sync", "quorum"].contains(&state);
-        let all_follow = seen
-            .standbys
-            .iter()
-            .filter(|standby| standby.state == "streaming")
-            .all(|standby| follows(&standby.name, &standby.sync_state));
-        if !all_follow || since.elapsed() < RULE_SETTLES {
-            return;
-        }
-        let mark = *self.mark.get_or_insert(seen.reach().0);
-        let names: Vec<String> = rule.of.iter().cloned().collect();
-        let count = usize::try_from(rule.acks).unwrap_or(usize::MAX);
-        if seen.sync_caught_up(&names, count, outlast_postgres::Lsn(mark)) {
-            self.local.confirmed = true;
-        }
+        let Some((rule, since, proof)) = &mut self.rule else { return };
+        let senders: Vec<Sender> = seen.standbys.iter().map(sender).collect();
+        self.local.confirmed = proof.look(rule, since.elapsed(), seen.reach().0, &senders);
+    }
+}
+
+fn sender(standby: &Standby) -> Sender {
+    Sender {
+        standby: standby.name.clone(),
+        // One that is told to stop still releases what waits.
+        streams: ["streaming", "stopping"].contains(&standby.state.as_str()),
+        counts: ["sync", "quorum"].contains(&standby.sync_state.as_str()),
+        flushed: standby.flushed.map_or(0, |flushed| flushed.0),
     }
 }
 
 /// Why this member must not be chosen as primary.
 fn unfit(seen: &Seen, free_bytes: u64) -> Option<String> {
-    if let Role::Standby { paused, apply_delay, .. } = &seen.role {
-        if *paused {
-            return Some("its replay is paused".to_owned());
-        }
-        if !apply_delay.is_zero() {
-            return Some("it replays with a delay".to_owned());
-        }
+    match &seen.role {
+        Role::Standby { paused, apply_delay, .. } => why_unfit(*paused, *apply_delay, free_bytes),
+        Role::Primary { .. } => why_unfit(false, Duration::ZERO, free_bytes),
     }
-    (0 < free_bytes && free_bytes < FREE_MIN)
-        .then(|| format!("only {} MiB are free on its disk", free_bytes >> 20))
 }

@@ -28,11 +28,28 @@ pub(super) fn block(name: &str, database: &DatabaseStatus, ink: Ink) -> String {
     if let Some(switchover) = &database.switchover {
         text += &format!("  switchover {}\n", plain(switchover));
     }
+    if let Some(scheduled) = &database.scheduled {
+        let (to, at, who) = (plain(&scheduled.to), plain(&scheduled.at), plain(&scheduled.who));
+        text += &format!("  switchover to node `{to}` at {at}, asked for by {who}\n");
+    }
+    if let Some(upkeep) = &database.upkeep {
+        text += &format!("  {}\n", plain(upkeep));
+    }
     if let Some(why) = &database.why {
         text += &format!("  {}\n", ink.on(Paint::Red, &plain(why)));
     }
-    let mut heads =
-        vec!["node", "role", "state", "for", "sync", "timeline", "lacks", "receives from", "why"];
+    let mut heads = vec![
+        "node",
+        "role",
+        "state",
+        "for",
+        "sync",
+        "timeline",
+        "lacks",
+        "behind",
+        "receives from",
+        "why",
+    ];
     let regions = database.members.values().any(|member| member.region.is_some());
     if regions {
         heads.insert(1, "region");
@@ -50,7 +67,13 @@ pub(super) fn block(name: &str, database: &DatabaseStatus, ink: Ink) -> String {
 }
 
 fn row(node: &str, member: &MemberStatus) -> Vec<Cell> {
-    let why = member.trouble.clone().or(member.unfit.clone()).unwrap_or_default();
+    let paused = member.paused.as_ref().map(|paused| {
+        let why = if paused.why.is_empty() { String::new() } else { format!(": {}", paused.why) };
+        format!("paused by {} until {}{why}", paused.who, paused.until)
+    });
+    let why = [paused, member.trouble.clone().or(member.unfit.clone())];
+    let why = why.into_iter().flatten().collect::<Vec<_>>().join("; ");
+    let behind = member.lag_seconds.map_or("-".to_owned(), |lag| format!("{lag:.1} s"));
     let lacks = member.lag_bytes.map_or("-".to_owned(), |bytes| format!("{bytes} B"));
     vec![
         Cell::left(&plain(node)),
@@ -60,6 +83,7 @@ fn row(node: &str, member: &MemberStatus) -> Vec<Cell> {
         Cell::left(if member.sync { "yes" } else { "-" }),
         Cell::right(member.timeline.to_string()),
         Cell::right(lacks),
+        Cell::right(behind),
         Cell::left(&plain(member.follows.as_deref().unwrap_or("-"))),
         Cell::left(&plain(&why)),
     ]

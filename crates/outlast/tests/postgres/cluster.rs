@@ -473,6 +473,10 @@ impl Drop for Cluster {
             processes::signal(&frozen, Signal::CONT);
             self.kill_node(node);
             let run = self.run_dir(node);
+            // Nobody is left who would take it away.
+            if let Ok(group) = fs::read_to_string(run.join("orders/cgroup")) {
+                fs::remove_dir(group.trim()).ok();
+            }
             if run.starts_with("/run/outlast") {
                 fs::remove_dir_all(run).ok();
             }

@@ -4,10 +4,11 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use super::{
     ANCESTORS_KEPT, Ancestor, Confirm, DATABASE_LEASE, Database, DatabaseCommand, Databases,
-    Election, Position, Recruit, Reign, Step, Switchover, database_role,
+    Election, Position, Recruit, Reign, Scheduled, Step, Switchover, Unscheduled, database_role,
 };
 use crate::agreed::Stamp;
 use crate::agreed::history::History;
@@ -62,7 +63,7 @@ impl Databases {
                 let primary = database.reign.primary.clone();
                 let id = registry.id_of(&primary).ok_or(Refusal::NotRegistered { id: 0 })?;
                 if leases.get(&role).is_none_or(|lease| lease.holder != id) {
-                    // Promoted early: the lease of the old primary has to be over first.
+                    // Refused while the lease of the old primary lasts.
                     leases.appoint(at, &role, id, DATABASE_LEASE)?;
                 }
                 database.open(*timeline);
@@ -75,14 +76,11 @@ impl Databases {
                     Some(_) => database.is_at(*epoch)?,
                     None => database.reigns(*epoch)?,
                 }
-                if !database.is_async() {
-                    // Nothing can be acknowledged once the recruits have stopped: its end need not be waited for.
-                    leases.end(&role);
-                }
                 let (why, region) = (why.clone(), region.clone());
                 if let Some(switchover) = database.switchover.take() {
                     database.end_switchover(at, switchover, Some(format!("failed over: {why}")));
                 }
+                database.keep_what_there_is(at, &why);
                 let wanted = region.iter().map(|region| format!(", into region {region}"));
                 let wanted: String = wanted.collect();
                 say(&database.reign.primary, &format!("is primary no more{wanted}: {why}"));
@@ -93,11 +91,11 @@ impl Databases {
                 database.may_appoint(*epoch, node, recruits, *losing)?;
                 let id = registry.id_of(node).ok_or(Refusal::NotRegistered { id: 0 })?;
                 let planned = database.election.is_none();
-                if planned {
+                if planned || database.leaves_no_quorum(node, recruits) {
                     leases.end(&role);
                 }
-                // In asynchronous mode the old lease may still last: then it is granted when it opens.
-                if leases.get(&role).is_none() {
+                // Where the old primary may still acknowledge, the end of its lease is waited for.
+                if leases.get(&role).is_none_or(|lease| lease.holder == id) {
                     leases.appoint(at, &role, id, DATABASE_LEASE)?;
                 }
                 database.appoint(at, node, recruits, next);
@@ -119,11 +117,15 @@ impl Databases {
                     return Ok(Reply::Done);
                 }
                 let mut confirms = database.confirms.clone();
-                if confirms.is_empty() {
-                    // Until now the primary alone acknowledged.
+                if confirms.is_empty() && database.reign.open {
+                    // Until now the primary alone acknowledged. Before it serves it acknowledges nothing, and what it does
+                    // afterwards must not count as promised to nobody.
                     confirms.push(Confirm::default());
                 }
                 Limit::Confirms.holds(confirms.len() + 1)?;
+                if to.of.iter().any(|name| database.is_in_remake(name)) {
+                    return Err(Refusal::OutOfTurn);
+                }
                 confirms.push(Confirm { since: at.index, ..to.clone() });
                 database.confirms = confirms;
                 Ok(Reply::Done)
@@ -139,24 +141,63 @@ impl Databases {
                 Ok(Reply::Done)
             }
             DatabaseCommand::Switch { epoch, to, who, pause_max, .. } => {
-                database.reigns(*epoch)?;
-                if let Some(switchover) = &database.switchover {
-                    return Err(Refusal::Busy { id: switchover.begun.index });
-                }
-                if !database.reign.open || *to == database.reign.primary {
-                    return Err(Refusal::OutOfTurn);
-                }
-                database.switchover = Some(Switchover {
-                    from: database.reign.primary.clone(),
-                    to: to.clone(),
-                    who: who.clone(),
-                    pause_max: *pause_max,
-                    begun: at,
-                    step: Step::CatchUp,
-                    done: Vec::new(),
-                });
+                database.may_switch(*epoch, to)?;
+                database.begin_switchover(at, to, who, *pause_max);
                 say(to, &format!("is to become primary, asked for by {who}"));
                 Ok(Reply::Begun { id: at.index })
+            }
+            DatabaseCommand::SwitchScheduled { epoch, asked, .. } => {
+                let to = database.scheduled.as_ref().map(|scheduled| scheduled.to.clone());
+                database.may_switch(*epoch, &to.ok_or(Refusal::NoProcedure)?)?;
+                let Scheduled { to, who, pause_max, .. } = database.take_scheduled(*asked)?;
+                database.begin_switchover(at, &to, &who, pause_max);
+                say(&to, &format!("is to become primary, scheduled by {who}"));
+                Ok(Reply::Begun { id: at.index })
+            }
+            DatabaseCommand::Schedule { to, who, pause_max, when, .. } => {
+                let (to, who, pause_max, when) = (to.clone(), who.clone(), *pause_max, *when);
+                let text = format!("is to become primary at {when}, asked for by {who}");
+                let scheduled = Scheduled { to: to.clone(), who, pause_max, when, asked: at };
+                let reply = database.schedule(scheduled)?;
+                say(&to, &text);
+                Ok(reply)
+            }
+            DatabaseCommand::Unschedule { asked, why, .. } => {
+                let scheduled = database.take_scheduled(*asked)?;
+                say(
+                    &scheduled.to,
+                    &format!("does not become primary at {}: {why}", scheduled.when),
+                );
+                let why = why.clone();
+                database.last_unscheduled = Some(Unscheduled { scheduled, why, at });
+                Ok(Reply::Done)
+            }
+            DatabaseCommand::Upkeep { epoch, plan, .. } => {
+                database.reigns(*epoch)?;
+                let reply = database.begin_upkeep(at, plan)?;
+                let names: Vec<&str> = plan.nodes.iter().map(String::as_str).collect();
+                let (word, who) = (plan.kind.word(), &plan.who);
+                say("", &format!("{word} of {} asked for by {who}", names.join(", ")));
+                Ok(reply)
+            }
+            DatabaseCommand::Turn { begun, node, .. } => database.begin_turn(at, *begun, node),
+            DatabaseCommand::TurnDone { turn, evidence, .. } => {
+                let reply = database.end_turn(at, *turn, evidence)?;
+                let upkeep = database.upkeep.as_ref();
+                if let Some((upkeep, done)) = upkeep.and_then(|u| Some((u, u.done.last()?))) {
+                    say(&done.node, &format!("{} done: {evidence}", upkeep.plan.kind.word()));
+                }
+                Ok(reply)
+            }
+            DatabaseCommand::UpkeepDone { begun, failed, .. } => {
+                let reply = database.end_upkeep(at, *begun, failed.as_ref())?;
+                let word =
+                    database.last_upkeep.as_ref().map_or("", |end| end.upkeep.plan.kind.word());
+                match failed {
+                    Some(why) => say("", &format!("{word} given up: {why}")),
+                    None => say("", &format!("{word} of all that were asked for is done")),
+                }
+                Ok(reply)
             }
             DatabaseCommand::Step { begun, step, evidence, .. } => {
                 let switchover = database.switching(*begun)?;
@@ -214,6 +255,27 @@ impl Database {
         if straight { Ok(()) } else { Err(Refusal::OutOfTurn) }
     }
 
+    fn may_switch(&self, epoch: u64, to: &str) -> Result<(), Refusal> {
+        self.reigns(epoch)?;
+        if let Some(switchover) = &self.switchover {
+            return Err(Refusal::Busy { id: switchover.begun.index });
+        }
+        let may = self.reign.open && to != self.reign.primary;
+        if may { Ok(()) } else { Err(Refusal::OutOfTurn) }
+    }
+
+    fn begin_switchover(&mut self, at: Stamp, to: &str, who: &str, pause_max: Duration) {
+        self.switchover = Some(Switchover {
+            from: self.reign.primary.clone(),
+            to: String::from(to),
+            who: String::from(who),
+            pause_max,
+            begun: at,
+            step: Step::CatchUp,
+            done: Vec::new(),
+        });
+    }
+
     fn open(&mut self, timeline: u32) {
         (self.reign.open, self.reign.timeline) = (true, timeline);
         for ancestor in &mut self.ancestors {
@@ -240,6 +302,12 @@ impl Database {
         }
         let covered = self.is_covered(recruits, own.reaches);
         if covered || losing { Ok(()) } else { Err(Refusal::NotCovered) }
+    }
+
+    /// Whether the old primary can acknowledge nothing any more, because too few are left that could receive from it.
+    fn leaves_no_quorum(&self, node: &str, recruits: &[Recruit]) -> bool {
+        let own = recruits.iter().find(|recruit| recruit.node == node);
+        !self.is_async() && own.is_some_and(|own| self.is_covered(recruits, own.reaches))
     }
 
     fn appoint(&mut self, at: Stamp, node: &str, recruits: &[Recruit], next: &Confirm) {

@@ -130,7 +130,10 @@ impl Database {
                 switchover.step = next;
                 self.switchover = Some(switchover);
             }
-            None => self.end_switchover(at, switchover, None),
+            None => {
+                self.has_handed_over(at, &switchover);
+                self.end_switchover(at, switchover, None);
+            }
         }
     }
 

@@ -308,8 +308,7 @@ fn databases_and_their_rules_have_an_end() {
         let (database, epoch) = ("0".to_owned(), epochs[0]);
         stand.apply(Command::Database(DatabaseCommand::Widen { database, epoch, to }))
     };
-    // The first one is that the primary alone acknowledges.
-    for acks in 1..u32::try_from(Limit::Confirms.most()).unwrap() {
+    for acks in 1..=u32::try_from(Limit::Confirms.most()).unwrap() {
         assert_eq!(widen(acks), Reply::Done);
     }
     assert_eq!(widen(9), over(Limit::Confirms));

@@ -109,7 +109,7 @@ fn database(agreed: &Agreed, [a, b, c, d, e]: [u8; 5]) -> DatabaseCommand {
     };
     let epoch = pick([known.epoch(), known.epoch(), known.reign.epoch], d);
     let begun = pick(known.switchover.as_ref().map(|switchover| switchover.begun.index), d);
-    match a % 24 {
+    match a % 32 {
         0 => DatabaseCommand::Create { database, node: node() },
         1 => DatabaseCommand::Made { database, epoch, system: u64::from(c % 4) },
         2 | 3 => DatabaseCommand::Open { database, epoch, timeline: u32::from(c % 4) },
@@ -135,6 +135,24 @@ fn database(agreed: &Agreed, [a, b, c, d, e]: [u8; 5]) -> DatabaseCommand {
             let (who, pause_max) = (text(e), Duration::from_secs(u64::from(e)));
             DatabaseCommand::Switch { database, epoch, to: node(), who, pause_max }
         }
+        24 | 25 => upkeep(known, database, [c, d, e]),
+        26 | 27 => {
+            let turn = known.upkeep.as_ref().and_then(|upkeep| upkeep.turn.as_ref());
+            let turn = pick(turn.map(|turn| turn.at.index), d);
+            DatabaseCommand::TurnDone { database, turn, evidence: text(e) }
+        }
+        28 => {
+            let (to, who, pause_max) = (node(), text(e), Duration::from_secs(u64::from(e)));
+            let when = Timestamp(i64::from(c) * 1000);
+            DatabaseCommand::Schedule { database, to, who, pause_max, when }
+        }
+        29 | 30 => {
+            let asked = pick(known.scheduled.as_ref().map(|scheduled| scheduled.asked.index), d);
+            match c % 2 {
+                0 => DatabaseCommand::SwitchScheduled { database, epoch, asked },
+                _ => DatabaseCommand::Unschedule { database, asked, why: text(e) },
+            }
+        }
         19 => {
             let pairs =
                 [(c, d), (d, e)].map(|(node, relay)| (name(node, &MEMBERS), name(relay, &MEMBERS)));
@@ -146,6 +164,23 @@ fn database(agreed: &Agreed, [a, b, c, d, e]: [u8; 5]) -> DatabaseCommand {
             let step = if c % 16 == 0 { Step::ALL[usize::from(c / 16) % 8] } else { turn };
             DatabaseCommand::Step { database, begun, step, evidence: text(e) }
         }
+    }
+}
+
+fn upkeep(known: &Database, database: String, [c, d, e]: [u8; 3]) -> DatabaseCommand {
+    let node = name(c, &MEMBERS);
+    let Some(upkeep) = &known.upkeep else {
+        let kind = if d % 2 == 0 { UpkeepKind::Restart } else { UpkeepKind::Remake };
+        let nodes = [node, name(e, &MEMBERS)].into();
+        let (pending, in_place, who) = (c % 2 == 0, e % 2 == 0, text(e));
+        let plan = UpkeepPlan { kind, nodes, pending, in_place, who };
+        return DatabaseCommand::Upkeep { database, epoch: known.epoch(), plan };
+    };
+    let begun = upkeep.begun.index;
+    let failed = (d % 2 == 0).then(|| text(e));
+    match e % 4 {
+        0 => DatabaseCommand::UpkeepDone { database, begun, failed },
+        _ => DatabaseCommand::Turn { database, begun, node },
     }
 }
 

@@ -9,7 +9,7 @@ use core::time::Duration;
 
 use super::region::{is_heir, region_of};
 use super::{Lead, Scene, Seen, unfit};
-use crate::agreed::{DATABASE_LEASE, Database, DatabaseCommand, Recruit};
+use crate::agreed::{Database, DatabaseCommand, Recruit};
 use crate::database::{MemberSight, MemberState};
 use crate::health::Health;
 #[cfg(test)]
@@ -24,9 +24,6 @@ const OLD_PRIMARY_AFTER: Duration = Duration::from_secs(3);
 
 /// Others do not reach the primary, although its node is heard and says that all is well: for this long.
 const UNREACHED_AFTER: Duration = Duration::from_secs(2);
-
-/// Whatever the clocks say, the lease that an election has ended is over after this long.
-const LEASE_OVER: Duration = DATABASE_LEASE.saturating_add(Duration::from_secs(1));
 
 /// A primary that is heard but holds no lease gets this long to ask for it again.
 const WITHOUT_LEASE: Duration = Duration::from_secs(3);
@@ -193,10 +190,7 @@ impl Lead {
         lasts: Duration,
     ) -> bool {
         let asked_for = agreed.election.as_ref().is_some_and(|election| election.region.is_some());
-        let over = agreed.is_async() || LEASE_OVER <= lasts;
-        #[cfg(test)]
-        let over = instead(Bug::CrossesEarly, over, true);
-        !asked_for && over && REPORTS_WAIT <= lasts && self.is_region_lost(now, scene, agreed)
+        !asked_for && REPORTS_WAIT <= lasts && self.is_region_lost(now, scene, agreed)
     }
 }
 

@@ -8,7 +8,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use super::{Lead, Scene, Seen};
+use super::{Lead, Scene, Seen, is_aside};
 use crate::agreed::{Database, DatabaseCommand};
 use crate::database::MemberState;
 #[cfg(test)]
@@ -102,6 +102,6 @@ fn can_relay(scene: &Scene<'_>, agreed: &Database, name: &str) -> bool {
             && sight.follows.as_ref() == Some(&agreed.reign.primary);
         #[cfg(test)]
         let known = instead(Bug::RelayUnknown, known, true);
-        sight.state == MemberState::Standby && known
+        sight.state == MemberState::Standby && known && !is_aside(scene, name)
     })
 }

@@ -6,7 +6,7 @@ use alloc::format;
 use alloc::string::String;
 use core::time::Duration;
 
-use super::{Lead, Scene, Seen};
+use super::{Lead, Scene, Seen, is_aside};
 use crate::agreed::{Confirm, Database, DatabaseCommand, Recruit};
 use crate::time::Instant;
 
@@ -28,6 +28,7 @@ impl Lead {
         let others = recruits.iter().map(|recruit| &recruit.node);
         let of: BTreeSet<String> = others
             .filter(|name| *name != primary && scene.wish.members.contains(*name))
+            .filter(|name| !is_aside(scene, name))
             .cloned()
             .collect();
         let of = best_of(scene, primary, of);
@@ -56,7 +57,7 @@ impl Lead {
             let receives = primary.streams_to.contains(name) && heard.is_some();
             let joined = JOINS_AFTER <= self.lasts(now, &format!("receives {name}"), receives);
             let left = LEAVES_AFTER <= self.lasts(now, &format!("is away {name}"), !receives);
-            if joined || rule.of.contains(name) && !left {
+            if !is_aside(scene, name) && (joined || rule.of.contains(name) && !left) {
                 of.insert(name.clone());
             }
         }
@@ -73,7 +74,9 @@ impl Lead {
         // Nobody could come after one that is gone by now.
         let alone = to.acks == 0 && !to.is_async();
         let heard = scene.members.get(&reign.primary)?.heard_ago <= HEARD_JUST_NOW || !alone;
-        let may = heard && (settled || hangs && room);
+        // Who is being made anew has nothing to acknowledge with.
+        let has = !to.of.iter().any(|name| agreed.is_in_remake(name));
+        let may = heard && has && (settled || hangs && room);
         (!to.is_like(&rule) && may).then_some(DatabaseCommand::Widen { database, epoch, to })
     }
 }
@@ -113,7 +116,9 @@ pub(super) fn filled(
     acks: u32,
     mut of: BTreeSet<String>,
 ) -> Confirm {
-    for name in acknowledgers(scene, primary) {
+    let (aside, others): (BTreeSet<String>, BTreeSet<String>) =
+        acknowledgers(scene, primary).into_iter().partition(|name| is_aside(scene, name));
+    for name in others.into_iter().chain(aside) {
         if of.len() >= usize::try_from(acks).unwrap_or(usize::MAX) {
             break;
         }

@@ -17,6 +17,9 @@ use crate::time::Instant;
 const CATCH_UP_MAX: Duration = Duration::from_secs(60);
 const CATCH_UP_BYTES: u64 = 1 << 20;
 
+/// All but the old primary is as it was wanted: that may be down for good, and is waited for no longer than this.
+const DEMOTE_MAX: Duration = Duration::from_secs(60);
+
 impl Lead {
     /// The next step of a planned switchover.
     pub(super) fn switch(
@@ -37,7 +40,8 @@ impl Lead {
         } else {
             switchover.pause_max < paused
         };
-        let overdue = overdue || never(scene, &switchover.to).is_some();
+        let lost = never(scene, &switchover.to).is_some() || agreed.is_remade(&switchover.to);
+        let overdue = overdue || lost;
         match judge_step(scene, agreed, switchover) {
             Ok(_) if switchover.step == Step::PIVOT && still => {
                 self.appoint_planned(scene, agreed, switchover)
@@ -48,6 +52,11 @@ impl Lead {
             Err(why) if still && overdue => {
                 let why = format!("{}: {why}", switchover.step.words());
                 Some(DatabaseCommand::Unwind { database, begun, why })
+            }
+            Err(why) if switchover.step == Step::Demote && DEMOTE_MAX < lasts => {
+                let seconds = DEMOTE_MAX.as_secs();
+                let evidence = format!("not waited for any longer than {seconds} s: {why}");
+                Some(DatabaseCommand::Step { database, begun, step: Step::Demote, evidence })
             }
             Err(why) => {
                 self.stuck = Some(why);
@@ -104,7 +113,7 @@ fn judge_step(
     match switchover.step {
         Step::CatchUp => {
             let (from, to) = (from?, to?);
-            fit_to_follow(scene, agreed, switchover)?;
+            could_switch(scene, &switchover.from, &switchover.to)?;
             let lag = from.reaches.lsn.saturating_sub(to.reaches.lsn);
             if lag > CATCH_UP_BYTES {
                 return Err(format!("node `{}` lacks {lag} bytes", switchover.to));
@@ -134,7 +143,9 @@ fn judge_step(
             }
             Ok(token(agreed, end))
         }
-        Step::Examine => fit_to_follow(scene, agreed, switchover).map(|()| "fit".to_owned()),
+        Step::Examine => {
+            could_switch(scene, &switchover.from, &switchover.to).map(|()| "fit".to_owned())
+        }
         Step::Promote if switchover.from == agreed.reign.primary => {
             let to = to?;
             // It may have died or lost its data since.
@@ -174,20 +185,18 @@ fn token(agreed: &Database, end: Position) -> String {
 }
 
 /// Whether the one that is to become primary could.
-fn fit_to_follow(
-    scene: &Scene<'_>,
-    agreed: &Database,
-    switchover: &Switchover,
-) -> Result<(), String> {
-    let to = &switchover.to;
+pub(super) fn could_switch(scene: &Scene<'_>, from: &str, to: &str) -> Result<(), String> {
     if let Some(why) = unfit(scene, to) {
         return Err(format!("node `{to}`: {why}"));
     }
+    if scene.agreed.is_some_and(|agreed| agreed.is_remade(to)) {
+        return Err(format!("node `{to}` is about to be made anew"));
+    }
     let sight = scene.members.get(to).and_then(Seen::fresh);
     let follows = sight.is_some_and(|sight| {
-        let upstreams = [switchover.from.as_str(), agreed.upstream(to)];
+        let relay = scene.agreed.map_or(from, |agreed| agreed.upstream(to));
         let follows = sight.follows.as_deref();
-        sight.state == MemberState::Standby && follows.is_some_and(|f| upstreams.contains(&f))
+        sight.state == MemberState::Standby && follows.is_some_and(|f| f == from || f == relay)
     });
-    if follows { Ok(()) } else { Err(format!("node `{to}` does not follow `{}`", switchover.from)) }
+    if follows { Ok(()) } else { Err(format!("node `{to}` does not follow `{from}`")) }
 }

@@ -100,7 +100,15 @@ impl Model {
     /// Under any rule that counts, by as few as it takes.
     fn write(&mut self, which: u8, who: u8) {
         let confirms = self.database().confirms;
-        let rule = &confirms[usize::from(which) % confirms.len()];
+        let epoch = self.epoch();
+        let mut rules: Vec<Confirm> = confirms.clone();
+        // While the rule of this reign changes, some go by the one and some by the other.
+        let changed = confirms.iter().rposition(|rule| rule.since <= epoch).unwrap_or(0);
+        if let Some(acks) = confirms[changed..].iter().map(|rule| rule.acks).min() {
+            let of = confirms[changed..].iter().flat_map(|rule| rule.of.clone()).collect();
+            rules.push(Confirm { acks, of, ..Confirm::default() });
+        }
+        let rule = &rules[usize::from(which) % rules.len()];
         let of = (0..self.size).filter(|&node| rule.of.contains(NAMES[node]));
         let mut of: Vec<usize> = of.filter(|&node| !self.parted[node]).collect();
         if of.len() < rule.acks as usize {

@@ -1,12 +1,13 @@
 //! One test for each mistake that the simulation, or reading for it, has found.
 
 use std::borrow::ToOwned as _;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+use std::vec::Vec;
 
 use crate::agreed::*;
 use crate::database::*;
-use crate::time::Instant;
+use crate::time::{Instant, Timestamp};
 
 fn at(millis: u64) -> Instant {
     Instant::from_start(Duration::from_millis(millis))
@@ -33,7 +34,8 @@ fn database() -> Database {
 
 fn standby(lineage: u64, reaches: Position) -> Local {
     let disk = Disk::Data { standby: true };
-    Local { disk, server: Server::Standby, lineage: Some(lineage), reaches, ..Local::default() }
+    let (server, stopped) = (Server::Standby, Some(25));
+    Local { disk, server, stopped, lineage: Some(lineage), reaches, ..Local::default() }
 }
 
 fn source() -> MemberSight {
@@ -52,15 +54,36 @@ fn a_log_of_another_reign_is_not_followed_although_its_timeline_has_the_same_num
     let rewind = Some(Order::Rewind { from: from.clone() });
     assert_eq!(order(&agreed, false, &standby(10, position(1, 101))), rewind);
     // It was primary under a reign that never served: timeline 2, too, and a rewind would find nothing to do.
-    let clone = Some(Order::Clone { from });
+    let clone = Some(Order::Clone { from, turn: None });
     assert_eq!(order(&agreed, false, &standby(20, position(2, 90))), clone);
+    // The server that it followed under epoch 10 had begun to follow such a one.
+    assert_eq!(order(&agreed, false, &standby(10, position(2, 90))), clone);
 }
 
 #[test]
-fn a_standby_that_still_receives_stops_before_its_log_is_compared() {
-    let upstream = Some("c".to_owned());
-    let local = Local { upstream, ..standby(10, position(1, 100)) };
+fn a_standby_stops_before_its_log_is_compared() {
+    let stop = Some(Order::StopReceiving { election: 30 });
+    let unstopped = Local { stopped: None, ..standby(10, position(1, 100)) };
+    let local = Local { upstream: Some("c".to_owned()), ..unstopped.clone() };
+    assert_eq!(order(&database(), false, &local), stop);
+    // An agent that has just started does not know whom it follows, nor how much of its log is read.
+    assert_eq!(order(&database(), false, &unstopped), stop);
+}
+
+#[test]
+fn a_standby_of_the_same_primary_under_an_earlier_reign_is_looked_at_again() {
+    let earlier = Local { stopped: None, ..standby(10, position(2, 120)) };
+    let local = Local { upstream: Some("a".to_owned()), receives: true, ..earlier };
     assert_eq!(order(&database(), false, &local), Some(Order::StopReceiving { election: 30 }));
+    assert_eq!(order(&database(), false, &Local { lineage: Some(30), ..local }), None);
+}
+
+#[test]
+fn a_log_that_is_not_read_to_its_end_is_not_shorter_than_it_was() {
+    let mut agreed = database();
+    agreed.reign.primary = "b".to_owned();
+    let local = Local { stopped: None, ..standby(10, position(1, 40)) };
+    assert_eq!(order(&agreed, true, &local), Some(Order::StopReceiving { election: 30 }));
 }
 
 #[test]
@@ -123,6 +146,66 @@ fn an_appointed_member_whose_log_was_lost_gives_up() {
 }
 
 #[test]
+fn a_database_whose_first_rule_is_not_settled_promises_what_it_acknowledges() {
+    let mut agreed = Agreed::default();
+    let mut index = 0;
+    let mut enter = |origin, sequence, command| {
+        index += 1;
+        let entry = Entry { origin: ClientId(origin), sequence, wall: Timestamp(0), command };
+        (agreed.apply(index, &entry), agreed.databases().get("orders").cloned())
+    };
+    enter(0, 0, Command::Introduce);
+    let (name, address) = ("a".to_owned(), "a".to_owned());
+    let join = NodeCommand::Join { name, role: NodeRole::Voter, address, replaces: None };
+    enter(1, 1, Command::Node(join));
+    let (database, node) = ("orders".to_owned(), "a".to_owned());
+    let create = DatabaseCommand::Create { database: database.clone(), node };
+    let (reply, _) = enter(0, 0, Command::Database(create));
+    let Reply::Granted { epoch } = reply else { panic!("{reply}") };
+    let to = Confirm { acks: 1, of: ["b".to_owned()].into(), ..Confirm::default() };
+    let widen = DatabaseCommand::Widen { database, epoch, to };
+    let (reply, known) = enter(0, 0, Command::Database(widen));
+    assert_eq!(reply, Reply::Done);
+    assert!(!known.unwrap().is_async(), "it serves under this rule from its first write on");
+}
+
+#[test]
+fn an_old_primary_that_does_not_come_back_blocks_no_other_switchover() {
+    let wish = Wish { members: ["a", "b"].map(str::to_owned).into(), ..Wish::default() };
+    let mut agreed = database();
+    agreed.reign.primary = "b".to_owned();
+    agreed.switchover = Some(Switchover {
+        from: "a".to_owned(),
+        to: "b".to_owned(),
+        who: "ann".to_owned(),
+        pause_max: Duration::from_secs(5),
+        begun: Stamp { index: 25, ..Stamp::default() },
+        step: SwitchoverStep::Demote,
+        done: Vec::new(),
+    });
+    let serves = Some(agreed.reign.epoch);
+    let (state, system) = (MemberState::Primary, Some(7));
+    let sight = MemberSight { state, system, serves, ..MemberSight::default() };
+    let mut lead = Lead::default();
+    let mut decide = |millis| {
+        let b = Seen { sight: Some(sight.clone()), ..Seen::default() };
+        let members = BTreeMap::from([("a".to_owned(), Seen::default()), ("b".to_owned(), b)]);
+        let (agreed, resting, wall) = (Some(&agreed), BTreeSet::new(), Timestamp::default());
+        let (name, wish, leased, paused) = ("orders", &wish, true, false);
+        let scene = Scene { name, wish, agreed, leased, members, paused, resting, wall };
+        lead.decide(at(millis), &scene)
+    };
+    let ended = (0..).step_by(500).find_map(|millis| Some((millis, decide(millis)?))).unwrap();
+    let (millis, DatabaseCommand::Step { begun: 25, step: SwitchoverStep::Demote, evidence, .. }) =
+        ended
+    else {
+        panic!("{ended:?}");
+    };
+    assert!((60_000..62_000).contains(&millis), "{millis}");
+    assert_eq!(evidence, "not waited for any longer than 60 s: node `a` is silent");
+}
+
+#[test]
 fn how_long_an_earlier_reign_was_not_open_does_not_count_for_the_next() {
     let wish = Wish {
         members: ["a", "b"].map(str::to_owned).into(),
@@ -148,8 +231,9 @@ fn how_long_an_earlier_reign_was_not_open_does_not_count_for_the_next() {
         };
         let members = ["a", "b"].map(seen).into();
         let agreed = Some(agreed);
-        let scene =
-            Scene { name: "orders", wish: &wish, agreed, leased: true, members, paused: false };
+        let (resting, wall) = (BTreeSet::new(), Timestamp::default());
+        let (name, wish, leased, paused) = ("orders", &wish, true, false);
+        let scene = Scene { name, wish, agreed, leased, members, paused, resting, wall };
         lead.decide(at(millis), &scene)
     };
     let mut agreed = database();

@@ -1,7 +1,7 @@
 //! Members in several regions: who follows whom, and who takes over from where.
 
 use std::borrow::ToOwned as _;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::string::String;
 use std::time::Duration;
 
@@ -92,7 +92,9 @@ fn decides(
 ) -> (Option<DatabaseCommand>, Option<String>) {
     let (mut lead, agreed) = (Lead::default(), database());
     let agreed = Some(&agreed);
-    let scene = Scene { name: "orders", wish, agreed, leased, members, paused: false };
+    let (resting, wall) = (BTreeSet::new(), Timestamp(0));
+    let scene =
+        Scene { name: "orders", wish, agreed, leased, members, paused: false, resting, wall };
     let command = lead.decide(at(9_000), &scene);
     (command, lead.stuck)
 }

@@ -3,7 +3,7 @@
 use super::postgres::{Disk, Mode};
 use super::{NAMES, Slip, World};
 use crate::agreed::Position;
-use crate::database::{Disk as SeenDisk, Local, MemberState, Order, Server};
+use crate::database::{Descent, Disk as SeenDisk, Local, MemberState, Order, Server};
 
 /// An order that is being carried out.
 #[derive(Debug)]
@@ -12,22 +12,28 @@ pub(super) struct Running {
     epoch: u64,
     ends: u64,
     fails: bool,
+    /// Which of the source's lives a copy was begun in: it does not outlast that.
+    source_life: u64,
 }
 
 /// The driver's memory is lost with the agent, except for what it keeps on disk.
 #[derive(Debug, Default)]
 pub(super) struct Driver {
     running: Option<Running>,
+    flushed: Option<u64>,
+    /// It has told the server whom to follow, and which rule.
+    knows_upstream: bool,
+    knows_rule: bool,
 }
 
 /// On disk.
 #[derive(Debug, Default)]
 pub(super) struct Kept {
     pub(super) obeyed: u64,
-    pub(super) promoted: Option<u64>,
-    pub(super) lineage: Option<u64>,
+    pub(super) descent: Descent,
     /// What it was before a copy that may come to nothing.
-    pub(super) lineage_before: Option<u64>,
+    pub(super) before: Descent,
+    pub(super) turned: Option<u64>,
 }
 
 fn takes(order: &Order) -> (u64, u64) {
@@ -41,7 +47,9 @@ fn takes(order: &Order) -> (u64, u64) {
         | Order::Close { .. }
         | Order::Open
         | Order::MakeSource
+        | Order::Flush { .. }
         | Order::Verify { .. } => (10, 120),
+        Order::Stop { .. } => (100, 900),
         Order::Rewind { .. } => (800, 4_000),
         Order::Clone { .. } => (1_500, 6_000),
     }
@@ -73,6 +81,7 @@ impl World {
         let busy = running.and_then(|order| match order {
             Order::Rewind { .. } => Some(MemberState::Rewinding),
             Order::Clone { .. } | Order::Create => Some(MemberState::Cloning),
+            Order::Stop { .. } => Some(MemberState::Restarting),
             Order::StartPrimary { .. }
             | Order::StartStandby { .. }
             | Order::Promote { .. }
@@ -83,6 +92,7 @@ impl World {
             | Order::Open
             | Order::MakeSource
             | Order::Verify { .. }
+            | Order::Flush { .. }
             | Order::Kill { .. } => None,
         });
         let runs = pg.runs(now);
@@ -98,21 +108,30 @@ impl World {
             busy,
             system: has_data.then_some(7),
             // How far a log reaches that nobody reads is not known.
-            reaches: if runs { pg.reaches() } else { Position::default() },
-            lineage: this.kept.lineage,
+            reaches: if runs { pg.reaches(now) } else { Position::default() },
+            lineage: this.kept.descent.lineage,
             stopped: pg.stopped,
-            upstream: pg.upstream.map(|node| NAMES[node].into()),
+            upstream: pg
+                .upstream
+                .filter(|_| this.driver.knows_upstream)
+                .map(|node| NAMES[node].into()),
             receives: pg.connection.is_some() && pg.mode == Mode::Standby,
-            promoted: this.kept.promoted,
+            promoted: this.kept.descent.promoted,
             writes: pg.mode == Mode::Primary && runs && pg.stalled_until <= now,
-            rule: (pg.mode == Mode::Primary).then(|| pg.rule.clone()),
+            rule: (pg.mode == Mode::Primary && this.driver.knows_rule).then(|| pg.rule.clone()),
             confirmed: self.slip == Some(Slip::ConfirmedEarly)
-                || pg.is_acked(pg.ruled_at, &NAMES[..self.size]),
+                || this.driver.knows_rule && pg.is_acked(pg.ruled_at, &NAMES[..self.size]),
             verified: pg.verified,
             closed: pg.closed,
             streams_to: streams.map(|node| NAMES[node].into()).collect(),
+            lags: Default::default(),
             is_source: pg.is_source,
             unfit: None,
+            turned: this.kept.turned,
+            flushed: this.driver.flushed,
+            needs_restart: Default::default(),
+            lowers: false,
+            rests: this.mind.as_ref().is_some_and(|_| self.resting.contains(NAMES[node])),
             storage_stuck: pg.stalled_until > now + 4_000,
             trouble: Default::default(),
             free_bytes: 0,
@@ -121,7 +140,7 @@ impl World {
 
     pub(super) fn give(&mut self, node: usize, order: Order, epoch: u64) {
         let this = &mut self.nodes[node];
-        if epoch < this.kept.obeyed && self.slip != Some(Slip::OldEpochObeyed) {
+        if epoch < this.kept.obeyed {
             return;
         }
         let kills = matches!(order, Order::Kill { .. });
@@ -135,6 +154,17 @@ impl World {
         if this.driver.running.is_none() {
             self.begin(node, order, epoch);
         }
+    }
+
+    /// The agent is gone, and with it what is on no disk.
+    pub(super) fn forget(&mut self, node: usize) {
+        self.abort(node);
+        let this = &mut self.nodes[node];
+        this.driver = Driver::default();
+        let pg = &mut this.postgres;
+        (pg.stopped, pg.verified) = (None, None);
+        // That it is closed is seen, but not for which switchover.
+        pg.closed = pg.closed.map(|_| 0);
     }
 
     /// What was being done is left as it is.
@@ -161,29 +191,13 @@ impl World {
         let this = &mut self.nodes[node];
         this.kept.obeyed = this.kept.obeyed.max(epoch);
         let pg = &mut this.postgres;
-        match &order {
-            Order::Create | Order::StartPrimary { .. } | Order::Promote { .. } => {
-                (this.kept.promoted, this.kept.lineage) = (Some(epoch), Some(epoch));
+        this.kept.before = this.kept.descent;
+        this.kept.descent = order.begins(this.kept.descent, epoch);
+        if matches!(order, Order::Rewind { .. } | Order::Clone { .. }) {
+            pg.die();
+            if fails || matches!(order, Order::Clone { .. }) {
+                pg.disk = Disk::Broken;
             }
-            Order::Follow { .. } | Order::StartStandby { follow: Some(_) } => {
-                this.kept.lineage = Some(epoch);
-            }
-            Order::Rewind { .. } | Order::Clone { .. } => {
-                this.kept.lineage_before = this.kept.lineage.take();
-                pg.die();
-                let clones = matches!(order, Order::Clone { .. });
-                if clones || fails {
-                    pg.disk = Disk::Broken;
-                }
-            }
-            Order::StartStandby { follow: None }
-            | Order::StopReceiving { .. }
-            | Order::SetRule { .. }
-            | Order::Close { .. }
-            | Order::Open
-            | Order::MakeSource
-            | Order::Verify { .. }
-            | Order::Kill { .. } => {}
         }
         match &order {
             Order::StartPrimary { .. } | Order::StartStandby { .. } if pg.mode == Mode::Down => {
@@ -210,6 +224,8 @@ impl World {
             | Order::Open
             | Order::MakeSource
             | Order::Verify { .. }
+            | Order::Flush { .. }
+            | Order::Stop { .. }
             | Order::Kill { .. }
             | Order::Create
             | Order::Rewind { .. }
@@ -218,9 +234,27 @@ impl World {
         if matches!(order, Order::Rewind { .. } | Order::Clone { .. }) {
             self.ledger.copies += 1;
         }
-        let lineage = this.kept.lineage;
-        this.driver.running = Some(Running { order: order.clone(), epoch, ends, fails });
-        self.judge_upstream(node, &order, epoch, lineage);
+        self.judge_upstream(node, &order, epoch);
+        let source = match &order {
+            Order::Rewind { from } | Order::Clone { from, .. } => Some(node_of(from)),
+            Order::Create
+            | Order::StartPrimary { .. }
+            | Order::StartStandby { .. }
+            | Order::Promote { .. }
+            | Order::StopReceiving { .. }
+            | Order::Follow { .. }
+            | Order::SetRule { .. }
+            | Order::Close { .. }
+            | Order::Open
+            | Order::MakeSource
+            | Order::Verify { .. }
+            | Order::Flush { .. }
+            | Order::Stop { .. }
+            | Order::Kill { .. } => None,
+        };
+        let source_life = source.map_or(0, |source| self.nodes[source].postgres.life);
+        let running = Running { order, epoch, ends, fails, source_life };
+        self.nodes[node].driver.running = Some(running);
     }
 
     pub(super) fn drive(&mut self, node: usize) {
@@ -239,35 +273,38 @@ impl World {
     }
 
     fn finish(&mut self, node: usize, running: &Running) {
-        let Running { order, epoch, fails, .. } = running;
+        let Running { order, epoch, fails, source_life, .. } = running;
         let id = self.new_id();
         let now = self.now;
+        let reads = self.rng.pick(&[0, 0, 100, 3_000]);
         let this = &mut self.nodes[node];
         let pg = &mut this.postgres;
         pg.promoting = false;
+        let driver = &mut this.driver;
         match order {
             Order::Create if pg.disk == Disk::Empty => {
                 pg.disk = Disk::Data { standby: false };
                 pg.append(id);
                 pg.flushed = pg.log.len();
-                pg.mode = Mode::Primary;
-                self.became_primary(node, *epoch);
             }
-            Order::StartPrimary { rule, .. } if pg.mode == Mode::Starting => {
+            Order::StartPrimary { .. } if pg.mode == Mode::Starting => {
+                // It goes by the rule that it had; the present one is set next.
                 pg.mode = Mode::Primary;
-                pg.rule = rule.clone();
-                pg.ruled_at = pg.log.len();
+                driver.knows_rule = false;
                 self.became_primary(node, *epoch);
             }
             Order::StartStandby { follow } if pg.mode == Mode::Starting => {
                 pg.mode = Mode::Standby;
                 pg.flush(now);
                 (pg.upstream, pg.follows_under) = (follow.as_deref().map(node_of), *epoch);
+                pg.read_at = now + reads;
+                driver.knows_upstream = true;
             }
             Order::Promote { rule, .. } if pg.mode == Mode::Standby && !fails => {
                 pg.promote(id);
                 pg.rule = rule.clone();
                 pg.ruled_at = pg.log.len();
+                driver.knows_rule = true;
                 self.became_primary(node, *epoch);
             }
             Order::StopReceiving { election } if pg.mode == Mode::Standby => {
@@ -277,16 +314,20 @@ impl World {
                 pg.upstream = None;
                 pg.cut_off();
                 pg.flush(now);
-                pg.stopped = Some(*election);
+                if pg.read_at <= now {
+                    pg.stopped = Some(*election);
+                }
             }
             Order::Follow { node } if pg.mode == Mode::Standby => {
                 pg.cut_off();
                 pg.stopped = None;
                 (pg.upstream, pg.follows_under) = (Some(node_of(node)), *epoch);
+                driver.knows_upstream = true;
             }
             Order::SetRule { rule } if pg.mode == Mode::Primary => {
                 pg.rule = rule.clone();
                 pg.ruled_at = pg.log.len();
+                driver.knows_rule = true;
             }
             Order::Close { begun } if pg.mode == Mode::Primary && pg.stalled_until <= now => {
                 pg.flush(now);
@@ -299,11 +340,27 @@ impl World {
                 pg.verifying = Some((pg.append(id), *epoch));
             }
             Order::Kill { .. } => pg.die(),
-            Order::Rewind { from } | Order::Clone { from } => {
+            Order::Flush { turn } => {
+                pg.flush(now);
+                this.driver.flushed = Some(*turn);
+            }
+            Order::Stop { turn } => {
+                pg.flush(now);
+                pg.die();
+                this.kept.turned = Some(*turn);
+            }
+            Order::Rewind { from } | Order::Clone { from, .. } => {
                 let source = node_of(from);
                 let rewinds = matches!(order, Order::Rewind { .. });
                 if !fails {
-                    self.copy(node, source, rewinds, *epoch);
+                    let lives = self.nodes[source].postgres.life == *source_life;
+                    self.copy(node, source, rewinds, lives, running);
+                }
+                let this = &mut self.nodes[node];
+                if let Order::Clone { turn: Some(turn), .. } = order
+                    && this.kept.descent.lineage.is_some()
+                {
+                    this.kept.turned = Some(*turn);
                 }
             }
             // It has come to nothing.
@@ -321,14 +378,19 @@ impl World {
     }
 
     /// Makes a data directory like another one.
-    fn copy(&mut self, node: usize, source: usize, rewinds: bool, epoch: u64) {
+    fn copy(&mut self, node: usize, source: usize, rewinds: bool, lives: bool, running: &Running) {
         let there = self.is_up(source) && self.reach(node, source) && self.reach(source, node);
         let from = &self.nodes[source].postgres;
-        if !there || from.mode != Mode::Primary || from.is_hung(self.now) || !from.is_source {
+        if !there
+            || !lives
+            || from.mode != Mode::Primary
+            || from.is_hung(self.now)
+            || !from.is_source
+        {
             // Nothing was changed: the log is what it was.
             let this = &mut self.nodes[node];
             if this.postgres.disk != Disk::Broken {
-                this.kept.lineage = this.kept.lineage_before;
+                this.kept.descent = this.kept.before;
             }
             return;
         }
@@ -339,7 +401,7 @@ impl World {
         pg.log = if rewinds { pg.log.rewound(&log) } else { log };
         pg.flushed = pg.log.len();
         pg.disk = Disk::Data { standby: true };
-        (this.kept.promoted, this.kept.lineage) = (None, Some(epoch));
-        self.ledger.lineages.insert((node, epoch));
+        this.kept.descent = running.order.ends(this.kept.descent, running.epoch);
+        self.note_lineage(node);
     }
 }

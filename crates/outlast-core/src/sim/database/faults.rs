@@ -1,6 +1,7 @@
 //! What goes wrong, and that it ends.
 
 use super::{FAULTS_END, Kind, NAMES, ORDERS, REGIONS, World};
+use crate::database::Descent;
 use crate::sim::Rng;
 use crate::sim::database::postgres::{Disk, Mode};
 use std::borrow::ToOwned as _;
@@ -37,6 +38,7 @@ impl World {
             return;
         }
         self.disturb_switchover();
+        self.accept_loss();
         if self.now < self.faults.next {
             return;
         }
@@ -51,8 +53,9 @@ impl World {
         if self.kind.has_regions() && self.rng.per_mille(share) {
             return self.disturb_region();
         }
-        let what = self.rng.between(0, 18);
+        let what = self.rng.between(0, 22);
         self.note(node, &std::format!("fault {what} until {until}"));
+        let promised = self.is_promised();
         let this = &mut self.nodes[node];
         match what {
             0 | 1 => self.lose_power(node, until),
@@ -60,7 +63,7 @@ impl World {
             3 => this.postgres.die(),
             4 => this.postgres.hung_until = until,
             // A machine that wakes up acknowledges before anything could stop it (trap 49).
-            5 if !matches!(self.kind, Kind::Async | Kind::Crossing) => this.frozen_until = until,
+            5 if promised && self.kind != Kind::Crossing => this.frozen_until = until,
             6 | 7 => self.cut_node(node, until, true, true),
             8 => self.cut_node(node, until, true, false),
             9 => self.cut_node(node, until, false, true),
@@ -78,6 +81,9 @@ impl World {
             15 if self.what_is_wrong().is_none() && self.may_lose_disk(node) => {
                 self.lose_disk(node);
             }
+            16 | 17 => self.ask_upkeep(),
+            18 => self.ask_schedule(),
+            19 => self.rest(node),
             _ => self.change_wish(),
         }
     }
@@ -143,7 +149,7 @@ impl World {
         this.postgres.disk = Disk::Empty;
         this.postgres.log.0.clear();
         this.postgres.flushed = 0;
-        (this.kept.lineage, this.kept.promoted) = (None, None);
+        this.kept.descent = Descent::default();
     }
 
     fn kill_agent(&mut self, node: usize, until: u64) {
@@ -151,7 +157,7 @@ impl World {
         this.mind = None;
         this.life += 1;
         this.agent_back_at = until;
-        self.abort(node);
+        self.forget(node);
     }
 
     fn cut_node(&mut self, node: usize, until: u64, from: bool, to: bool) {
@@ -183,8 +189,21 @@ impl World {
         }
     }
 
+    /// People begin to work on a standby, or are done with another one.
+    fn rest(&mut self, node: usize) {
+        let reigns = self.truth.databases().get(ORDERS).map(|d| d.reign.primary.clone());
+        let is_member = self.members().contains(&node);
+        let begins = self.resting.is_empty() && is_member;
+        self.resting.clear();
+        if begins && reigns.is_some_and(|primary| primary != NAMES[node]) {
+            self.note(node, "is worked on");
+            self.resting.insert(NAMES[node].to_owned());
+        }
+    }
+
     fn heal(&mut self) {
         self.note(0, "all is healed");
+        self.resting.clear();
         self.cut = Default::default();
         self.paused = false;
         for this in &mut self.nodes {

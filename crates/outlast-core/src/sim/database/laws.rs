@@ -34,6 +34,12 @@ pub(super) struct Ledger {
     losing: u64,
     /// Under which reigns the log of each was known to be a part.
     pub(super) lineages: BTreeSet<(usize, u64)>,
+    /// The election under way, and since when.
+    pub(super) election: Option<(u64, u64)>,
+    /// Appointments for which a person accepted a loss.
+    pub(super) losses: u64,
+    /// Standbys that received on top of a log that was not theirs.
+    pub(super) strays: u64,
     pub(super) broken: Option<String>,
 }
 
@@ -42,8 +48,19 @@ pub(super) fn law_is(holds: bool, words: &str) -> Law {
 }
 
 impl World {
-    fn is_promised(&self) -> bool {
-        self.kind != Kind::Async
+    pub(super) fn is_promised(&self) -> bool {
+        matches!(self.kind, Kind::Quorum | Kind::Drifting | Kind::Regions | Kind::Crossing)
+    }
+
+    /// Where the primary alone acknowledges, two never take writes at the same time: leases see to it.
+    pub(super) fn one_takes_writes(&self) -> Law {
+        let takes = |node: &usize| {
+            let pg = &self.nodes[*node].postgres;
+            let up = self.is_up(*node) && pg.runs(self.now);
+            up && pg.mode == Mode::Primary && pg.closed.is_none()
+        };
+        let count = (0..self.size).filter(takes).count();
+        law_is(self.kind != Kind::Async || count < 2, "two primaries take writes")
     }
 
     /// A client was told that its write is safe.
@@ -88,7 +105,7 @@ impl World {
         let asked = before.election.as_ref().is_none_or(|election| election.region.is_some());
         let crosses = self.kind == Kind::Crossing;
         law_is(near || asked || crosses, "another region took over by itself")?;
-        if *losing {
+        if *losing && self.kind != Kind::Losing {
             law_is(crosses && !near, "an appointment that loses although nobody asked for it")?;
             let log = &self.nodes[node].postgres.log;
             let has: BTreeSet<u32> = log.0.iter().map(|record| record.id).collect();
@@ -100,16 +117,8 @@ impl World {
     }
 
     /// Whom a member is told to follow.
-    pub(super) fn judge_upstream(
-        &mut self,
-        node: usize,
-        order: &Order,
-        epoch: u64,
-        lineage: Option<u64>,
-    ) {
-        if let Some(lineage) = lineage {
-            self.ledger.lineages.insert((node, lineage));
-        }
+    pub(super) fn judge_upstream(&mut self, node: usize, order: &Order, epoch: u64) {
+        self.note_lineage(node);
         let upstream = match order {
             Order::StartStandby { follow } => follow.as_deref(),
             Order::Follow { node } => Some(node.as_str()),
@@ -124,6 +133,8 @@ impl World {
             | Order::Verify { .. }
             | Order::Rewind { .. }
             | Order::Clone { .. }
+            | Order::Flush { .. }
+            | Order::Stop { .. }
             | Order::Kill { .. } => None,
         };
         let Some(upstream) = upstream.map(node_of) else { return };
@@ -133,6 +144,11 @@ impl World {
             let words = "it follows a relay whose log is not known to be a part";
             self.ledger.broken.get_or_insert_with(|| words.to_owned());
         }
+    }
+
+    pub(super) fn note_lineage(&mut self, node: usize) {
+        let lineage = self.nodes[node].kept.descent.lineage;
+        self.ledger.lineages.extend(lineage.map(|lineage| (node, lineage)));
     }
 
     pub(super) fn became_primary(&mut self, node: usize, epoch: u64) {
@@ -180,9 +196,10 @@ impl World {
 
     /// Whether a person would have to look.
     pub(super) fn nobody_serves(&self) -> bool {
-        self.what_is_wrong().is_some_and(|wrong| {
-            wrong.starts_with("nobody reigns") || wrong.starts_with("the primary does not serve")
-        })
+        let Some(database) = self.truth.databases().get(ORDERS) else { return false };
+        let pg = &self.nodes[node_of(&database.reign.primary)].postgres;
+        let reigns = database.election.is_none() && database.reign.open;
+        !reigns || pg.mode != Mode::Primary || pg.epoch != database.reign.epoch
     }
 
     pub(super) fn what_is_wrong(&self) -> Option<String> {
@@ -199,6 +216,9 @@ impl World {
         if database.switchover.is_some() {
             return Some(format!("a switchover goes on: {:?}", database.switchover));
         }
+        if database.upkeep.is_some() || database.scheduled.is_some() {
+            return wrong("what people have asked for is not done");
+        }
         if pg.mode != Mode::Primary || pg.epoch != reign.epoch {
             return wrong("the primary does not serve");
         }
@@ -212,6 +232,7 @@ impl World {
             let standby = &self.nodes[node].postgres;
             let follows = standby.mode == Mode::Standby
                 && standby.upstream == Some(node_of(database.upstream(NAMES[node])))
+                && self.nodes[node].kept.descent.lineage == Some(reign.epoch)
                 && standby.connection.is_some();
             if !follows || !standby.log.is_prefix_of(&pg.log) {
                 return wrong(&format!("{} does not follow", NAMES[node]));

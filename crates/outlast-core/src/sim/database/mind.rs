@@ -6,10 +6,10 @@ use std::time::Duration;
 use std::vec::Vec;
 
 use super::driver::node_of;
-use super::{DEPOSED_AFTER, NAMES, ORDERS, Slip, World};
+use super::{DEPOSED_AFTER, Kind, NAMES, ORDERS, Slip, World};
 use crate::agreed::{
-    Agreed, Command, DATABASE_LEASE, DatabaseCommand, Held, LeaseClock, LeaseCommand, Reply,
-    database_role,
+    Agreed, Command, Confirm, DATABASE_LEASE, DatabaseCommand, Held, LeaseClock, LeaseCommand,
+    Recruit, Reply, database_role,
 };
 use crate::database::{Lead, Member, MemberSight, SILENT_AFTER, Scene, Seen, Server};
 use crate::health::Health;
@@ -227,11 +227,10 @@ impl World {
     fn act(&mut self, node: usize) {
         let (now, at) = (self.now, self.moment(node).now);
         let leased = self.is_leased(node);
-        let old_news = self.slip == Some(Slip::OldNewsCounts);
         let local = self.local(node);
         let Some(mind) = &mut self.nodes[node].mind else { return };
-        let Some(current_at) = mind.current_at.or(old_news.then_some(0)) else { return };
-        let asks = mind.held.is_none() && now < current_at + ASKS_FIRST && !old_news;
+        let Some(current_at) = mind.current_at else { return };
+        let asks = mind.held.is_none() && now < current_at + ASKS_FIRST;
         if asks && local.server == Server::Primary {
             return;
         }
@@ -239,7 +238,8 @@ impl World {
         let epoch = agreed.map_or(0, |agreed| agreed.epoch());
         let source = agreed.and_then(|agreed| {
             let primary = NAMES.iter().position(|name| *name == agreed.reign.primary)?;
-            mind.seen.get(&primary).map(|(_, sight)| sight)
+            let (heard, sight) = mind.seen.get(&primary)?;
+            (at.since(*heard) <= SILENT_AFTER).then_some(sight)
         });
         let relay = agreed.and_then(|agreed| {
             let (heard, sight) = mind.seen.get(&node_of(agreed.upstream(NAMES[node])))?;
@@ -292,6 +292,7 @@ impl World {
         let (now, at) = (self.now, self.moment(node).now);
         let ports = self.ports(node);
         let (wish, paused) = (self.wish.clone(), self.paused);
+        let (resting, wall) = (self.resting.clone(), self.moment(node).wall);
         let Some(mind) = &mut self.nodes[node].mind else { return };
         if mind.leads_until <= now {
             mind.lead.rest();
@@ -309,12 +310,48 @@ impl World {
         let members = members.collect();
         let agreed = mind.agreed.databases().get(ORDERS);
         let leased = mind.agreed.leases().get(&database_role(ORDERS)).is_some();
-        let scene = Scene { name: ORDERS, wish: &wish, agreed, leased, members, paused };
+        let (name, wish) = (ORDERS, &wish);
+        let scene = Scene { name, wish, agreed, leased, members, paused, resting, wall };
         let command = mind.lead.decide(at, &scene);
         let over = mind.clock.over(at);
         for command in over.into_iter().chain(command.map(Command::Database)) {
             self.propose(node, true, Asked::Nothing, command);
         }
+    }
+
+    /// A person who has waited for reports in vain has the furthest of those that have reported appointed.
+    pub(super) fn accept_loss(&mut self) {
+        let database = self.truth.databases().get(ORDERS);
+        let election = database.and_then(|database| database.election.as_ref());
+        let epoch = election.map(|election| election.epoch);
+        if self.ledger.election.is_none_or(|(known, _)| Some(known) != epoch) {
+            self.ledger.election = epoch.map(|epoch| (epoch, self.now));
+        }
+        let (Some(database), Some((epoch, since))) = (database, self.ledger.election) else {
+            return;
+        };
+        let waits = self.kind != Kind::Losing || self.now < since + 3_000;
+        if waits || !self.rng.per_mille(10) {
+            return;
+        }
+        let Some(leader) = self.leader else { return };
+        let Some(mind) = &self.nodes[leader].mind else { return };
+        let recruits = mind.seen.iter().filter_map(|(&node, (_, sight))| {
+            let part = database.is_part(sight.lineage, sight.reaches);
+            let stopped = sight.stopped == Some(epoch) && sight.system == database.system;
+            let node = NAMES[node].to_owned();
+            (part && stopped).then_some(Recruit { node, reaches: sight.reaches })
+        });
+        let recruits: Vec<Recruit> = recruits.collect();
+        let Some(best) = recruits.iter().max_by_key(|recruit| recruit.reaches) else { return };
+        let node = best.node.clone();
+        let of = self.wish.members.iter().filter(|name| **name != node).cloned().collect();
+        let next = Confirm { since: 0, acks: self.wish.acks, of };
+        let database = ORDERS.to_owned();
+        let command =
+            DatabaseCommand::Appoint { database, epoch, node, recruits, next, losing: true };
+        self.ledger.losses += 1;
+        self.propose(leader, false, Asked::Nothing, Command::Database(command));
     }
 
     /// Whether most nodes reach each PostgreSQL, a little late.

@@ -110,9 +110,12 @@ pub(super) struct Postgres {
     pub(super) stalled_until: u64,
     /// Counts its starts.
     pub(super) life: u64,
+    /// Whose address it receives from, whatever has become of that server.
     pub(super) upstream: Option<usize>,
     /// Under which it was told to receive from there.
     pub(super) follows_under: u64,
+    /// From then on it has read all of its log.
+    pub(super) read_at: u64,
     /// The upstream's life with which it is connected, and what was sent so far.
     pub(super) connection: Option<(u64, usize)>,
     pub(super) coming: VecDeque<Sent>,
@@ -144,6 +147,7 @@ impl Postgres {
             life: 0,
             upstream: None,
             follows_under: 0,
+            read_at: 0,
             connection: None,
             coming: VecDeque::new(),
             said: 0,
@@ -176,8 +180,10 @@ impl Postgres {
         self.mode == Mode::Primary || rises || self.promoting
     }
 
-    pub(super) fn reaches(&self) -> Position {
-        self.log.position(self.flushed)
+    /// As far as it is known.
+    pub(super) fn reaches(&self, now: u64) -> Position {
+        let known = if now < self.read_at { self.flushed / 2 } else { self.flushed };
+        self.log.position(known)
     }
 
     /// The whole process tree is killed; what was written is still in the cache of the system.

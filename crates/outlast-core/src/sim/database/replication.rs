@@ -4,7 +4,7 @@ use std::vec::Vec;
 
 use super::laws::law_is;
 use super::postgres::{Flushed, Mode, Sent};
-use super::{NAMES, Slip, World};
+use super::{NAMES, World};
 use crate::sim::check::Law;
 
 impl World {
@@ -56,19 +56,17 @@ impl World {
             pg.cut_off();
         }
         if !sends || !from.runs(now) {
+            // A receiver that hears nothing begins anew.
+            if self.rng.per_mille(4) {
+                pg.cut_off();
+            }
             return Ok(());
         }
         let under = pg.follows_under;
         let relays = self.ledger.appointed.get(&under) != Some(&upstream);
-        let sends = match relays {
-            // A relay lets in who knows its lineage, and cuts them off before that changes.
-            true => other.kept.lineage == Some(under),
-            false => from.mode == Mode::Primary && own.kept.lineage == Some(from.epoch),
-        };
-        if !sends && self.slip != Some(Slip::AnyUpstream) {
-            if relays {
-                pg.cut_off();
-            }
+        // A relay lets in who knows its lineage, and cuts them off before that changes.
+        if relays && other.kept.descent.lineage != Some(under) {
+            pg.cut_off();
             return Ok(());
         }
         let flushed = from.flushed;
@@ -84,9 +82,13 @@ impl World {
                     return Ok(());
                 }
                 let fits = pg.log.is_prefix_of(&from.log);
-                law_is(fits, "it receives on top of another log")?;
-                pg.coming.clear();
-                pg.said = 0;
+                // Whom it was told to follow may follow somebody else by now: then what it has must count for nothing.
+                let same = own.kept.descent.lineage == other.kept.descent.lineage;
+                self.ledger.strays += u64::from(!fits);
+                law_is(fits || !same, "it receives on top of another log")?;
+                pg.cut_off();
+                from.acked.remove(&node);
+                from.flushes.retain(|flushed| flushed.node != node);
                 begins = true;
                 pg.log.len()
             }
@@ -100,23 +102,29 @@ impl World {
         } else {
             pg.connection = Some((from.life, next));
         }
-        law_is(!begins || !self.is_in_a_circle(node), "members follow each other in a circle")
+        law_is(!begins || !self.relays_in_a_circle(node), "members follow each other in a circle")
     }
 
-    fn is_in_a_circle(&self, node: usize) -> bool {
+    /// Two can follow each other for a moment if the second has been appointed and is not promoted yet: it still has the address
+    /// of the first, which follows it already. No relay is ever part of a circle.
+    fn relays_in_a_circle(&self, node: usize) -> bool {
         let receives_from = |node: usize| {
             let pg = &self.nodes[node].postgres;
             pg.upstream.filter(|_| pg.connection.is_some() && pg.mode == Mode::Standby)
         };
-        let mut upstream = receives_from(node);
+        let relays = |node: usize, upstream: usize| {
+            self.ledger.appointed.get(&self.nodes[node].postgres.follows_under) != Some(&upstream)
+        };
+        let (mut at, mut relayed) = (node, false);
         for _ in 0..self.size {
-            let Some(next) = upstream else { return false };
-            if next == node {
-                return true;
+            let Some(upstream) = receives_from(at) else { return false };
+            relayed |= relays(at, upstream);
+            if upstream == node {
+                return relayed;
             }
-            upstream = receives_from(next);
+            at = upstream;
         }
-        true
+        false
     }
 
     fn acknowledge(&mut self, node: usize) -> Law {

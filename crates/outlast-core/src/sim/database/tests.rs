@@ -12,6 +12,8 @@ struct Ran {
     crossings: u64,
     writes: usize,
     events: u64,
+    strays: u64,
+    losses: u64,
 }
 
 /// What a run came to, or the law that a seed breaks and what led there.
@@ -24,6 +26,8 @@ fn run(seed: u64, slip: Option<Slip>, text: bool) -> Result<Ran, (String, String
             crossings: world.ledger.crossings,
             writes: world.writes(),
             events: world.events,
+            strays: world.ledger.strays,
+            losses: world.ledger.losses,
         }),
         Err(law) => {
             let law = std::format!("seed {seed} ({:?}) at {}: {law}", world.kind, world.now);
@@ -52,6 +56,7 @@ fn seeds() -> std::ops::Range<u64> {
 fn no_acknowledged_write_is_lost_and_all_find_back() {
     let (mut failovers, mut switchovers, mut crossings) = (0, 0, 0);
     let (mut writes, mut events) = (0, 0);
+    let (mut strays, mut losses) = (0, 0);
     for seed in seeds() {
         match run(seed, None, false) {
             Ok(ran) => {
@@ -60,6 +65,8 @@ fn no_acknowledged_write_is_lost_and_all_find_back() {
                 crossings += ran.crossings;
                 writes += ran.writes;
                 events += ran.events;
+                strays += ran.strays;
+                losses += ran.losses;
             }
             Err((law, _)) => {
                 let (_, text) = run(seed, None, true).err().expect("the same seed");
@@ -72,17 +79,16 @@ fn no_acknowledged_write_is_lost_and_all_find_back() {
     }
     std::println!(
         "{} seeds: {failovers} changes of primary, {switchovers} of them planned, {crossings} to another region with a loss, \
-         {writes} writes, {events} events",
+         {writes} writes, {strays} strays, {losses} losses accepted, {events} events",
         seeds().count()
     );
 }
 
-/// Plants a bug and says what the first seed that finds it has to say.
+/// Plants a bug, and wants a seed that breaks this law.
 #[track_caller]
 fn check_found(what: &str, slip: Option<Slip>, law: &str) {
-    let found = (0..2_000).find_map(|seed| run(seed, slip, false).err());
-    let (found, _) = found.unwrap_or_else(|| panic!("{what} was not found"));
-    assert!(found.contains(law), "{what} was found otherwise: {found}");
+    let breaks = |seed| run(seed, slip, false).is_err_and(|(found, _)| found.contains(law));
+    assert!((0..4_000).any(breaks), "{what} was not found: {law}");
 }
 
 #[track_caller]
@@ -96,7 +102,7 @@ fn check_bug(bug: Bug, law: &str) {
 #[track_caller]
 fn check_region_bug(bug: Bug, law: &str) {
     PLANTED.set(Some(bug));
-    let seeds = (0..400).flat_map(|n| [6 * n + 4, 6 * n + 5]);
+    let seeds = (0..400).flat_map(|n| [7 * n + 5, 7 * n + 6]);
     let found = seeds.into_iter().find_map(|seed| run(seed, None, false).err());
     PLANTED.set(None);
     let (found, _) = found.unwrap_or_else(|| panic!("{bug:?} was not found"));
@@ -110,16 +116,17 @@ fn check_slip(slip: Slip, law: &str) {
 
 #[test]
 fn the_simulation_finds_what_lets_two_primaries_serve() {
-    check_bug(Bug::StartedUnleased, "acknowledges under");
-    check_slip(Slip::KilledLate, "acknowledges under");
-    check_slip(Slip::NoKeeper, "acknowledges under");
+    check_bug(Bug::StartedUnleased, "two primaries take writes");
+    check_bug(Bug::NoElection, "two primaries take writes");
+    check_slip(Slip::KilledLate, "two primaries take writes");
+    check_slip(Slip::NoKeeper, "two primaries take writes");
     with(Agreed::RenewedAfterElection, || check_found("a late renewal", None, "renewed after"));
 }
 
 #[test]
 fn the_simulation_finds_logs_that_do_not_fit() {
     check_bug(Bug::FollowsAhead, "on top of another log");
-    check_bug(Bug::LineageIgnored, "");
+    check_bug(Bug::LineageIgnored, "on top of another log");
 }
 
 #[test]
@@ -144,7 +151,7 @@ fn calm_down(world: &mut World, what: &str) {
 
 #[test]
 fn a_planned_move_to_another_region_and_back_rebuilds_nothing() {
-    for seed in (0..25).map(|n| 6 * n + 4) {
+    for seed in (0..25).map(|n| 7 * n + 5) {
         let mut world = World::new(seed, None, true);
         world.faults.orders_fail = false;
         calm_down(&mut world, "it is made");
@@ -168,8 +175,7 @@ fn a_planned_move_to_another_region_and_back_rebuilds_nothing() {
 
 #[test]
 fn the_simulation_finds_what_loses_writes() {
-    check_slip(Slip::ConfirmedEarly, "");
-    check_slip(Slip::StoppedEarly, "");
-    check_bug(Bug::NoElection, "");
-    with(Agreed::Uncovered, || check_found("an uncovered appointment", None, ""));
+    check_slip(Slip::ConfirmedEarly, "without write");
+    check_slip(Slip::StoppedEarly, "without write");
+    with(Agreed::Uncovered, || check_found("an uncovered appointment", None, "without write"));
 }

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use outlast_core::agreed::{Database, Position};
+use outlast_core::agreed::{Database, Notice, Position, Upkeep};
 use outlast_core::database::{MemberSight, MemberState};
+use outlast_core::time::Timestamp;
 use outlast_core::units::show_duration;
 use serde::{Deserialize, Serialize};
 
@@ -23,13 +24,38 @@ pub struct DatabaseStatus {
     pub why: Option<String>,
     /// How a write is acknowledged.
     pub acknowledged_by: String,
+    /// With so many other members writes go on while more are away.
+    pub acks_min: u32,
     /// The rule is about to change, and the older one counts, too.
     pub rule_changes: bool,
     /// What the switchover under way is doing.
     pub switchover: Option<String>,
     /// Where the primary stands, if the database has a home; who stands there takes over by itself.
     pub active_region: Option<String>,
+    /// One that is to begin at a time.
+    pub scheduled: Option<ScheduledStatus>,
+    /// Members that restart or are made anew because people want it: which of them now.
+    pub upkeep: Option<String>,
     pub members: BTreeMap<String, MemberStatus>,
+}
+
+/// A switchover that waits for its time.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ScheduledStatus {
+    pub to: String,
+    pub at: String,
+    pub who: String,
+}
+
+/// People work on the member's node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PausedStatus {
+    pub who: String,
+    pub why: String,
+    /// It ends by itself then, or a little later if the lead has changed.
+    pub until: String,
 }
 
 /// One member of it.
@@ -46,6 +72,8 @@ pub struct MemberStatus {
     pub lsn: String,
     /// What it lacks of the primary's log.
     pub lag_bytes: Option<u64>,
+    /// How long ago the primary wrote what it has not replayed yet; null while that is not known.
+    pub lag_seconds: Option<f64>,
     pub follows: Option<String>,
     /// Whom it is to follow, by what is agreed: the primary, or the relay of its region.
     pub upstream: Option<String>,
@@ -58,6 +86,10 @@ pub struct MemberStatus {
     /// Why it must not be primary.
     pub unfit: Option<String>,
     pub trouble: Option<String>,
+    /// Settings that take effect with a restart.
+    pub needs_restart: Vec<String>,
+    /// Null unless it is paused.
+    pub paused: Option<PausedStatus>,
 }
 
 impl DatabaseStatus {
@@ -67,7 +99,7 @@ impl DatabaseStatus {
     }
 
     pub(super) fn all(view: &DatabasesView) -> BTreeMap<String, DatabaseStatus> {
-        let all = view.names.iter().map(|name| (name.clone(), DatabaseStatus::of(view, name)));
+        let all = view.wanted.keys().map(|name| (name.clone(), DatabaseStatus::of(view, name)));
         all.collect()
     }
 
@@ -76,8 +108,9 @@ impl DatabaseStatus {
         let empty = Database::default();
         let database = agreed.unwrap_or(&empty);
         let members = view.members.get(name).cloned().unwrap_or_default();
-        let end = members.get(&database.reign.primary).and_then(|(_, sight)| sight.clone());
-        let end = end.filter(|sight| sight.state == MemberState::Primary).map(|s| s.reaches);
+        let ruler = members.get(&database.reign.primary).and_then(|(_, sight)| sight.clone());
+        let ruler = ruler.filter(|sight| sight.state == MemberState::Primary);
+        let end = ruler.as_ref().map(|sight| sight.reaches);
         let stuck = view.stuck.get(name).cloned();
         let election = database.election.as_ref().map(|election| election.why.clone());
         let why = match agreed {
@@ -88,8 +121,12 @@ impl DatabaseStatus {
         let regions = view.regions.get(name);
         let region = |node: &str| regions.and_then(|regions| regions.get(node).cloned());
         let members = members.iter().map(|(node, (ago, sight))| {
-            let member = MemberStatus::of(database, node, *ago, sight.as_ref(), end);
-            (node.clone(), MemberStatus { region: region(node), ..member })
+            let mut member = MemberStatus::of(database, node, *ago, sight.as_ref(), end);
+            let lag = ruler.as_ref().and_then(|ruler| ruler.lags.get(node));
+            member.lag_seconds = lag.map(std::time::Duration::as_secs_f64);
+            member.paused = view.paused.get(node).map(PausedStatus::of);
+            member.region = region(node);
+            (node.clone(), member)
         });
         DatabaseStatus {
             primary: reigns.then(|| database.reign.primary.clone()),
@@ -98,13 +135,41 @@ impl DatabaseStatus {
             open: reigns && database.reign.open,
             why,
             acknowledged_by: database.rule().to_string(),
+            acks_min: view.wanted.get(name).copied().unwrap_or_default(),
             rule_changes: database.confirms.len() > 1,
             switchover: database.switchover.as_ref().map(|switchover| {
                 format!("to node `{}`: {}", switchover.to, switchover.step.words())
             }),
             active_region: region(&database.reign.primary).filter(|_| reigns),
+            scheduled: database.scheduled.as_ref().map(|scheduled| ScheduledStatus {
+                to: scheduled.to.clone(),
+                at: scheduled.when.to_string(),
+                who: scheduled.who.clone(),
+            }),
+            upkeep: database.upkeep.as_ref().map(upkeep_words),
             members: members.collect(),
         }
+    }
+}
+
+fn upkeep_words(upkeep: &Upkeep) -> String {
+    let nodes = &upkeep.plan.nodes;
+    let names: Vec<&str> = nodes.iter().map(String::as_str).collect();
+    let done: Vec<&str> = upkeep.done.iter().map(|done| done.node.as_str()).collect();
+    let done = if done.is_empty() { String::new() } else { format!("; done: {}", done.join(", ")) };
+    let now = upkeep
+        .turn
+        .as_ref()
+        .map_or("the next one waits".to_owned(), |turn| format!("node `{}` now", turn.node));
+    let (word, who) = (upkeep.plan.kind.word(), &upkeep.plan.who);
+    format!("{word} of {}, asked for by {who}: {now}{done}", names.join(", "))
+}
+
+impl PausedStatus {
+    fn of(notice: &Notice) -> PausedStatus {
+        let lasts = i64::try_from(notice.lasts.as_millis()).unwrap_or(i64::MAX);
+        let until = Timestamp(notice.posted.wall.0.saturating_add(lasts)).to_string();
+        PausedStatus { who: notice.who.clone(), why: notice.why.clone(), until }
     }
 }
 
@@ -137,6 +202,9 @@ impl MemberStatus {
             heard_seconds_ago: heard_ago.as_secs_f64(),
             unfit: known.unfit.clone(),
             trouble: Some(known.trouble.clone()).filter(|trouble| !trouble.is_empty()),
+            needs_restart: known.needs_restart.iter().cloned().collect(),
+            lag_seconds: None,
+            paused: None,
         }
     }
 

@@ -165,7 +165,14 @@ fn stats() -> Stats {
         backends: vec![one("tcp://10.0.0.1:4000", tunnels)],
         ..ServiceStats::default()
     };
-    Stats { services: vec![billing, web], connections: 18, ..Stats::default() }
+    let sessions = Snapshot { tunnels: 31, errors: counted([0; 5]).errors, ..Snapshot::default() };
+    let orders = ServiceStats {
+        name: "postgres.orders.write".to_owned(),
+        backends: vec![one("a", sessions)],
+        postgres: PostgresStats { waiting: 1, held: 9, resumed: 7, bound: 2 },
+        ..ServiceStats::default()
+    };
+    Stats { services: vec![billing, web, orders], connections: 18, ..Stats::default() }
 }
 
 fn picture() -> Picture {

@@ -72,6 +72,9 @@ impl Loop {
                 "service.{service} is a pair, and nodes would change its servers at different times: give the changed pair another name"
             ));
         }
+        if let Some(why) = self.moved_database(&topology) {
+            return Err(why);
+        }
         let certificates =
             table::certificates(&topology, &self.base).map_err(|e| format!("{e:#}"))?;
         let trial = table::table(
@@ -92,6 +95,24 @@ impl Loop {
         let face = moves.then(|| face::listener(topology.cluster.face)).transpose();
         let face = face.map_err(|e| format!("{e:#}"))?;
         Ok(Prepared { topology, certificates, opened, face })
+    }
+
+    /// What of a database that exists would be somewhere else.
+    fn moved_database(&self, next: &Topology) -> Option<String> {
+        self.agreement.databases.keys().find_map(|name| {
+            let (is, will) = (self.topology.postgres.get(name)?, next.postgres.get(name)?);
+            let key = match () {
+                () if is.version != will.version => "version",
+                () if is.data_dir != will.data_dir => "data_dir",
+                () if is.port != will.port => "port",
+                () if is.user != will.user => "user",
+                () => return None,
+            };
+            Some(format!(
+                "`{key}` of postgres.{name} cannot change, because the database exists and nothing moves it: \
+                 make a database of another name with it, and bring the data there (docs/postgres.md)"
+            ))
+        })
     }
 
     /// A pair of several nodes that would get other servers: which of them serves is agreed on by side.

@@ -70,7 +70,8 @@ impl Loop {
         }
         let verifiers = self.databases.as_ref().map(Databases::verifiers).unwrap_or_default();
         let databases = self.agreement.databases.clone();
-        Known { agreed: self.agreed, databases, members, verifiers }
+        let paused = self.agreement.paused.keys().cloned().collect();
+        Known { agreed: self.agreed, databases, paused, members, verifiers }
     }
 
     /// Databases, for people.
@@ -90,13 +91,30 @@ impl Loop {
                 members.entry(name.clone()).or_default().insert(node.clone(), known);
             }
         }
+        // Whoever leads says why it does nothing.
+        let mut stuck = of.stuck.borrow().clone();
+        for heard in heard.values().filter(|heard| now.since(heard.at) <= STALE_AFTER) {
+            for (name, sight) in &heard.sights {
+                if let Some(why) = &sight.stuck {
+                    stuck.entry(name.clone()).or_insert_with(|| why.clone());
+                }
+            }
+        }
         let agreed = self.agreement.databases.iter();
         Some(DatabasesView {
-            names: self.topology.postgres.keys().cloned().collect(),
+            wanted: self
+                .topology
+                .postgres
+                .iter()
+                .map(|(name, part)| {
+                    (name.clone(), databases::Wish::of(&self.topology, part).acks_min)
+                })
+                .collect(),
             agreed: agreed.map(|(name, held)| (name.clone(), held.database.clone())).collect(),
             members,
-            stuck: of.stuck.borrow().clone(),
+            stuck,
             regions: own.wishes.iter().map(|(n, wish)| (n.clone(), wish.regions.clone())).collect(),
+            paused: self.agreement.paused.clone(),
         })
     }
 
@@ -115,7 +133,8 @@ impl Loop {
             Some(News::Fact(fact)) => self.record(fact),
             Some(News::Heard { node, report }) => self.step(Input::Heard { node, report }),
             Some(News::Agreed(agreement)) => {
-                let changed = self.agreement.databases != agreement.databases;
+                let changed = self.agreement.databases != agreement.databases
+                    || self.agreement.paused != agreement.paused;
                 self.note_databases(&agreement);
                 self.agreement.clone_from(&agreement);
                 self.agreed = true;

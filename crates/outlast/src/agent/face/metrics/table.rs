@@ -7,7 +7,7 @@ use outlast_core::topology::Protocol;
 use outlast_core::view::{BackendView, ProcessState, ServiceState};
 use outlast_host::probe::Code;
 use outlast_host::vitals::Usage;
-use outlast_proxy::stats::{ErrorKind, ServiceStats, Snapshot};
+use outlast_proxy::stats::{ErrorKind, PostgresStats, ServiceStats, Snapshot};
 
 use super::super::scene::Scene;
 use super::Kind::{Counter, Gauge, Histogram, Info};
@@ -76,7 +76,7 @@ pub const METRICS: &[Metric] = &[
         kind: Counter,
         unit: None,
         labels: BACKEND,
-        help: "Connections passed through byte by byte: those of TCP services, and upgraded HTTP ones (WebSocket).",
+        help: "Connections passed through byte by byte: those of TCP services, upgraded HTTP ones (WebSocket), and sessions of PostgreSQL at a server.",
         read: |scene| tunnels(scene, |counts| counts.tunnels),
     },
     Metric {
@@ -94,6 +94,46 @@ pub const METRICS: &[Metric] = &[
         labels: BACKEND,
         help: "Bytes from backends to clients through tunnels.",
         read: |scene| tunnels(scene, |counts| counts.bytes_out),
+    },
+    Metric {
+        name: "outlast_postgres_errors_total",
+        kind: Counter,
+        unit: None,
+        labels: &["service", "backend", "kind"],
+        help: "Sessions at the ports of databases that failed, by backend and by what went wrong: kind cut_off was cut, for example because its primary was one no more. Backend none: the client was refused.",
+        read: |scene| each(ports(scene).flat_map(of_service).collect(), errors),
+    },
+    Metric {
+        name: "outlast_postgres_held_total",
+        kind: Counter,
+        unit: None,
+        labels: SERVICE,
+        help: "Clients of a database's port that had to wait for a server.",
+        read: |scene| each_port(scene, |postgres| postgres.held),
+    },
+    Metric {
+        name: "outlast_postgres_waiting",
+        kind: Gauge,
+        unit: None,
+        labels: SERVICE,
+        help: "Clients of a database's port that wait for a server now.",
+        read: |scene| each_port(scene, |postgres| postgres.waiting),
+    },
+    Metric {
+        name: "outlast_postgres_resumed_total",
+        kind: Counter,
+        unit: None,
+        labels: SERVICE,
+        help: "Sessions that lost their server and went on at another one without noticing.",
+        read: |scene| each_port(scene, |postgres| postgres.resumed),
+    },
+    Metric {
+        name: "outlast_postgres_bound_total",
+        kind: Counter,
+        unit: None,
+        labels: SERVICE,
+        help: "Sessions that lost their server and ended, because something that they had begun or set was bound to it.",
+        read: |scene| each_port(scene, |postgres| postgres.bound),
     },
     Metric {
         name: "outlast_retries_total",
@@ -436,8 +476,21 @@ fn states<T: Copy + PartialEq + ToString, const N: usize>(
 fn counted(scene: &Scene, protocol: Protocol) -> Vec<(String, String, &Snapshot)> {
     // A service that has left the file still has its counts; it was most likely HTTP.
     let of = |name: &str| scene.spec(name).map_or(Protocol::Http, |spec| spec.protocol);
-    let services = scene.stats.services.iter().filter(|s| of(&s.name) == protocol);
-    services.flat_map(of_service).collect()
+    let services = scene.stats.services.iter().filter(|s| !is_postgres(&s.name));
+    services.filter(|s| of(&s.name) == protocol).flat_map(of_service).collect()
+}
+
+/// Whether it is the port of a database: no service of the file has a dot in its name.
+fn is_postgres(service: &str) -> bool {
+    service.starts_with("postgres.")
+}
+
+fn ports(scene: &Scene) -> impl Iterator<Item = &ServiceStats> {
+    scene.stats.services.iter().filter(|s| is_postgres(&s.name))
+}
+
+fn each_port(scene: &Scene, read: impl Fn(&PostgresStats) -> u64) -> Vec<Sample> {
+    ports(scene).map(|s| whole([&s.name], read(&s.postgres))).collect()
 }
 
 fn of_service(service: &ServiceStats) -> Vec<(String, String, &Snapshot)> {
@@ -475,8 +528,9 @@ fn errors(counts: &Snapshot) -> Vec<(String, u64)> {
 }
 
 fn tunnels(scene: &Scene, read: impl Fn(&Snapshot) -> u64) -> Vec<Sample> {
-    let both = counted_http(scene).into_iter().chain(counted(scene, Protocol::Tcp));
-    let backends = both.filter(|(_, backend, _)| backend != NO_BACKEND);
+    let services = counted_http(scene).into_iter().chain(counted(scene, Protocol::Tcp));
+    let all = services.chain(ports(scene).flat_map(of_service));
+    let backends = all.filter(|(_, backend, _)| backend != NO_BACKEND);
     backends.map(|(service, backend, counts)| whole([&service, &backend], read(counts))).collect()
 }
 

@@ -29,7 +29,7 @@ fn the_newer_form_differs_in_what_it_must() {
         # TYPE http_errors counter
         # HELP outlast_tcp_errors Connections of TCP services that failed, by backend and by what went wrong.
         # TYPE outlast_tcp_errors counter
-        # HELP outlast_tunnels Connections passed through byte by byte: those of TCP services, and upgraded HTTP ones (WebSocket).
+        # HELP outlast_tunnels Connections passed through byte by byte: those of TCP services, upgraded HTTP ones (WebSocket), and sessions of PostgreSQL at a server.
         # TYPE outlast_tunnels counter
         # HELP outlast_tunnel_received_bytes Bytes from clients to backends through tunnels.
         # TYPE outlast_tunnel_received_bytes counter
@@ -37,6 +37,14 @@ fn the_newer_form_differs_in_what_it_must() {
         # HELP outlast_tunnel_sent_bytes Bytes from backends to clients through tunnels.
         # TYPE outlast_tunnel_sent_bytes counter
         # UNIT outlast_tunnel_sent_bytes bytes
+        # HELP outlast_postgres_errors Sessions at the ports of databases that failed, by backend and by what went wrong: kind cut_off was cut, for example because its primary was one no more. Backend none: the client was refused.
+        # TYPE outlast_postgres_errors counter
+        # HELP outlast_postgres_held Clients of a database's port that had to wait for a server.
+        # TYPE outlast_postgres_held counter
+        # HELP outlast_postgres_resumed Sessions that lost their server and went on at another one without noticing.
+        # TYPE outlast_postgres_resumed counter
+        # HELP outlast_postgres_bound Sessions that lost their server and ended, because something that they had begun or set was bound to it.
+        # TYPE outlast_postgres_bound counter
         # HELP outlast_retries Requests tried again on another backend.
         # TYPE outlast_retries counter
         # HELP outlast_retries_denied Retries that the retry budget did not allow.

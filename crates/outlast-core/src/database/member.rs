@@ -527,6 +527,7 @@ impl Member {
                 None
             }
             Duty::Promote => Some(Order::Promote { epoch, rule }),
+            Duty::Stop if part == Part::FollowerLater && local.stopped.is_some() => None,
             Duty::Stop => Some(Order::StopReceiving { election: self.epoch }),
             // How far a log reaches is known once nothing more arrives, and all that lies on the disk was read.
             Duty::Follow if local.stopped.is_none() && !self.surely_part(agreed, local) => {

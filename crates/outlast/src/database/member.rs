@@ -739,8 +739,10 @@ impl Running {
         self.slots_at = Some(now);
         self.relayed = relayed;
         let primary = self.watch.local.server == Server::Primary;
-        let (postgres, roles) = (self.postgres.clone(), primary && !self.watch.has_roles);
-        self.watch.has_roles |= primary;
+        // The next primary would lack what is written to one that is closed.
+        let roles = primary && self.watch.local.closed.is_none() && !self.watch.has_roles;
+        let postgres = self.postgres.clone();
+        self.watch.has_roles |= roles;
         let asked = postgres.clone();
         self.events.spawn(async move {
             // Without them sessions with a password are not resumed; that is all.

@@ -162,7 +162,9 @@ fn a_region_that_is_lost_is_taken_over_by_itself_if_that_is_wanted() {
     cluster.flows(&writer);
     println!("MEASURED region lost: blackout {:.2} s", writer.blackout(since).as_secs_f64());
     let said = history(&cluster);
-    assert!(said.contains("region `east` is silent"), "{said}");
+    // The second may have been heard a moment longer than the first: then the election has begun as one at home.
+    let words = ["region `east` is silent", "accepting a loss"];
+    assert!(words.iter().any(|words| said.contains(words)), "{said}");
     for node in EAST {
         cluster.start_agent(node);
     }

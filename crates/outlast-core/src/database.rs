@@ -25,7 +25,7 @@ pub use member::{Descent, Disk, Duty, Local, Member, Order, Part, Server, State,
 use crate::agreed::form::{coded_enum, coded_struct};
 use crate::agreed::{Confirm, Position};
 use crate::health::Health;
-use crate::topology::{Durability, Postgres};
+use crate::topology::{Durability, Postgres, RegionFailover, Topology};
 
 /// A member that is silent for this long may be gone.
 pub const SILENT_AFTER: Duration = Duration::from_secs(2);
@@ -200,27 +200,42 @@ pub struct Wish {
     pub lag_max: u64,
     /// Who is chosen among equals: the highest. 0 never is.
     pub priorities: BTreeMap<String, u32>,
+    /// Where the database is made; `None`: regions play no part.
+    pub home: Option<String>,
+    /// Where each node stands; empty without a home.
+    pub regions: BTreeMap<String, String>,
+    pub region_failover: RegionFailover,
 }
 
 /// The priority of a member of which the file says nothing.
 pub const PRIORITY: u32 = 100;
 
 impl Wish {
-    pub fn of(postgres: &Postgres) -> Wish {
+    pub fn of(topology: &Topology, postgres: &Postgres) -> Wish {
         let (acks, acks_min) = match postgres.durability {
             Durability::Async => (0, 0),
             Durability::Quorum { acks, acks_min } => (acks.get().into(), acks_min.into()),
         };
+        let regions = topology.nodes.iter().filter(|_| postgres.home.is_some());
+        let regions = regions.filter_map(|(name, node)| Some((name.clone(), node.region.clone()?)));
         Wish {
             members: postgres.nodes.iter().cloned().collect(),
             acks,
             acks_min,
             lag_max: postgres.lag_limit,
             priorities: postgres.priorities.clone(),
+            home: postgres.home.clone(),
+            regions: regions.collect(),
+            region_failover: postgres.region_failover,
         }
     }
 
     pub(crate) fn priority(&self, node: &str) -> u32 {
         self.priorities.get(node).copied().unwrap_or(PRIORITY)
+    }
+
+    /// Whether both stand in the same region, or regions play no part.
+    pub(crate) fn are_near(&self, one: &str, other: &str) -> bool {
+        self.regions.get(one) == self.regions.get(other)
     }
 }

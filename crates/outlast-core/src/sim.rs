@@ -52,6 +52,10 @@ pub(crate) enum Bug {
     NoElection,
     /// Logs are compared by position alone.
     LineageIgnored,
+    /// A member follows a relay of which nothing is known.
+    RelayUnknown,
+    /// Another region takes over while the old one may still serve.
+    CrossesEarly,
 }
 
 std::thread_local! {

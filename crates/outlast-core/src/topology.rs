@@ -558,6 +558,9 @@ pub struct Postgres {
     pub lag_limit: u64,
     /// Who is chosen as primary among members whose logs are equally long; 0: never.
     pub priorities: BTreeMap<String, u32>,
+    /// The region in which it is made; members of others then follow asynchronously. `None`: all members are equal.
+    pub home: Option<String>,
+    pub region_failover: RegionFailover,
     /// Where PostgreSQL's programs are; `None`: where the system's packages put this version.
     pub bin_dir: Option<String>,
     /// Where PostgreSQL itself listens, on each node's address.
@@ -572,6 +575,15 @@ pub struct Postgres {
     pub read_from_primary: bool,
     pub parameters: BTreeMap<String, String>,
     pub reliability: Option<Reliability>,
+}
+
+/// Who has another region take over where the region of the primary is lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RegionFailover {
+    /// A person.
+    #[default]
+    Manual,
+    Automatic,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,7 +15,7 @@ use crate::error::{Doing, Error};
 use crate::files;
 use crate::parameters::{Demands, is_kept_from_users, lasting};
 use crate::settings::{CONTROL_ROLE, REPLICATION_ROLE, Settings, Upstream};
-use crate::slots::slot_name;
+use crate::slots::slot_at;
 use crate::sql::identifier;
 
 /// Our file in the data directory.
@@ -192,7 +192,7 @@ fn of_shape(settings: &Settings, shape: &Shape) -> Result<BTreeMap<String, Strin
         .upstream
         .as_ref()
         .map(|upstream| conninfo(settings, upstream, &[("application_name", &settings.node)]));
-    let slot = shape.upstream.as_ref().map(|_| slot_name(&settings.node));
+    let slot = shape.upstream.as_ref().map(|upstream| slot_at(upstream, &settings.node));
     let closed = if shape.closed { "on" } else { "off" };
     Ok([
         ("synchronous_standby_names", sync.unwrap_or_default()),

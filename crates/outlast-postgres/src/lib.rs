@@ -61,4 +61,4 @@ pub use postgres::{Adoption, Ended, Postgres, ProcessState, STUCK_AFTER, Startin
 pub use replicate::Stopped;
 pub use role::Write;
 pub use settings::{Address, Settings, Tls, Upstream};
-pub use slots::slot_name;
+pub use slots::{Followers, slot_name};

@@ -14,6 +14,7 @@ use crate::lsn::Lsn;
 use crate::postgres::Postgres;
 use crate::proc::{self, Process};
 use crate::settings::Upstream;
+use crate::slots::slot_at;
 
 /// How long the server may take to have read its configuration.
 const RELOAD_LIMIT: Duration = Duration::from_secs(10);
@@ -49,9 +50,11 @@ impl Postgres {
         }
         let wanted =
             conninfo(&self.settings, &upstream, &[("application_name", &self.settings.node)]);
+        let slot = slot_at(&upstream, &self.settings.node);
         self.set_key(true)?;
         self.shape(move |shape| shape.upstream = Some(upstream)).await?;
-        self.reload_until("primary_conninfo", &wanted).await
+        self.reload_until("primary_conninfo", &wanted).await?;
+        self.reload_until("primary_slot_name", &slot).await
     }
 
     /// Follows nobody any more. After it has returned, this node can acknowledge nothing to anybody until `follow`.

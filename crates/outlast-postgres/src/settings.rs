@@ -75,6 +75,9 @@ impl Tls {
 pub struct Upstream {
     pub node: String,
     pub address: Address,
+    /// The reign under which it relays the primary's log; `None`: it is the primary.
+    #[serde(default)]
+    pub relays: Option<u64>,
 }
 
 /// Without the secret, which would stand in some log one day.

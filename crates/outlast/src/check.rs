@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use outlast::export::kubernetes;
-use outlast::file::{Complaints, FILE_MAX, parse};
+use outlast::file::{Complaints, FILE_MAX, parse, region_warnings};
 use outlast::report;
 use outlast_core::topology::Topology;
 use serde_json::json;
@@ -131,7 +131,7 @@ fn warnings(topology: &Topology) -> Vec<String> {
             "`face` at {address} shows the names and addresses of all parts to whoever reaches it, without a password; keep it on 127.0.0.1, or on a network of your own"
         )
     });
-    face.into_iter().collect()
+    face.into_iter().chain(region_warnings(topology)).collect()
 }
 
 /// The table of nines: what an availability means in downtime.

@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, ValueEnum};
 use outlast::agent::admin;
-use outlast::agent::face::status_json::{DatabaseStatus, Status};
+use outlast::agent::face::status_json::{DatabaseStatus, MemberStatus, Status};
 use outlast::cluster::door::{Question, Said, Visitor};
 use outlast_core::agreed::{
     Command, Confirm, Database, DatabaseCommand, Fact, Notice, Position, Recruit, Reply,
@@ -42,6 +42,9 @@ const SWITCHOVER_MAX: Duration = Duration::from_secs(120);
 /// How long members may take to report after an election has begun.
 const REPORTS_MAX: Duration = Duration::from_secs(15);
 
+/// What was heard longer ago, in seconds, counts for nothing.
+const HEARD_WITHIN: f64 = 2.0;
+
 /// How long a new primary may take to serve.
 const FAILOVER_MAX: Duration = Duration::from_secs(60);
 
@@ -58,6 +61,7 @@ Steps:
 Examples:
   outlast switchover orders --to b            make the member on node b the primary
   outlast switchover orders --to b --dry-run  only say whether it could be done now
+  outlast switchover orders --region us-east  make the best member of that region the primary
   outlast switchover orders --to b --at 2026-12-01T02:00:00Z
   outlast switchover orders --cancel          take that back
 
@@ -73,20 +77,25 @@ pub(crate) const AFTER_HELP_OF_FAILOVER: &str = "\
 Ends the reign of the primary now. The members that are left report how far their logs reach, and the one that has all
 that was acknowledged takes over. While the primary is well, `outlast switchover` is what you want.
 
+Where a database has a home, members of the primary's region take over; --region names another one.
 Where members are missing that may be the only ones to have an acknowledged write, nobody takes over by itself.
 --allow-data-loss takes the member that reaches furthest all the same; what only the others have is lost.
 
 Examples:
   outlast failover orders
-  outlast failover orders --allow-data-loss   says what may be lost, and asks";
+  outlast failover orders --allow-data-loss   says what may be lost, and asks
+  outlast failover orders --region us-east --allow-data-loss";
 
 #[derive(Debug, Args)]
 pub(crate) struct SwitchoverArgs {
     /// The NAME of [postgres.NAME].
     database: String,
     /// The node whose member becomes primary.
-    #[arg(long, value_name = "NODE", required_unless_present = "cancel", default_value = "")]
-    to: String,
+    #[arg(long, value_name = "NODE", required_unless_present_any = ["region", "cancel"])]
+    to: Option<String>,
+    /// The region whose best member, at the moment, becomes primary.
+    #[arg(long, value_name = "REGION", conflicts_with = "to")]
+    region: Option<String>,
     /// Give it up if writes would have to wait for longer than this.
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration)]
     pause: Duration,
@@ -97,7 +106,7 @@ pub(crate) struct SwitchoverArgs {
     #[arg(long = "at", value_name = "TIME", conflicts_with = "dry_run")]
     when: Option<jiff::Timestamp>,
     /// Take back the one that waits for its time.
-    #[arg(long, conflicts_with_all = ["to", "when", "dry_run"])]
+    #[arg(long, conflicts_with_all = ["to", "region", "when", "dry_run"])]
     cancel: bool,
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
@@ -112,6 +121,9 @@ pub(crate) struct FailoverArgs {
     /// Take the member that reaches furthest, although acknowledged writes may be on others only.
     #[arg(long)]
     allow_data_loss: bool,
+    /// Take a member of this region, and not of the primary's.
+    #[arg(long, value_name = "REGION")]
+    region: Option<String>,
     /// Do not ask.
     #[arg(long)]
     yes: bool,
@@ -204,7 +216,9 @@ async fn switch(args: &SwitchoverArgs) -> anyhow::Result<Outcome> {
     }
     let before = known(&mut visitor, true, u64::MAX).await?;
     let database = named(&before, &args.database)?.clone();
-    let reasons = against(&status(&args.at).await?, &args.database, &database, &args.to);
+    let seen = status(&args.at).await?;
+    let to = wanted(args, &seen)?;
+    let reasons = against(&seen, &args.database, &database, &to);
     if args.dry_run {
         return say_dry_run(args, &reasons);
     }
@@ -214,7 +228,7 @@ async fn switch(args: &SwitchoverArgs) -> anyhow::Result<Outcome> {
     let command = Command::Database(DatabaseCommand::Switch {
         database: args.database.clone(),
         epoch: database.reign.epoch,
-        to: args.to.clone(),
+        to: to.clone(),
         who: who(),
         pause_max: args.pause,
     });
@@ -237,7 +251,7 @@ async fn switch(args: &SwitchoverArgs) -> anyhow::Result<Outcome> {
         }
         shown = switchover.done.len();
         if let Some(end) = ended {
-            return say_end(args, end.failed.as_deref(), started.elapsed());
+            return say_end(args, &to, end.failed.as_deref(), started.elapsed());
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
@@ -258,6 +272,39 @@ fn would_wait(database: &Database, seen: &DatabaseStatus, node: &str) -> Option<
     (left < acks).then(|| {
         format!("a write needs {acks} other members, and without node `{node}` there are {left}: writes would have to wait")
     })
+}
+
+/// The node that was named, or the best one of the region that was.
+fn wanted(args: &SwitchoverArgs, seen: &Status) -> anyhow::Result<String> {
+    match (&args.to, &args.region) {
+        (Some(to), _) => Ok(to.clone()),
+        (None, region) => best_of(seen, &args.database, region.as_deref().unwrap_or_default()),
+    }
+}
+
+/// The member of a region that could become primary and lacks the least.
+fn best_of(status: &Status, name: &str, region: &str) -> anyhow::Result<String> {
+    let empty = DatabaseStatus::default();
+    let members = &status.postgres.get(name).unwrap_or(&empty).members;
+    let there = members.iter().filter(|(_, member)| member.region.as_deref() == Some(region));
+    let there: Vec<(&String, &MemberStatus)> = there.collect();
+    ensure!(!there.is_empty(), "postgres.{name} has no member in region `{region}`, or no `home`");
+    let able = there.iter().filter(|(_, member)| {
+        member.state == "standby"
+            && member.unfit.is_none()
+            && member.paused.is_none()
+            && member.follows.is_some()
+    });
+    // Who follows the primary itself is told the least late.
+    let best = able.min_by_key(|(_, member)| {
+        (member.follows != member_primary(status, name), member.lag_bytes)
+    });
+    let best = best.or(there.first()).map(|(node, _)| (*node).clone());
+    best.context("no member")
+}
+
+fn member_primary(status: &Status, name: &str) -> Option<String> {
+    status.postgres.get(name)?.primary.clone()
 }
 
 /// Why it could not be done now.
@@ -282,7 +329,9 @@ fn against(status: &Status, name: &str, database: &Database, to: &str) -> Vec<St
         Some(member) => {
             if member.state != "standby" {
                 reasons.push(format!("node `{to}` is {}", member.state));
-            } else if member.follows.as_ref() != Some(&database.reign.primary) {
+            } else if member.follows.as_ref() != Some(&database.reign.primary)
+                && member.follows.as_deref() != Some(database.upstream(to))
+            {
                 reasons.push(format!("node `{to}` does not receive from the primary"));
             }
             reasons.extend(member.unfit.clone().map(|why| format!("node `{to}`: {why}")));
@@ -321,6 +370,7 @@ fn show_step(
 
 fn say_end(
     args: &SwitchoverArgs,
+    to: &str,
     failed: Option<&str>,
     after: Duration,
 ) -> anyhow::Result<Outcome> {
@@ -332,7 +382,7 @@ fn say_end(
                 json!({ "done": failed.is_none(), "why": failed, "took_seconds": took })
             )
         }
-        (Format::Text, None) => format!("done in {took:.2} s: node `{}` is primary\n", args.to),
+        (Format::Text, None) => format!("done in {took:.2} s: node `{to}` is primary\n"),
         (Format::Text, Some(why)) => format!("given up after {took:.2} s: {why}\n"),
     })?;
     Ok(if failed.is_none() { Outcome::Fine } else { Outcome::Mistakes })
@@ -346,8 +396,12 @@ async fn fail_over(args: &FailoverArgs) -> anyhow::Result<Outcome> {
     let mut visitor = Visitor::connect(&verbs::data_dir(&args.at)?).await?;
     let now = known(&mut visitor, true, u64::MAX).await?;
     let database = named(&now, &args.database)?.clone();
+    if let Some(region) = &args.region {
+        let seen = status(&args.at).await?;
+        refuse_region(args, &database, &seen, region)?;
+    }
     let question = match args.allow_data_loss {
-        true => may_be_lost(&args.database, &database),
+        true => may_be_lost(args, &database, &status(&args.at).await?),
         false => format!(
             "postgres.{}: end the reign of node `{}` now?",
             args.database, database.reign.primary
@@ -357,20 +411,24 @@ async fn fail_over(args: &FailoverArgs) -> anyhow::Result<Outcome> {
         output::complain("nothing was changed\n");
         return Ok(Outcome::Mistakes);
     }
-    if database.election.is_none() {
+    let mut ended = database.epoch();
+    if database.election.is_none() || args.region.is_some() {
         let why = format!("{} asked for it", who());
         let (database, epoch) = (args.database.clone(), database.epoch());
-        write(&mut visitor, Command::Database(DatabaseCommand::Elect { database, epoch, why }))
-            .await?;
+        let region = args.region.clone();
+        let elect = DatabaseCommand::Elect { database, epoch, why, region };
+        (ended, _) = write(&mut visitor, Command::Database(elect)).await?;
     }
     if args.allow_data_loss {
-        appoint_furthest(args, &mut visitor).await?;
+        appoint_furthest(args, &mut visitor, ended).await?;
     }
     let started = std::time::Instant::now();
     while started.elapsed() < FAILOVER_MAX {
         let now = known(&mut visitor, false, u64::MAX).await?;
         let database = named(&now, &args.database)?;
-        if database.election.is_none() && database.reign.open {
+        // This node may not have applied yet what it has asked for.
+        let next = database.election.is_none() && ended < database.reign.epoch;
+        if next && database.reign.open {
             output::print(&format!("node `{}` is primary\n", database.reign.primary))?;
             return Ok(Outcome::Fine);
         }
@@ -380,12 +438,61 @@ async fn fail_over(args: &FailoverArgs) -> anyhow::Result<Outcome> {
     bail!("no member has taken over: {}", why.unwrap_or_else(|| "see `outlast status`".to_owned()))
 }
 
-fn may_be_lost(name: &str, database: &Database) -> String {
+/// Says no before anything is changed: nobody there could take over, or not without a loss.
+fn refuse_region(
+    args: &FailoverArgs,
+    database: &Database,
+    status: &Status,
+    region: &str,
+) -> anyhow::Result<()> {
+    let seen = status.postgres.get(&args.database).cloned().unwrap_or_default();
+    let there = seen.members.values().filter(|member| member.region.as_deref() == Some(region));
+    let states: Vec<&str> = there.map(|member| member.state.as_str()).collect();
+    ensure!(
+        !states.is_empty(),
+        "postgres.{} has no member in region `{region}`, or no `home`; nothing was changed",
+        args.database
+    );
+    ensure!(
+        states.contains(&"standby"),
+        "no member in region `{region}` is a standby now; nothing was changed"
+    );
+    let likely: Vec<(Recruit, bool)> = seen
+        .members
+        .iter()
+        .filter(|(_, member)| member.state == "standby" && member.heard_seconds_ago < HEARD_WITHIN)
+        // Those of the primary's region are what may be lost.
+        .filter(|(_, member)| member.region != seen.region_of(&database.reign.primary))
+        .filter_map(|(node, member)| {
+            Some((recruit(node, member)?, member.region.as_deref() == Some(region)))
+        })
+        .collect();
+    let end = likely.iter().filter(|(_, there)| *there).map(|(recruit, _)| recruit.reaches).max();
+    let all: Vec<Recruit> = likely.iter().map(|(recruit, _)| recruit.clone()).collect();
+    let covered = database.is_covered(&all, end.unwrap_or_default());
+    ensure!(
+        covered || args.allow_data_loss,
+        "{} Give --allow-data-loss if you mean it, or `outlast switchover --region` if the primary is well; nothing was changed",
+        may_be_lost(args, database, status)
+    );
+    Ok(())
+}
+
+fn may_be_lost(args: &FailoverArgs, database: &Database, status: &Status) -> String {
+    let name = &args.database;
+    let seen = status.postgres.get(name).cloned().unwrap_or_default();
+    let wanted = |member: &&MemberStatus| args.region.is_none() || member.region == args.region;
+    let lags = seen.members.values().filter(wanted).filter_map(|member| member.lag_bytes);
+    let lags = lags.min().filter(|_| args.region.is_some());
+    let lags = lags.map(|bytes| {
+        format!(" The best member there lacks {bytes} bytes of the log, as far as is known.")
+    });
     let rules: Vec<String> = database.confirms.iter().map(Confirm::to_string).collect();
     format!(
         "postgres.{name}: writes were acknowledged by {}. Those that only members have which do not report now are lost, \
-         and nothing brings them back. Take the member that reaches furthest?",
-        rules.join(", or by ")
+         and nothing brings them back.{} Take the member that reaches furthest?",
+        rules.join(", or by "),
+        lags.unwrap_or_default()
     )
 }
 
@@ -399,22 +506,38 @@ fn confirmed(question: &str) -> anyhow::Result<bool> {
 }
 
 /// Appoints the member that reaches furthest of those that have reported.
-async fn appoint_furthest(args: &FailoverArgs, visitor: &mut Visitor) -> anyhow::Result<()> {
+async fn appoint_furthest(
+    args: &FailoverArgs,
+    visitor: &mut Visitor,
+    ended: u64,
+) -> anyhow::Result<()> {
     let started = std::time::Instant::now();
     loop {
         let now = known(visitor, false, u64::MAX).await?;
         let database = named(&now, &args.database)?.clone();
+        if database.epoch() < ended && started.elapsed() < REPORTS_MAX {
+            tokio::time::sleep(LOOK_EVERY).await;
+            continue;
+        }
         let Some(election) = &database.election else { return Ok(()) };
         let seen = status(&args.at).await?;
         let seen = seen.postgres.get(&args.database).cloned().unwrap_or_default();
         let recruits = reported(&seen, election.epoch);
         let waited = started.elapsed();
         let all = recruits.len() == seen.members.len();
-        if let Some(best) = recruits.iter().max_by_key(|recruit| recruit.reaches)
+        let is_wanted = |node: &str| {
+            let region = seen.members.get(node).map(|member| &member.region);
+            args.region.is_none() || region == Some(&args.region)
+        };
+        let wanted = recruits.iter().filter(|recruit| is_wanted(&recruit.node));
+        if let Some(best) = wanted.max_by_key(|recruit| recruit.reaches)
             && (all || Duration::from_secs(3) < waited)
         {
             let rule = database.rule();
             let others = recruits.iter().filter(|recruit| recruit.node != best.node);
+            // Of the region of the next primary, if there are such.
+            let near: Vec<&Recruit> = others.clone().filter(|r| is_wanted(&r.node)).collect();
+            let others = others.filter(|r| near.is_empty() || is_wanted(&r.node));
             let of = others.map(|recruit| recruit.node.clone());
             let next = match rule.acks {
                 0 if rule.is_async() => Confirm::default(),
@@ -444,13 +567,14 @@ async fn appoint_furthest(args: &FailoverArgs, visitor: &mut Visitor) -> anyhow:
 
 fn reported(seen: &DatabaseStatus, election: u64) -> Vec<Recruit> {
     let stopped = seen.members.iter().filter(|(_, member)| member.stopped == Some(election));
-    let recruits = stopped.filter_map(|(node, member)| {
-        let (high, low) = member.lsn.split_once('/')?;
-        let part = |hex| u64::from_str_radix(hex, 16).ok();
-        let lsn = part(high)? << 32 | part(low)?;
-        Some(Recruit { node: node.clone(), reaches: Position { timeline: member.timeline, lsn } })
-    });
-    recruits.collect()
+    stopped.filter_map(|(node, member)| recruit(node, member)).collect()
+}
+
+fn recruit(node: &str, member: &MemberStatus) -> Option<Recruit> {
+    let (high, low) = member.lsn.split_once('/')?;
+    let part = |hex| u64::from_str_radix(hex, 16).ok();
+    let lsn = part(high)? << 32 | part(low)?;
+    Some(Recruit { node: node.to_owned(), reaches: Position { timeline: member.timeline, lsn } })
 }
 
 pub(crate) fn history(args: &HistoryArgs) -> anyhow::Result<Outcome> {

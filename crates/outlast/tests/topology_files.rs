@@ -203,6 +203,7 @@ fn every_key_is_read() {
     assert_eq!(all.processes["worker"].command, command(&["/usr/bin/worker", "", "a b"]));
     let own = Durability::Quorum { acks: count(1), acks_min: 0 };
     assert_eq!(all.postgres["own"].durability, own);
+    assert_eq!(all.postgres["own"].home.as_deref(), Some("berlin"));
     assert_eq!(all.postgres["other"].durability, Durability::Async);
     assert_eq!(all.postgres["own"].data_dir, "/var/lib/outlast/own");
     let both = all.externals["both"].probe.as_ref().unwrap();

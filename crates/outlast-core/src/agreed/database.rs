@@ -108,10 +108,12 @@ const ANCESTORS_KEPT: usize = 16;
 pub struct Election {
     pub epoch: u64,
     pub why: String,
+    /// A person wants a primary in this region.
+    pub region: Option<String>,
     pub begun: Stamp,
 }
 
-coded_struct!(Election { epoch, why, begun });
+coded_struct!(Election { epoch, why, region, begun });
 
 /// What is agreed on of one database.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -124,6 +126,8 @@ pub struct Database {
     pub election: Option<Election>,
     /// Rules under which writes may have been acknowledged; the primary follows the last one.
     pub confirms: Vec<Confirm>,
+    /// Members that follow a relay, which itself follows the primary; all others follow the primary.
+    pub upstreams: BTreeMap<String, String>,
     pub switchover: Option<Switchover>,
     pub last_switchover: Option<SwitchoverEnd>,
     pub scheduled: Option<Scheduled>,
@@ -138,6 +142,7 @@ coded_struct!(Database {
     ancestors,
     election,
     confirms,
+    upstreams,
     switchover,
     last_switchover,
     scheduled,
@@ -160,6 +165,17 @@ impl Database {
     /// The primary, while clients may be led to it.
     pub fn serving(&self) -> Option<&String> {
         (self.reign.open && self.election.is_none()).then_some(&self.reign.primary)
+    }
+
+    /// Whom this member follows, by what is agreed.
+    pub fn upstream(&self, node: &str) -> &str {
+        self.upstreams.get(node).unwrap_or(&self.reign.primary)
+    }
+
+    /// Members that follow this one.
+    pub fn followers<'a>(&'a self, relay: &'a str) -> impl Iterator<Item = &'a str> {
+        let following = self.upstreams.iter().filter(move |(_, upstream)| *upstream == relay);
+        following.map(|(node, _)| node.as_str())
     }
 
     /// Whether a write could be acknowledged by the primary alone.

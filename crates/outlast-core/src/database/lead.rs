@@ -1,6 +1,8 @@
 //! What the leader decides for all members of a database.
 
 mod election;
+mod region;
+mod relay;
 mod rule;
 mod schedule;
 mod switchover;
@@ -97,7 +99,7 @@ impl Lead {
             return Some(command);
         }
         if let Some(why) = ends
-            && let Some(command) = self.elect(scene, agreed, why)
+            && let Some(command) = self.elect(now, scene, agreed, why)
         {
             return Some(command);
         }
@@ -106,6 +108,7 @@ impl Lead {
             .or_else(|| self.begin_scheduled(scene, agreed))
             .or_else(|| self.keep_up(now, scene, agreed))
             .or_else(|| self.plan_confirm(now, scene, agreed))
+            .or_else(|| self.plan_relays(now, scene, agreed))
     }
 
     /// For how long this has been so without a break.
@@ -143,8 +146,10 @@ impl Lead {
             (sight.state == MemberState::Primary, sight.reaches, scene.wish.priority(name))
         });
         let empty = sights.iter().filter(|(_, sight)| sight.state == MemberState::Empty);
-        let empty = empty
-            .max_by_key(|(name, _)| (scene.wish.priority(name), core::cmp::Reverse(name.as_str())));
+        let empty = empty.max_by_key(|(name, _)| {
+            let at_home = scene.wish.home.as_ref() == scene.wish.regions.get(**name);
+            (at_home, scene.wish.priority(name), core::cmp::Reverse(name.as_str()))
+        });
         let (node, _) = furthest.or(empty)?;
         let (database, node) = (scene.name.to_owned(), (*node).clone());
         Some(DatabaseCommand::Create { database, node })

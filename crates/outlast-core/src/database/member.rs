@@ -32,6 +32,10 @@ const HAND_OVER_MAX: Duration = Duration::from_secs(10);
 /// A standby that receives nothing for this long is made like the primary again.
 const RECEIVES_WITHIN: Duration = Duration::from_secs(10);
 
+/// The same of one that follows a relay: it follows the primary then, and the relay not again for so long.
+const RELAYED_WITHIN: Duration = Duration::from_secs(5);
+const SHUNS_FOR: Duration = Duration::from_secs(60);
+
 /// An order that had no effect is given again after this long.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
@@ -119,6 +123,9 @@ pub struct Local {
 /// timeline ([`Database::is_part`] and [`Database::can_rewind`] see it); where the number of the timeline is the same, its
 /// lineage can only be cloned. So no such log is ever followed with, chosen or rewound, and it is looked at again under the
 /// next reign even where the address stays the same.
+///
+/// From a relay it receives only while the relay's own lineage is the order's epoch: a replication slot sees to it that is
+/// named after the epoch, and that the relay drops before its lineage changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Order {
     Create,
@@ -239,6 +246,8 @@ pub struct Member {
     /// Since when it is primary and does not serve.
     down_since: Option<Instant>,
     starved_since: Option<Instant>,
+    /// The relay from which nothing came, and since when it is not followed.
+    shuns: Option<(String, Instant)>,
     crashes: VecDeque<Instant>,
     /// Since when it asks for another primary, and why.
     gives_up: Option<(Instant, String)>,
@@ -268,7 +277,40 @@ impl Member {
         }
     }
 
-    fn state(&self, now: Instant, agreed: Option<&Database>, local: &Local) -> State {
+    /// Whom it has to follow: the relay that is agreed on, while that is known to have a part of the primary's log and to receive
+    /// more of it; else the primary.
+    fn upstream(
+        &self,
+        now: Instant,
+        agreed: &Database,
+        local: &Local,
+        relay: Option<&MemberSight>,
+    ) -> String {
+        let (primary, epoch) = (&agreed.reign.primary, Some(agreed.reign.epoch));
+        let upstream = agreed.upstream(&self.me);
+        let shuns = self.shuns.as_ref();
+        let shuns =
+            shuns.is_some_and(|(node, since)| node == upstream && now.since(*since) < SHUNS_FOR);
+        let receives =
+            local.receives && local.lineage == epoch && local.upstream.as_deref() == Some(upstream);
+        let known = relay.is_some_and(|relay| {
+            relay.state == MemberState::Standby
+                && relay.lineage == epoch
+                && relay.follows.as_ref() == Some(primary)
+        });
+        #[cfg(test)]
+        let known = instead(Bug::RelayUnknown, known, true);
+        let upstream = if !shuns && (known || receives) { upstream } else { primary };
+        upstream.to_owned()
+    }
+
+    fn state(
+        &self,
+        now: Instant,
+        agreed: Option<&Database>,
+        local: &Local,
+        upstream: &str,
+    ) -> State {
         let reign = agreed.map(|agreed| &agreed.reign);
         let ours = local.promoted.is_some() && local.promoted == reign.map(|reign| reign.epoch);
         match (local.server, local.disk) {
@@ -279,7 +321,7 @@ impl Member {
             (Server::Starting, _) => State::Starting,
             (Server::Primary, _) if ours => State::Reigns,
             (Server::Primary, _) => State::Usurps,
-            (Server::Standby, _) => self.standby_state(now, agreed, local),
+            (Server::Standby, _) => self.standby_state(now, agreed, local, upstream),
             (Server::Down, Disk::Empty) => State::Empty,
             (Server::Down, Disk::Broken) => State::Broken,
             (Server::Down, Disk::Data { standby: true }) => State::Asleep,
@@ -288,13 +330,19 @@ impl Member {
         }
     }
 
-    fn standby_state(&self, now: Instant, agreed: Option<&Database>, local: &Local) -> State {
+    fn standby_state(
+        &self,
+        now: Instant,
+        agreed: Option<&Database>,
+        local: &Local,
+        upstream: &str,
+    ) -> State {
         let Some(agreed) = agreed else { return State::Astray };
         let election = agreed.election.as_ref().map(|election| election.epoch);
         let starved = self.starved_since.is_some_and(|since| RECEIVES_WITHIN < now.since(since));
         if local.stopped.is_some() && local.stopped == election {
             State::Stopped
-        } else if local.upstream.as_ref() != Some(&agreed.reign.primary)
+        } else if local.upstream.as_deref() != Some(upstream)
             || local.lineage != Some(agreed.reign.epoch)
         {
             // The same server under another reign can have another log.
@@ -306,7 +354,8 @@ impl Member {
         }
     }
 
-    /// What to order next. `source`: what the primary's node says of it.
+    /// What to order next. `source`: what the primary's node says of it; `relay`: what that of the relay says that this member
+    /// is to follow.
     pub fn decide(
         &mut self,
         now: Instant,
@@ -314,14 +363,17 @@ impl Member {
         leased: bool,
         local: &Local,
         source: Option<&MemberSight>,
+        relay: Option<&MemberSight>,
     ) -> Option<Order> {
         self.remember(now, agreed, local, source);
         let part = self.part(agreed, leased);
-        let state = self.state(now, agreed, local);
+        let upstream = agreed.map(|agreed| self.upstream(now, agreed, local, relay));
+        let upstream = upstream.unwrap_or_default();
+        let state = self.state(now, agreed, local, &upstream);
         if self.state.is_none_or(|(before, _)| before != state) {
             self.state = Some((state, now));
         }
-        let order = self.order(now, agreed?, part, state, local, source)?;
+        let order = self.order(now, agreed?, (part, state), local, source, upstream)?;
         // An order that is under way, or that had no effect, is not repeated at once.
         let again = self.last.as_ref().is_none_or(|(last, at)| {
             *last != order || at.since_start() + AGAIN_AFTER <= now.since_start()
@@ -346,6 +398,7 @@ impl Member {
             self.gives_up = None;
             self.down_since = None;
             self.starved_since = None;
+            self.shuns = None;
             self.rewound = false;
             self.last = None;
         }
@@ -358,6 +411,14 @@ impl Member {
             && !local.receives
             && serves;
         self.starved_since = starves.then(|| self.starved_since.unwrap_or(now));
+        let from = agreed.map(|agreed| &agreed.reign.primary);
+        let relayed = local.upstream.as_ref().filter(|upstream| Some(*upstream) != from);
+        if let (Some(relay), Some(since)) = (relayed, self.starved_since)
+            && RELAYED_WITHIN < now.since(since)
+        {
+            self.shuns = Some((relay.clone(), now));
+            self.starved_since = None;
+        }
         if local.receives {
             self.rewound = false;
         }
@@ -406,10 +467,10 @@ impl Member {
         &mut self,
         now: Instant,
         agreed: &Database,
-        part: Part,
-        state: State,
+        (part, state): (Part, State),
         local: &Local,
         source: Option<&MemberSight>,
+        upstream: String,
     ) -> Option<Order> {
         let primary = || agreed.reign.primary.clone();
         let (epoch, rule) = (agreed.reign.epoch, agreed.rule());
@@ -455,7 +516,7 @@ impl Member {
             Duty::StartAlone => Some(Order::StartStandby { follow: None }),
             Duty::StartFollowing => {
                 // How far a log reaches is known once it is read.
-                let follow = self.surely_part(agreed, local).then(primary);
+                let follow = self.surely_part(agreed, local).then_some(upstream);
                 Some(Order::StartStandby { follow })
             }
             Duty::Promote if local.reaches < agreed.reign.from && local.stopped.is_none() => {
@@ -466,20 +527,21 @@ impl Member {
                 None
             }
             Duty::Promote => Some(Order::Promote { epoch, rule }),
+            Duty::Stop if part == Part::FollowerLater && local.stopped.is_some() => None,
             Duty::Stop => Some(Order::StopReceiving { election: self.epoch }),
             // How far a log reaches is known once nothing more arrives, and all that lies on the disk was read.
             Duty::Follow if local.stopped.is_none() && !self.surely_part(agreed, local) => {
                 Some(Order::StopReceiving { election: self.epoch })
             }
             Duty::Follow if self.may_follow(agreed, local) => {
-                Some(Order::Follow { node: primary() })
+                Some(Order::Follow { node: upstream })
             }
             Duty::Follow => self.rejoin(agreed, local, is_source),
             Duty::Rewind if state != State::Starves && self.surely_part(agreed, local) => {
                 // It was closed before it handed over: there is nothing that the new primary lacks.
                 match self.rewound {
                     true => self.rejoin(agreed, local, is_source),
-                    false => Some(Order::StartStandby { follow: Some(primary()) }),
+                    false => Some(Order::StartStandby { follow: Some(upstream) }),
                 }
             }
             Duty::Rewind => self.rejoin(agreed, local, is_source),

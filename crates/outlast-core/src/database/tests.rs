@@ -4,4 +4,5 @@
 mod covered;
 mod found;
 mod judge;
+mod regions;
 mod table;

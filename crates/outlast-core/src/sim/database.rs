@@ -26,13 +26,18 @@ use crate::agreed::{
 };
 use crate::database::Wish;
 use crate::time::{Instant, Timestamp};
+use crate::topology::RegionFailover;
 use driver::{Driver, Kept};
 use faults::Faults;
 use laws::Ledger;
 use mind::{Asked, Mind};
 use postgres::Postgres;
 
-const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
+const NODES: usize = 7;
+const NAMES: [&str; NODES] = ["a", "b", "c", "d", "e", "f", "g"];
+const REGIONS: [&str; 3] = ["east", "west", "north"];
+/// How many nodes stand in each region, the last without a member.
+const LAYOUTS: [[usize; 3]; 4] = [[2, 2, 1], [1, 2, 1], [2, 3, 2], [3, 3, 1]];
 const ORDERS: &str = "orders";
 const TICK: u64 = 20;
 const FAULTS_END: u64 = 60_000;
@@ -95,6 +100,22 @@ enum Kind {
     Losing,
     /// Quorum, and clocks that are good for nothing.
     Drifting,
+    /// Quorum in two regions, and a third to vote.
+    Regions,
+    /// The same, and where one is lost the other takes over.
+    Crossing,
+}
+
+impl Kind {
+    fn has_regions(self) -> bool {
+        matches!(self, Kind::Regions | Kind::Crossing)
+    }
+}
+
+/// Where each node stands.
+fn places(layout: [usize; 3]) -> BTreeMap<String, String> {
+    let regions = REGIONS.iter().zip(layout).flat_map(|(region, n)| std::iter::repeat_n(region, n));
+    NAMES.iter().zip(regions).map(|(n, region)| ((*n).to_owned(), (*region).to_owned())).collect()
 }
 
 struct World {
@@ -115,8 +136,8 @@ struct World {
     resting: BTreeSet<String>,
     faults: Faults,
     /// `cut[from][to]` until then.
-    cut: [[u64; 5]; 5],
-    ports_down_since: [u64; 5],
+    cut: [[u64; NODES]; NODES],
+    ports_down_since: [u64; NODES],
     ledger: Ledger,
     ids: u32,
     slip: Option<Slip>,
@@ -128,14 +149,22 @@ struct World {
 impl World {
     fn new(seed: u64, slip: Option<Slip>, text: bool) -> World {
         let mut rng = Rng::new(seed ^ 0x6461_7461_6261_7365);
-        let kind = match seed % 5 {
+        let kind = match seed % 7 {
             0 | 1 => Kind::Quorum,
             2 => Kind::Async,
             3 => Kind::Losing,
-            _ => Kind::Drifting,
+            4 => Kind::Drifting,
+            5 => Kind::Regions,
+            _ => Kind::Crossing,
         };
-        let size = usize::try_from(rng.between(3, 6)).unwrap();
-        let members = usize::try_from(rng.between(2, size as u64 + 1)).unwrap().min(4);
+        let layout = rng.pick(&LAYOUTS);
+        let (size, members) = if kind.has_regions() {
+            (layout.iter().sum(), layout[0] + layout[1])
+        } else {
+            let size = rng.between(3, 6);
+            let members = rng.between(2, size + 1).min(4);
+            (usize::try_from(size).unwrap(), usize::try_from(members).unwrap())
+        };
         let mut log = Vec::new();
         let entry = |origin, sequence, command| Entry {
             origin: ClientId(origin),
@@ -151,10 +180,12 @@ impl World {
         }
         let acks = match kind {
             Kind::Async => 0,
-            Kind::Quorum | Kind::Losing | Kind::Drifting => rng.between(1, (members as u64).min(3)),
+            Kind::Quorum | Kind::Losing | Kind::Drifting | Kind::Regions | Kind::Crossing => {
+                rng.between(1, (members as u64).min(3))
+            }
         };
         let mut priorities = BTreeMap::new();
-        if rng.per_mille(300) {
+        if rng.per_mille(300) && !kind.has_regions() {
             priorities.insert(NAMES[0].to_owned(), 200);
             // There has to be somebody left that can be primary, whoever dies.
             if members > 3 {
@@ -168,6 +199,14 @@ impl World {
             acks_min: u32::try_from(acks_min).unwrap(),
             lag_max: 1 << 40,
             priorities,
+            home: kind.has_regions().then(|| REGIONS[0].to_owned()),
+            regions: if kind.has_regions() { places(layout) } else { BTreeMap::new() },
+            region_failover: match kind {
+                Kind::Crossing => RegionFailover::Automatic,
+                Kind::Quorum | Kind::Async | Kind::Losing | Kind::Drifting | Kind::Regions => {
+                    RegionFailover::Manual
+                }
+            },
         };
         let rate = if kind == Kind::Drifting { 100_000 } else { 900 };
         let drift =
@@ -192,8 +231,8 @@ impl World {
             wish,
             paused: false,
             resting: BTreeSet::new(),
-            cut: [[0; 5]; 5],
-            ports_down_since: [0; 5],
+            cut: [[0; NODES]; NODES],
+            ports_down_since: [0; NODES],
             ledger: Ledger::default(),
             ids: 0,
             slip,
@@ -206,19 +245,24 @@ impl World {
     fn run(&mut self) -> Law {
         while self.now < END {
             self.fault();
-            self.lead();
-            self.agree()?;
-            for node in 0..self.size {
-                self.live(node)?;
-            }
-            self.one_takes_writes()?;
-            self.ledger.broken.take().map_or(Ok(()), Err)?;
+            self.tick()?;
             if self.is_well() {
                 return self.check_end();
             }
-            self.now += TICK;
         }
         Err(std::format!("it is not well again: {}", self.what_is_wrong().unwrap_or_default()))
+    }
+
+    fn tick(&mut self) -> Law {
+        self.lead();
+        self.agree()?;
+        for node in 0..self.size {
+            self.live(node)?;
+        }
+        self.one_takes_writes()?;
+        self.ledger.broken.take().map_or(Ok(()), Err)?;
+        self.now += TICK;
+        Ok(())
     }
 
     fn live(&mut self, node: usize) -> Law {
@@ -408,9 +452,10 @@ impl World {
             self.ledger.appointed.insert(reign.epoch, node);
             self.ledger.opened |= reign.open;
             let changed = before.as_ref().is_some_and(|b| b.reign.epoch != reign.epoch);
-            if changed {
+            if let Some(before) = before.as_ref().filter(|_| changed) {
+                self.judge_appointment(before, command, node)?;
                 self.ledger.failovers += 1;
-                if before.is_some_and(|before| before.election.is_none()) {
+                if before.election.is_none() {
                     self.ledger.switchovers += 1;
                 }
             }
@@ -456,14 +501,32 @@ impl World {
         usize::try_from(self.rng.between(0, size as u64)).unwrap()
     }
 
-    fn ask_switchover(&mut self) {
+    /// A person ends the reign and wants the next one in another region.
+    fn ask_for_region(&mut self) {
         let Some(database) = self.truth.databases().get(ORDERS) else { return };
+        let epoch = database.epoch();
+        let here = self.wish.regions.get(&database.reign.primary);
+        let region = REGIONS[..2].iter().find(|region| here.is_none_or(|here| here != *region));
+        let (why, region) = ("ann asked for it".to_owned(), region.map(|r| (*r).to_owned()));
+        let database = ORDERS.to_owned();
+        let command = DatabaseCommand::Elect { database, epoch, why, region };
+        let node = self.index_of(self.size);
+        self.propose(node, false, Asked::Nothing, Command::Database(command));
+    }
+
+    fn ask_switchover(&mut self) {
         let members: Vec<usize> = self.members().into_iter().collect();
-        let (epoch, to) = (database.epoch(), NAMES[self.rng.pick(&members)].to_owned());
+        let to = self.rng.pick(&members);
+        self.switch_to(to);
+    }
+
+    fn switch_to(&mut self, to: usize) {
+        let Some(database) = self.truth.databases().get(ORDERS) else { return };
+        let (epoch, to) = (database.epoch(), NAMES[to].to_owned());
         let pause_max = core::time::Duration::from_secs(self.rng.between(2, 8));
         let (database, who) = (ORDERS.to_owned(), "ann".to_owned());
         let command = DatabaseCommand::Switch { database, epoch, to, who, pause_max };
-        let node = usize::try_from(self.rng.between(0, self.size as u64)).unwrap();
+        let node = self.index_of(self.size);
         self.propose(node, false, Asked::Nothing, Command::Database(command));
     }
 }

@@ -37,6 +37,8 @@ fn postgres(nodes: &[&str], durability: Durability) -> Postgres {
         listen_read: None,
         durability,
         lag_limit: 0,
+        home: None,
+        region_failover: outlast_core::topology::RegionFailover::Manual,
         priorities: BTreeMap::new(),
         bin_dir: None,
         port: core::num::NonZeroU16::new(5432).unwrap(),

@@ -90,7 +90,7 @@ fn the_file_says_what_it_was_made_of() {
     let address = Address { host: "10.0.0.2".to_owned(), port: 6000 };
     let shape = Shape {
         v: VERSION,
-        upstream: Some(Upstream { node: "db-2".to_owned(), address }),
+        upstream: Some(Upstream { node: "db-2".to_owned(), address, relays: None }),
         sync: Some(Quorum { count: 1, names: vec!["x".to_owned()] }),
         closed: true,
         primary: false,

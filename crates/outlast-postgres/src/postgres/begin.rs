@@ -23,6 +23,7 @@ use crate::postgres::{Held, Postgres, ProcessState, Starting};
 use crate::proc::{self, Process};
 use crate::role::role_statements;
 use crate::settings::{Tls, Upstream};
+use crate::slots::remove_relay_slots;
 use crate::sql::Connection;
 use crate::tool::Tool;
 
@@ -209,6 +210,7 @@ impl Postgres {
         self.on_disk(move || {
             this.prepare_run_dir()?;
             this.know()?;
+            remove_relay_slots(&this.settings.data_dir)?;
             this.rotate_output()
         })
         .await?;

@@ -192,7 +192,7 @@ impl Node {
     pub(crate) fn upstream(&self) -> Upstream {
         let settings = self.pg.settings();
         let address = Address { host: "127.0.0.1".to_owned(), port: settings.port };
-        Upstream { node: settings.node.clone(), address }
+        Upstream { node: settings.node.clone(), address, relays: None }
     }
 
     /// Makes the cluster: the first of a version by the driver, the others as copies of that.

@@ -64,6 +64,8 @@ pub struct DatabasesView {
     pub members: BTreeMap<String, BTreeMap<String, (Duration, Option<MemberSight>)>>,
     /// Why the leader does nothing although something is wrong.
     pub stuck: BTreeMap<String, String>,
+    /// Where each node stands, of databases that have a home.
+    pub regions: BTreeMap<String, BTreeMap<String, String>>,
     /// Nodes whose members are paused.
     pub paused: BTreeMap<String, Notice>,
 }

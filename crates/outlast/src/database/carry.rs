@@ -32,6 +32,8 @@ pub(super) struct Job {
     pub(super) order: Order,
     /// The node that the order names, as an upstream.
     pub(super) upstream: Option<Upstream>,
+    /// Of whose primary's log this member's is a part, once the order is carried out.
+    pub(super) reign: u64,
     /// When this node's right to be primary ends.
     pub(super) fuse: Option<Moment>,
     /// Commits of a primary wait for others.
@@ -178,7 +180,7 @@ async fn reach_first(postgres: &Postgres, upstream: Option<&Upstream>) -> Result
 
 /// Does it. Every part of it has a limit.
 pub(super) async fn carry(postgres: Postgres, job: Job) -> Result<Done, Error> {
-    let Job { order, upstream, fuse, waits, takes_over } = job;
+    let Job { order, upstream, reign, fuse, waits, takes_over } = job;
     match order {
         Order::Create => {
             postgres.create().await?;
@@ -210,6 +212,7 @@ pub(super) async fn carry(postgres: Postgres, job: Job) -> Result<Done, Error> {
         Order::Promote { rule, .. } => {
             postgres.set_fuse(fuse).await?;
             postgres.set_sync(quorum(&rule)).await?;
+            postgres.drop_relay_slots(None).await?;
             postgres.promote(PROMOTE_MAX).await?;
             Ok(Done::Promoted { rule })
         }
@@ -220,6 +223,7 @@ pub(super) async fn carry(postgres: Postgres, job: Job) -> Result<Done, Error> {
         Order::Follow { node } => {
             if let Some(upstream) = upstream {
                 postgres.wait_once_promoted(waits).await?;
+                postgres.drop_relay_slots(Some(reign)).await?;
                 postgres.follow(upstream).await?;
             }
             Ok(Done::Follows { node })

@@ -12,7 +12,9 @@ use outlast_core::database::{
 use outlast_core::time::Instant;
 use outlast_core::topology::{Postgres as Spec, Topology};
 use outlast_postgres::storage::{Health as Disk, Probe};
-use outlast_postgres::{Adoption, Demands, Ended, Error, Moment, Postgres, StopHow};
+use outlast_postgres::{
+    Adoption, Demands, Ended, Error, Followers, Lsn, Moment, Postgres, StopHow,
+};
 use tokio::sync::watch as watching;
 use tokio::task::JoinSet;
 
@@ -134,6 +136,8 @@ struct Running {
     awaits_exit: bool,
     disk: Option<Probe>,
     slots_at: Option<Instant>,
+    /// Who follows this member as a relay, and under which reign, as the slots have it.
+    relayed: (u64, Vec<String>),
     /// When PostgreSQL is to read its configuration anew.
     reload_at: Option<Instant>,
     fuse: Option<PrimaryLease>,
@@ -197,6 +201,7 @@ impl Running {
             awaits_exit: adopted != Adoption::Nothing && adopted != Adoption::Unkept,
             disk: None,
             slots_at: None,
+            relayed: (0, Vec::new()),
             // Whatever the last agent has written, the file may say something else by now.
             reload_at: Some(boottime()),
             fuse: None,
@@ -319,10 +324,10 @@ impl Running {
         (boottime() < lease.until).then_some(lease)
     }
 
-    /// What the primary's node says of it.
-    fn source(&self, agreed: &Database) -> Option<MemberSight> {
+    /// What a member's node says of it.
+    fn sight_of(&self, node: &str) -> Option<MemberSight> {
         let heard = self.office.cluster.heard.borrow();
-        let said = heard.get(&agreed.reign.primary)?;
+        let said = heard.get(node)?;
         let fresh = boottime().since(said.at) <= SILENT_AFTER;
         said.sights.get(&self.database).filter(|_| fresh)?.member.clone()
     }
@@ -337,17 +342,19 @@ impl Running {
         let lease = self.lease().filter(|lease| Some(lease.epoch) == reign);
         self.stop_ruling(agreed.as_ref(), lease.is_some());
         self.pass_on_fuse(lease);
-        let source = agreed.as_ref().and_then(|agreed| self.source(agreed));
+        let source = agreed.as_ref().and_then(|agreed| self.sight_of(&agreed.reign.primary));
+        let relay = agreed.as_ref();
+        let relay = relay.and_then(|agreed| self.sight_of(agreed.upstream(&self.office.home.node)));
         self.watch.local.rests =
             self.office.cluster.agreement.borrow().paused.contains_key(&self.office.home.node);
         self.watch.local.busy = self.carries.as_ref().map(|(order, _)| carry::doing(order));
         let local = &self.watch.local;
-        let order =
-            self.member.decide(now, agreed.as_ref(), lease.is_some(), local, source.as_ref());
+        let (leased, source, relay) = (lease.is_some(), source.as_ref(), relay.as_ref());
+        let order = self.member.decide(now, agreed.as_ref(), leased, local, source, relay);
         if let (Some(order), Some(agreed)) = (order, &agreed) {
             self.begin(order, agreed, lease);
         }
-        self.keep_slots(now);
+        self.keep_slots(now, agreed.as_ref());
         self.reload(now);
         let sight = self.member.sight(now, agreed.as_ref(), lease.is_some(), &self.watch.local);
         let say = |said: &mut DatabaseSight| said.member = Some(sight);
@@ -447,9 +454,13 @@ impl Running {
 
     fn job(&self, order: &Order, agreed: &Database, lease: Option<PrimaryLease>) -> Job {
         let node = carry::upstream(order);
+        let reign = agreed.reign.epoch;
+        let relays = node.is_some_and(|node| *node != agreed.reign.primary).then_some(reign);
+        let at = |node| place::upstream(&self.topology, &self.spec, node, relays);
         Job {
             order: order.clone(),
-            upstream: node.and_then(|node| place::upstream(&self.topology, &self.spec, node)),
+            upstream: node.and_then(at),
+            reign,
             fuse: lease.map(|lease| moment(lease.until)),
             waits: agreed.rule().acks > 0,
             takes_over: matches!(order, Order::StartPrimary { .. })
@@ -496,8 +507,9 @@ impl Running {
         self.looked_at = boottime();
         let (postgres, memory) = (self.postgres.clone(), self.kept.memory.clone());
         let orders = self.orders;
+        let closed = self.watch.local.closed.is_some_and(|begun| begun != BEFORE);
         self.events.spawn(async move {
-            let glance = Box::new(glance(&postgres, &memory).await);
+            let glance = Box::new(glance(&postgres, &memory, closed).await);
             Event::Looked { glance, orders }
         });
     }
@@ -547,7 +559,10 @@ impl Running {
                     match what {
                         // It stands where it stood.
                         "fuse" => (self.fuse, self.fuse_failed) = (None, Some(boottime())),
-                        "slots" => self.watch.has_roles = false,
+                        "slots" => {
+                            self.watch.has_roles = false;
+                            self.relayed = (0, Vec::new());
+                        }
                         "reload" => self.reload_at = Some(boottime() + RELOAD_AGAIN),
                         _ => {}
                     }
@@ -693,18 +708,42 @@ impl Running {
             matches!(storage.health, Disk::Stuck { since } if DISK_STUCK <= since);
     }
 
+    /// Who needs a slot of this member.
+    fn followers(&self, agreed: Option<&Database>) -> Followers {
+        let peers = self.postgres.settings().peers.keys().cloned().collect();
+        let mut followers = Followers { peers, ..Followers::default() };
+        let Some(agreed) = agreed else { return followers };
+        let reign = Some(agreed.reign.epoch);
+        if self.watch.local.lineage == reign && self.watch.local.server == Server::Standby {
+            let relayed = agreed.followers(&self.office.home.node);
+            followers.relayed = relayed.map(str::to_owned).collect();
+            followers.reign = agreed.reign.epoch;
+        }
+        for node in agreed.upstreams.keys() {
+            let sight = self.sight_of(node).filter(|sight| sight.lineage == reign);
+            let has = sight.map(|sight| (node.clone(), Lsn(sight.reaches.lsn)));
+            followers.elsewhere.extend(has);
+        }
+        followers
+    }
+
     /// Slots for the others, on primary and standby.
-    fn keep_slots(&mut self, now: Instant) {
-        let due = self.slots_at.is_none_or(|at| SLOTS_EVERY <= now.since(at));
+    fn keep_slots(&mut self, now: Instant, agreed: Option<&Database>) {
+        let followers = self.followers(agreed);
+        let relayed = (followers.reign, followers.relayed.clone());
+        let due =
+            self.relayed != relayed || self.slots_at.is_none_or(|at| SLOTS_EVERY <= now.since(at));
         let up = matches!(self.watch.local.server, Server::Primary | Server::Standby);
         if !due || !up || self.carries.is_some() || self.aside.contains_key("slots") {
             return;
         }
         self.slots_at = Some(now);
+        self.relayed = relayed;
         let primary = self.watch.local.server == Server::Primary;
-        let (postgres, roles) = (self.postgres.clone(), primary && !self.watch.has_roles);
-        self.watch.has_roles |= primary;
-        let others: Vec<String> = postgres.settings().peers.keys().cloned().collect();
+        // The next primary would lack what is written to one that is closed.
+        let roles = primary && self.watch.local.closed.is_none() && !self.watch.has_roles;
+        let postgres = self.postgres.clone();
+        self.watch.has_roles |= roles;
         let asked = postgres.clone();
         self.events.spawn(async move {
             // Without them sessions with a password are not resumed; that is all.
@@ -716,7 +755,7 @@ impl Running {
             if roles {
                 postgres.ensure_roles().await?;
             }
-            postgres.ensure_slots(&others).await
+            postgres.keep_slots(&followers).await
         });
     }
 

@@ -199,7 +199,8 @@ async fn live(office: Arc<Office>, mut topology: watching::Receiver<Arc<Topology
 impl Office {
     /// Says what is wanted of each database, and nothing yet of what is seen.
     fn begin(&self, topology: &Topology) {
-        let wishes = topology.postgres.iter().map(|(name, part)| (name.clone(), Wish::of(part)));
+        let wishes =
+            topology.postgres.iter().map(|(name, part)| (name.clone(), Wish::of(topology, part)));
         let wishes: BTreeMap<String, Wish> = wishes.collect();
         self.says.send_modify(|says| {
             says.sights.retain(|name, _| wishes.contains_key(name));

@@ -94,12 +94,18 @@ fn bin_dir(part: &Part) -> anyhow::Result<PathBuf> {
     })
 }
 
-/// Where a member is reached by the others.
-pub(super) fn upstream(topology: &Topology, part: &Part, node: &str) -> Option<Upstream> {
+/// Where a member is reached by the others. `relays`: the reign under which it relays.
+pub(super) fn upstream(
+    topology: &Topology,
+    part: &Part,
+    node: &str,
+    relays: Option<u64>,
+) -> Option<Upstream> {
     let address = topology.nodes.get(node)?.address.to_string();
     Some(Upstream {
         node: node.to_owned(),
         address: Address { host: address, port: part.port.get() },
+        relays,
     })
 }
 
@@ -117,7 +123,7 @@ pub(super) fn settings(
     }
     let others = part.nodes.iter().filter(|node| **node != home.node);
     let peers: BTreeMap<String, Address> = others
-        .filter_map(|node| Some((node.clone(), upstream(topology, part, node)?.address)))
+        .filter_map(|node| Some((node.clone(), upstream(topology, part, node, None)?.address)))
         .collect();
     let program = std::env::current_exe().context("find this program")?;
     let at = |path: &String| home.base.join(path);

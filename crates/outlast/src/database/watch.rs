@@ -35,8 +35,9 @@ pub(super) struct Glance {
     trouble: Option<String>,
 }
 
-/// Looks once. It takes a few seconds at most.
-pub(super) async fn glance(postgres: &Postgres, memory: &Memory) -> Glance {
+/// Looks once. It takes a few seconds at most. A primary that is closed is not written to: what the next one does not get any
+/// more would have to be rewound here.
+pub(super) async fn glance(postgres: &Postgres, memory: &Memory, closed: bool) -> Glance {
     let process = postgres.process_state();
     let mut glance = Glance {
         process,
@@ -52,7 +53,8 @@ pub(super) async fn glance(postgres: &Postgres, memory: &Memory) -> Glance {
             let seen = postgres.look_within(LOOK_MAX).await;
             let primary = seen.as_ref().is_ok_and(|seen| !seen.in_recovery());
             if primary {
-                glance.wrote = postgres.write_probe(Write::Local, WRITE_MAX).await.is_ok();
+                glance.wrote =
+                    closed || postgres.write_probe(Write::Local, WRITE_MAX).await.is_ok();
             }
             // It may have been frozen meanwhile.
             glance.process = postgres.process_state();

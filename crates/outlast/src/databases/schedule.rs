@@ -6,7 +6,7 @@ use outlast_core::agreed::{Command, DatabaseCommand};
 use outlast_core::time::Timestamp;
 use serde_json::json;
 
-use super::{Format, SwitchoverArgs, known, named, status, who, write};
+use super::{Format, SwitchoverArgs, known, named, status, wanted, who, write};
 use crate::{Outcome, output};
 
 pub(super) async fn schedule(
@@ -25,27 +25,27 @@ pub(super) async fn schedule(
         );
     }
     let seen = status(&args.at).await?;
+    let to = wanted(args, &seen)?;
     let members = seen.postgres.get(&args.database).map(|seen| &seen.members);
     ensure!(
-        members.is_some_and(|members| members.contains_key(&args.to)),
-        "node `{}` is no member of postgres.{}",
-        args.to,
+        members.is_some_and(|members| members.contains_key(&to)),
+        "node `{to}` is no member of postgres.{}",
         args.database
     );
     let when = Timestamp(when.as_millisecond());
     let command = DatabaseCommand::Schedule {
         database: args.database.clone(),
-        to: args.to.clone(),
+        to: to.clone(),
         who: who(),
         pause_max: args.pause,
         when,
     };
     write(visitor, Command::Database(command)).await?;
     output::print(&match args.format {
-        Format::Json => format!("{}\n", json!({ "scheduled": when.to_string(), "to": args.to })),
+        Format::Json => format!("{}\n", json!({ "scheduled": when.to_string(), "to": to })),
         Format::Text => format!(
-            "node `{}` is to become primary at {when}, or `outlast switchover {} --cancel`\n",
-            args.to, args.database
+            "node `{to}` is to become primary at {when}, or `outlast switchover {} --cancel`\n",
+            args.database
         ),
     })?;
     Ok(Outcome::Fine)

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroU16;
 
-use outlast_core::topology::{Backup, Durability, Postgres, Redis, Store, StoreMode};
+use outlast_core::topology::{
+    Backup, Durability, Postgres, Redis, RegionFailover, Store, StoreMode,
+};
 
 use super::complaint::quote;
 use super::item::Item;
@@ -42,6 +44,14 @@ pub(super) fn postgres(
     let lag_limit = section.size("lag_limit");
     let parameters = section.optional("parameters", parameters);
     let priorities = section.optional("priorities", |item| priorities(item, nodes.as_deref()));
+    let home = section.optional("home", |item| item.text().map(str::to_owned));
+    let region_failover = section.word("region_failover").map(|word| match word {
+        "automatic" => RegionFailover::Automatic,
+        _ => RegionFailover::Manual,
+    });
+    if !section.has("home") {
+        section.refuse(&["region_failover"], "goes with `home`", "add that, or take it out");
+    }
     let bin_dir = section.absolute_path("bin_dir");
     let port = section.count("port").and_then(NonZeroU16::new);
     let user = section.text("user");
@@ -62,6 +72,8 @@ pub(super) fn postgres(
         durability: durability?,
         lag_limit: lag_limit?,
         priorities: priorities?.unwrap_or_default(),
+        home: home?,
+        region_failover: region_failover?,
         bin_dir: bin_dir?,
         port: port?,
         user: user?,

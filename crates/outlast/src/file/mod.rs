@@ -11,6 +11,7 @@ mod names;
 mod probe;
 mod process;
 mod reach;
+mod regions;
 mod schema;
 mod section;
 mod service;
@@ -28,6 +29,7 @@ use toml::de::DeTable;
 
 pub use complaint::{Complaint, Complaints};
 pub use difference::{Change, Difference, KeyChange, Part, Side, difference};
+pub use regions::warnings as region_warnings;
 pub use schema::schema;
 
 use complaint::quote;
@@ -116,6 +118,7 @@ fn read<'t>(desk: &'t Desk<'t>, names: &'t Names, root: &'t DeTable<'t>) -> Opti
     let backups = named(&file, "backup", |section, _| data::backup(section));
     cluster::complain_of_same_address(&nodes);
     reach::complain_of_same_address(&addresses, &nodes);
+    regions::complain(&postgres, &nodes, consensus.as_ref());
     notes.check(desk);
     Some(Topology {
         cluster: cluster?,

@@ -20,6 +20,9 @@ pub(super) fn block(name: &str, database: &DatabaseStatus, ink: Ink) -> String {
         database.timeline
     );
     let changes = if database.rule_changes { ", about to change" } else { "" };
+    if let Some(region) = &database.active_region {
+        text += &format!("  the active region is {}\n", plain(region));
+    }
     text +=
         &format!("  a write is acknowledged by {}{changes}\n", plain(&database.acknowledged_by));
     if let Some(switchover) = &database.switchover {
@@ -35,7 +38,7 @@ pub(super) fn block(name: &str, database: &DatabaseStatus, ink: Ink) -> String {
     if let Some(why) = &database.why {
         text += &format!("  {}\n", ink.on(Paint::Red, &plain(why)));
     }
-    let heads = [
+    let mut heads = vec![
         "node",
         "role",
         "state",
@@ -47,9 +50,19 @@ pub(super) fn block(name: &str, database: &DatabaseStatus, ink: Ink) -> String {
         "receives from",
         "why",
     ];
-    let heads = heads.map(|head| Cell::plain(ink.on(Paint::Faint, head), head)).to_vec();
-    let mut rows = vec![heads];
-    rows.extend(database.members.iter().map(|(node, member)| row(node, member)));
+    let regions = database.members.values().any(|member| member.region.is_some());
+    if regions {
+        heads.insert(1, "region");
+    }
+    let heads = heads.into_iter().map(|head| Cell::plain(ink.on(Paint::Faint, head), head));
+    let mut rows = vec![heads.collect()];
+    rows.extend(database.members.iter().map(|(node, member)| {
+        let mut row = row(node, member);
+        if regions {
+            row.insert(1, Cell::left(&plain(member.region.as_deref().unwrap_or("-"))));
+        }
+        row
+    }));
     text + &aligned(&rows)
 }
 

@@ -22,6 +22,7 @@ mod live;
 mod majority;
 mod pause;
 mod processes;
+mod regions;
 mod reinit;
 mod rest;
 mod restart;

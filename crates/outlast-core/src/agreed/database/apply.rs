@@ -1,6 +1,6 @@
 //! What each command does.
 
-use alloc::collections::BTreeSet;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -70,15 +70,21 @@ impl Databases {
                 say(&primary, &format!("is primary, epoch {epoch}, timeline {timeline}"));
                 Ok(Reply::Done)
             }
-            DatabaseCommand::Elect { epoch, why, .. } => {
-                database.reigns(*epoch)?;
-                let election = Election { epoch: at.index, why: why.clone(), begun: at };
-                database.election = Some(election);
+            DatabaseCommand::Elect { epoch, why, region, .. } => {
+                match region {
+                    // A person may want another region than before.
+                    Some(_) => database.is_at(*epoch)?,
+                    None => database.reigns(*epoch)?,
+                }
+                let (why, region) = (why.clone(), region.clone());
                 if let Some(switchover) = database.switchover.take() {
                     database.end_switchover(at, switchover, Some(format!("failed over: {why}")));
                 }
-                database.keep_what_there_is(at, why);
-                say(&database.reign.primary, &format!("is primary no more: {why}"));
+                database.keep_what_there_is(at, &why);
+                let wanted = region.iter().map(|region| format!(", into region {region}"));
+                let wanted: String = wanted.collect();
+                say(&database.reign.primary, &format!("is primary no more{wanted}: {why}"));
+                database.election = Some(Election { epoch: at.index, why, region, begun: at });
                 Ok(Reply::Granted { epoch: at.index })
             }
             DatabaseCommand::Appoint { epoch, node, recruits, next, losing, .. } => {
@@ -198,7 +204,18 @@ impl Databases {
                 if switchover.step != *step || *step == Step::PIVOT && database.reigns_from() {
                     return Err(Refusal::OutOfTurn);
                 }
+                if *step == Step::LastLog {
+                    // From here on the standby can be told from any other: by the database, and by where it ended.
+                    let to = database.switchover.as_ref().map(|switchover| switchover.to.clone());
+                    say(&to.unwrap_or_default(), evidence);
+                }
                 database.step_done(at, evidence);
+                Ok(Reply::Done)
+            }
+            DatabaseCommand::Relay { epoch, upstreams, .. } => {
+                database.reigns(*epoch)?;
+                database.may_relay(upstreams)?;
+                database.upstreams.clone_from(upstreams);
                 Ok(Reply::Done)
             }
             DatabaseCommand::Unwind { begun, why, .. } => {
@@ -227,6 +244,15 @@ impl Database {
     fn is_at(&self, epoch: u64) -> Result<(), Refusal> {
         let current = self.epoch();
         if current == epoch { Ok(()) } else { Err(Refusal::OtherEpoch { current }) }
+    }
+
+    /// A relay follows the primary itself: then nobody can follow in a circle.
+    fn may_relay(&self, upstreams: &BTreeMap<String, String>) -> Result<(), Refusal> {
+        let primary = &self.reign.primary;
+        let straight = upstreams.iter().all(|(node, relay)| {
+            node != primary && relay != primary && !upstreams.contains_key(relay)
+        });
+        if straight { Ok(()) } else { Err(Refusal::OutOfTurn) }
     }
 
     fn may_switch(&self, epoch: u64, to: &str) -> Result<(), Refusal> {
@@ -310,6 +336,7 @@ impl Database {
             begun: at,
         };
         self.election = None;
+        self.upstreams.clear();
     }
 
     /// Its log goes on in that of the next primary, from here on.

@@ -1,5 +1,6 @@
 //! The commands that change what is agreed on of a database.
 
+use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -19,8 +20,8 @@ pub enum DatabaseCommand {
     Made { database: String, epoch: u64, system: u64 },
     /// The primary of this reign serves, on this timeline.
     Open { database: String, epoch: u64, timeline: u32 },
-    /// Ends the reign.
-    Elect { database: String, epoch: u64, why: String },
+    /// Ends the reign. `region`: where a person wants the next primary to be.
+    Elect { database: String, epoch: u64, why: String, region: Option<String> },
     /// `epoch` is that of the election, or of the reign that a switchover ends. `next` is the rule that the new primary
     /// follows. `losing`: a person accepts that acknowledged writes may be lost.
     Appoint {
@@ -57,17 +58,20 @@ pub enum DatabaseCommand {
     TurnDone { database: String, turn: u64, evidence: String },
     /// All is done, or the rest is given up.
     UpkeepDone { database: String, begun: u64, failed: Option<String> },
+    /// Who follows a relay from now on, and which.
+    Relay { database: String, epoch: u64, upstreams: BTreeMap<String, String> },
 }
 
 coded_enum!(DatabaseCommand, "a command about databases that is not known here", {
     1 = Create { database, node }, 2 = Made { database, epoch, system }, 3 = Open { database, epoch, timeline },
-    4 = Elect { database, epoch, why }, 5 = Appoint { database, epoch, node, recruits, next, losing },
+    4 = Elect { database, epoch, why, region }, 5 = Appoint { database, epoch, node, recruits, next, losing },
     6 = Regain { database, epoch }, 7 = Widen { database, epoch, to }, 8 = Settle { database, epoch, to },
     9 = Switch { database, epoch, to, who, pause_max }, 10 = Step { database, begun, step, evidence },
     11 = Unwind { database, begun, why }, 12 = Schedule { database, to, who, pause_max, when },
     13 = SwitchScheduled { database, epoch, asked }, 14 = Unschedule { database, asked, why },
     15 = Upkeep { database, epoch, plan }, 16 = Turn { database, begun, node },
     17 = TurnDone { database, turn, evidence }, 18 = UpkeepDone { database, begun, failed },
+    19 = Relay { database, epoch, upstreams },
 });
 
 impl DatabaseCommand {
@@ -90,7 +94,8 @@ impl DatabaseCommand {
             | DatabaseCommand::Upkeep { database, .. }
             | DatabaseCommand::Turn { database, .. }
             | DatabaseCommand::TurnDone { database, .. }
-            | DatabaseCommand::UpkeepDone { database, .. } => database,
+            | DatabaseCommand::UpkeepDone { database, .. }
+            | DatabaseCommand::Relay { database, .. } => database,
         }
     }
 
@@ -100,10 +105,18 @@ impl DatabaseCommand {
             DatabaseCommand::Create { node, .. } | DatabaseCommand::Turn { node, .. } => {
                 Limit::NameBytes.name(node)
             }
-            DatabaseCommand::Elect { why, .. }
-            | DatabaseCommand::Unwind { why, .. }
+            DatabaseCommand::Elect { why, region, .. } => {
+                region.iter().try_for_each(|region| Limit::NameBytes.name(region))?;
+                Limit::ReasonBytes.text(why)
+            }
+            DatabaseCommand::Unwind { why, .. }
             | DatabaseCommand::Unschedule { why, .. }
             | DatabaseCommand::UpkeepDone { failed: Some(why), .. } => Limit::ReasonBytes.text(why),
+            DatabaseCommand::Relay { upstreams, .. } => {
+                Limit::Nodes.holds(upstreams.len())?;
+                let names = upstreams.iter().flat_map(|(node, relay)| [node, relay]);
+                names.into_iter().try_for_each(|name| Limit::NameBytes.name(name))
+            }
             DatabaseCommand::Appoint { node, recruits, next, .. } => {
                 Limit::NameBytes.name(node)?;
                 Limit::Nodes.holds(recruits.len())?;

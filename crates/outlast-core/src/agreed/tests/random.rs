@@ -113,7 +113,10 @@ fn database(agreed: &Agreed, [a, b, c, d, e]: [u8; 5]) -> DatabaseCommand {
         0 => DatabaseCommand::Create { database, node: node() },
         1 => DatabaseCommand::Made { database, epoch, system: u64::from(c % 4) },
         2 | 3 => DatabaseCommand::Open { database, epoch, timeline: u32::from(c % 4) },
-        4..=6 => DatabaseCommand::Elect { database, epoch, why: text(c) },
+        4..=6 => {
+            let region = (e % 4 == 0).then(|| text(d));
+            DatabaseCommand::Elect { database, epoch, why: text(c), region }
+        }
         7..=10 => DatabaseCommand::Appoint {
             database,
             epoch,
@@ -149,6 +152,11 @@ fn database(agreed: &Agreed, [a, b, c, d, e]: [u8; 5]) -> DatabaseCommand {
                 0 => DatabaseCommand::SwitchScheduled { database, epoch, asked },
                 _ => DatabaseCommand::Unschedule { database, asked, why: text(e) },
             }
+        }
+        19 => {
+            let pairs =
+                [(c, d), (d, e)].map(|(node, relay)| (name(node, &MEMBERS), name(relay, &MEMBERS)));
+            DatabaseCommand::Relay { database, epoch, upstreams: pairs.into() }
         }
         18 if c % 4 == 0 => DatabaseCommand::Unwind { database, begun, why: text(e) },
         _ => {

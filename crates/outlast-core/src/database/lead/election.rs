@@ -7,6 +7,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
 
+use super::region::{is_heir, region_of};
 use super::{Lead, Scene, Seen, unfit};
 use crate::agreed::{Database, DatabaseCommand, Recruit};
 use crate::database::{MemberSight, MemberState};
@@ -68,6 +69,7 @@ impl Lead {
     /// Ends the reign if somebody can come after it.
     pub(super) fn elect(
         &mut self,
+        now: Instant,
         scene: &Scene<'_>,
         agreed: &Database,
         why: String,
@@ -84,20 +86,31 @@ impl Lead {
                 recruit(agreed, name, sight)
             })
             .collect();
-        let fit = likely.iter().any(|recruit| unfit(scene, &recruit.node).is_none());
-        let end = likely.iter().map(|recruit| recruit.reaches).max().unwrap_or_default();
-        if !fit || !agreed.is_covered(&likely, end) {
-            self.stuck = Some(format!("{why}, but no other member could take over without a loss"));
+        let (heirs, far): (Vec<Recruit>, Vec<Recruit>) = likely
+            .iter()
+            .cloned()
+            .partition(|recruit| is_heir(scene, agreed, Duration::ZERO, &recruit.node));
+        let fit = |of: &[Recruit]| of.iter().any(|recruit| unfit(scene, &recruit.node).is_none());
+        let end = heirs.iter().map(|recruit| recruit.reaches).max().unwrap_or_default();
+        let lossless = fit(&heirs) && agreed.is_covered(&likely, end);
+        let (after, why) = if lossless {
+            (&heirs, why)
+        } else if fit(&far) && self.is_region_lost(now, scene, agreed) {
+            let lost = region_of(scene, agreed);
+            (&far, format!("{why}, and all of region `{lost}` is silent"))
+        } else {
+            self.stuck = Some(format!("{why}, but {}", no_heir(scene, agreed)));
             return None;
-        }
-        if agreed.is_async()
-            && let Some(short) = lacks_too_much(scene, agreed, &likely)
+        };
+        if (agreed.is_async() || !lossless)
+            && let Some(short) = lacks_too_much(scene, agreed, after)
         {
             self.stuck = Some(format!("{why}, but {short}"));
             return None;
         }
+        let why = if lossless { why } else { format!("{why}; {}", may_lose(scene, agreed, after)) };
         let (database, epoch) = (scene.name.to_owned(), agreed.reign.epoch);
-        let elect = DatabaseCommand::Elect { database, epoch, why };
+        let elect = DatabaseCommand::Elect { database, epoch, why, region: None };
         #[cfg(test)]
         let elect = instead(Bug::NoElection, elect, self.at_once(scene, agreed, likely)?);
         Some(elect)
@@ -135,36 +148,66 @@ impl Lead {
         if agreed.is_async() && !all_there && lasts < REPORTS_WAIT {
             return None;
         }
+        let (heirs, far): (Vec<Recruit>, Vec<Recruit>) = recruits
+            .iter()
+            .cloned()
+            .partition(|recruit| is_heir(scene, agreed, lasts, &recruit.node));
         if agreed.is_async()
-            && let Some(short) = lacks_too_much(scene, agreed, &recruits)
+            && let Some(short) = lacks_too_much(scene, agreed, &heirs)
         {
             self.stuck = Some(short);
             return None;
         }
-        let candidates = recruits.iter().filter(|recruit| {
+        let candidates = heirs.iter().filter(|recruit| {
             let old = recruit.node == agreed.reign.primary;
-            unfit(scene, &recruit.node).is_none()
-                && agreed.is_covered(&recruits, recruit.reaches)
-                && (!old || OLD_PRIMARY_AFTER <= lasts)
+            agreed.is_covered(&recruits, recruit.reaches) && (!old || OLD_PRIMARY_AFTER <= lasts)
         });
-        let best = candidates.max_by_key(|recruit| {
-            let free = scene.members.get(&recruit.node).and_then(Seen::fresh);
-            let free = free.map(|sight| sight.free_bytes).unwrap_or_default();
-            (
-                recruit.reaches,
-                scene.wish.priority(&recruit.node),
-                free >> 30,
-                core::cmp::Reverse(&recruit.node),
-            )
-        });
+        let mut losing = false;
+        let mut best = best_of(scene, candidates);
+        if best.is_none() && self.may_cross(now, scene, agreed, lasts) {
+            if let Some(short) = lacks_too_much(scene, agreed, &far) {
+                self.stuck = Some(short);
+                return None;
+            }
+            best = best_of(scene, far.iter());
+            losing = best.is_some_and(|best| !agreed.is_covered(&recruits, best.reaches));
+        }
         let Some(best) = best else {
-            self.stuck = Some(missing(scene, agreed, &recruits));
+            self.stuck = Some(missing(scene, agreed, lasts, &recruits));
             return None;
         };
         let (node, next) = (best.node.clone(), self.next_rule(scene, &best.node, &recruits));
         let (database, epoch) = (scene.name.to_owned(), election.epoch);
-        Some(DatabaseCommand::Appoint { database, epoch, node, recruits, next, losing: false })
+        Some(DatabaseCommand::Appoint { database, epoch, node, recruits, next, losing })
     }
+
+    /// Whether a member of another region is to take over: nobody in the primary's can, and it has stopped by itself.
+    fn may_cross(
+        &self,
+        now: Instant,
+        scene: &Scene<'_>,
+        agreed: &Database,
+        lasts: Duration,
+    ) -> bool {
+        let asked_for = agreed.election.as_ref().is_some_and(|election| election.region.is_some());
+        !asked_for && REPORTS_WAIT <= lasts && self.is_region_lost(now, scene, agreed)
+    }
+}
+
+fn best_of<'a>(
+    scene: &Scene<'_>,
+    recruits: impl Iterator<Item = &'a Recruit>,
+) -> Option<&'a Recruit> {
+    recruits.filter(|recruit| unfit(scene, &recruit.node).is_none()).max_by_key(|recruit| {
+        let free = scene.members.get(&recruit.node).and_then(Seen::fresh);
+        let free = free.map(|sight| sight.free_bytes).unwrap_or_default();
+        (
+            recruit.reaches,
+            scene.wish.priority(&recruit.node),
+            free >> 30,
+            core::cmp::Reverse(&recruit.node),
+        )
+    })
 }
 
 fn recruits(scene: &Scene<'_>, agreed: &Database, election: u64) -> Vec<Recruit> {
@@ -181,24 +224,47 @@ fn recruit(agreed: &Database, name: &str, sight: &MemberSight) -> Option<Recruit
     comparable.then(|| Recruit { node: name.to_owned(), reaches: sight.reaches })
 }
 
-/// Whether everybody lacks more than may be lost, as far as the old primary's end is known.
-fn lacks_too_much(scene: &Scene<'_>, agreed: &Database, recruits: &[Recruit]) -> Option<String> {
+/// What everybody lacks, as far as the old primary's end is known.
+fn lacks(scene: &Scene<'_>, agreed: &Database, recruits: &[Recruit]) -> Option<u64> {
     let last = scene.members.get(&agreed.reign.primary)?.sight.as_ref()?.reaches;
     let best = recruits.iter().map(|recruit| recruit.reaches).max()?;
-    let lacks = last.lsn.saturating_sub(best.lsn);
-    let too_much = best.timeline == last.timeline && scene.wish.lag_max < lacks;
-    too_much
-        .then(|| format!("every other member lacks at least {lacks} bytes, more than lag_limit"))
+    (best.timeline == last.timeline).then(|| last.lsn.saturating_sub(best.lsn))
+}
+
+/// Whether that is more than may be lost.
+fn lacks_too_much(scene: &Scene<'_>, agreed: &Database, recruits: &[Recruit]) -> Option<String> {
+    let lacks = lacks(scene, agreed, recruits).filter(|lacks| scene.wish.lag_max < *lacks)?;
+    Some(format!("every other member lacks at least {lacks} bytes, more than lag_limit"))
+}
+
+fn may_lose(scene: &Scene<'_>, agreed: &Database, recruits: &[Recruit]) -> String {
+    match lacks(scene, agreed, recruits) {
+        Some(lacks) => format!("what only it has is lost, {lacks} bytes of the log or more"),
+        None => "what only it has is lost".to_owned(),
+    }
+}
+
+/// Why nobody could come after the primary.
+fn no_heir(scene: &Scene<'_>, agreed: &Database) -> String {
+    match scene.wish.home {
+        None => "no other member could take over without a loss".to_owned(),
+        Some(_) => format!(
+            "no other member in region `{}` could take over without a loss",
+            region_of(scene, agreed)
+        ),
+    }
 }
 
 /// Why nobody can be appointed.
-fn missing(scene: &Scene<'_>, agreed: &Database, recruits: &[Recruit]) -> String {
+fn missing(scene: &Scene<'_>, agreed: &Database, lasts: Duration, recruits: &[Recruit]) -> String {
     let silent = |name: &&String| !recruits.iter().any(|recruit| recruit.node == **name);
     let of = agreed.confirms.iter().flat_map(|confirm| &confirm.of);
     let silent: BTreeSet<&String> = of.filter(silent).collect();
     if silent.is_empty() {
         let refusals = recruits.iter().filter_map(|recruit| {
-            Some(format!("node `{}`: {}", recruit.node, unfit(scene, &recruit.node)?))
+            let far = !is_heir(scene, agreed, lasts, &recruit.node);
+            let far = far.then(|| "it is in another region".to_owned());
+            Some(format!("node `{}`: {}", recruit.node, unfit(scene, &recruit.node).or(far)?))
         });
         let refusals: Vec<String> = refusals.collect();
         return format!("waits for a member that can be primary; {}", refusals.join("; "));

@@ -31,7 +31,7 @@ impl Lead {
             .filter(|name| !is_aside(scene, name))
             .cloned()
             .collect();
-        let of = best_of(scene, of);
+        let of = best_of(scene, primary, of);
         filled(scene, primary, acks_with(scene, of.len()), of)
     }
 
@@ -61,7 +61,7 @@ impl Lead {
                 of.insert(name.clone());
             }
         }
-        let of = best_of(scene, of);
+        let of = best_of(scene, &reign.primary, of);
         let acks = acks_with(scene, of.len());
         let few = of.len() < usize::try_from(acks).unwrap_or(usize::MAX);
         let stays = few && rule.acks == acks && rule.of.is_subset(&scene.wish.members);
@@ -87,18 +87,26 @@ fn acks_with(scene: &Scene<'_>, there: usize) -> u32 {
     scene.wish.acks.min(there.max(scene.wish.acks_min))
 }
 
-/// Who of these acknowledges: who never becomes primary could have a write that nobody else has, and keep it from everybody.
-/// Where there are too few others, they acknowledge all the same.
-pub(super) fn best_of(scene: &Scene<'_>, of: BTreeSet<String>) -> BTreeSet<String> {
-    let rising: BTreeSet<String> =
-        of.iter().filter(|name| scene.wish.priority(name) > 0).cloned().collect();
-    let enough = usize::try_from(scene.wish.acks).unwrap_or(usize::MAX) <= rising.len();
-    if enough { rising } else { of }
+/// Who of these acknowledges: who does not become primary by itself, because of its priority or its region, could have a write
+/// that nobody else has, and keep it from everybody. Where there are too few others, they acknowledge all the same.
+pub(super) fn best_of(scene: &Scene<'_>, primary: &str, of: BTreeSet<String>) -> BTreeSet<String> {
+    let near = |name: &str| scene.wish.are_near(name, primary);
+    let rises = |name: &str| scene.wish.priority(name) > 0;
+    let enough = usize::try_from(scene.wish.acks).unwrap_or(usize::MAX);
+    let choices: [&dyn Fn(&str) -> bool; 3] =
+        [&|name| near(name) && rises(name), &|name| near(name), &|name| near(name) || rises(name)];
+    for choice in choices {
+        let chosen: BTreeSet<String> = of.iter().filter(|name| choice(name)).cloned().collect();
+        if enough <= chosen.len() {
+            return chosen;
+        }
+    }
+    of
 }
 
 pub(super) fn acknowledgers(scene: &Scene<'_>, primary: &str) -> BTreeSet<String> {
     let others = scene.wish.members.iter().filter(|name| *name != primary);
-    best_of(scene, others.cloned().collect())
+    best_of(scene, primary, others.cloned().collect())
 }
 
 /// Makes up the number of those that acknowledge with members that are away: then writes wait for them.

@@ -137,10 +137,11 @@ fn judge_step(
                     return Err(format!("node `{name}` has not received all of it"));
                 }
             }
-            if to?.reaches < end {
+            let to = to?;
+            if to.system != agreed.system || to.lineage != Some(epoch) || to.reaches < end {
                 return Err(format!("node `{}` has not received all of it", switchover.to));
             }
-            Ok(format!("has {end}"))
+            Ok(token(agreed, end))
         }
         Step::Examine => {
             could_switch(scene, &switchover.from, &switchover.to).map(|()| "fit".to_owned())
@@ -178,6 +179,11 @@ fn judge_step(
     }
 }
 
+/// The demotion token: by it, who has received all of the closed primary's log can be told from everybody else.
+fn token(agreed: &Database, end: Position) -> String {
+    format!("has {end} of system {}", agreed.system.unwrap_or_default())
+}
+
 /// Whether the one that is to become primary could.
 pub(super) fn could_switch(scene: &Scene<'_>, from: &str, to: &str) -> Result<(), String> {
     if let Some(why) = unfit(scene, to) {
@@ -188,7 +194,9 @@ pub(super) fn could_switch(scene: &Scene<'_>, from: &str, to: &str) -> Result<()
     }
     let sight = scene.members.get(to).and_then(Seen::fresh);
     let follows = sight.is_some_and(|sight| {
-        sight.state == MemberState::Standby && sight.follows.as_deref() == Some(from)
+        let relay = scene.agreed.map_or(from, |agreed| agreed.upstream(to));
+        let follows = sight.follows.as_deref();
+        sight.state == MemberState::Standby && follows.is_some_and(|f| f == from || f == relay)
     });
     if follows { Ok(()) } else { Err(format!("node `{to}` does not follow `{from}`")) }
 }

@@ -111,9 +111,11 @@ fn is_back(agreed: &Database, turn: &Turn, sight: Option<&MemberSight>) -> Resul
         let serves = sight.serves == Some(agreed.reign.epoch);
         return if serves { Ok("it serves".to_owned()) } else { Err("does not serve".to_owned()) };
     }
-    match sight.state == MemberState::Standby && sight.follows.as_ref() == Some(primary) {
-        true => Ok(format!("it follows `{primary}`")),
-        false => Err(format!("does not follow `{primary}`")),
+    let upstream = agreed.upstream(&turn.node);
+    let follows = sight.follows.as_deref().filter(|f| *f == primary || *f == upstream);
+    match follows.filter(|_| sight.state == MemberState::Standby) {
+        Some(follows) => Ok(format!("it follows `{follows}`")),
+        None => Err(format!("does not follow `{upstream}`")),
     }
 }
 
@@ -179,7 +181,8 @@ fn move_first(scene: &Scene<'_>, agreed: &Database, upkeep: &Upkeep) -> Next {
         return Next::GiveUp(format!("node `{primary}` could not hand over: {why}"));
     }
     let others = scene.wish.members.iter().filter(|node| *node != primary);
-    let fit = others.filter(|node| could_switch(scene, primary, node).is_ok());
+    let near = others.filter(|node| scene.wish.are_near(node, primary));
+    let fit = near.filter(|node| could_switch(scene, primary, node).is_ok());
     let best = fit.max_by_key(|node| {
         let reaches = scene.members.get(*node).and_then(Seen::fresh).map(|sight| sight.reaches);
         (scene.wish.priority(node), reaches)

@@ -159,8 +159,9 @@ pub fn order_of(part: Part, state: State) -> Duty {
             | S::Broken
             | S::Stopped
             | S::Follows
-            | S::Starves
-            | S::Astray,
+            | S::Starves,
         ) => Duty::Rest,
+        // From the address of the old primary it would get what that receives by now, and could not tell whose log that is.
+        (Part::FollowerLater, S::Astray) => Duty::Stop,
     }
 }

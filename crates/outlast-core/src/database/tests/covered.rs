@@ -84,7 +84,12 @@ impl Model {
             4 if !elects => self.settle(),
             5 if !elects && a % 3 == 0 => {
                 let (epoch, why) = (self.epoch(), String::new());
-                self.command(DatabaseCommand::Elect { database: database(), epoch, why });
+                self.command(DatabaseCommand::Elect {
+                    database: database(),
+                    epoch,
+                    why,
+                    region: None,
+                });
             }
             _ if elects => return self.appoint(dice),
             _ => {}

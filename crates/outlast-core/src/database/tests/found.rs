@@ -43,7 +43,7 @@ fn source() -> MemberSight {
 }
 
 fn order(agreed: &Database, leased: bool, local: &Local) -> Option<Order> {
-    Member::new("b".to_owned()).decide(at(1000), Some(agreed), leased, local, Some(&source()))
+    Member::new("b".to_owned()).decide(at(1000), Some(agreed), leased, local, Some(&source()), None)
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn a_source_of_an_earlier_reign_is_none() {
     let old = MemberSight { is_source: true, serves: Some(10), ..MemberSight::default() };
     let local = standby(20, position(2, 90));
     let mut member = Member::new("b".to_owned());
-    assert_eq!(member.decide(at(0), Some(&database()), false, &local, Some(&old)), None);
+    assert_eq!(member.decide(at(0), Some(&database()), false, &local, Some(&old), None), None);
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn an_appointed_member_whose_log_was_lost_gives_up() {
     agreed.reign.primary = "b".to_owned();
     let mut member = Member::new("b".to_owned());
     let local = standby(10, position(1, 40));
-    assert_eq!(member.decide(at(0), Some(&agreed), true, &local, None), None);
+    assert_eq!(member.decide(at(0), Some(&agreed), true, &local, None, None), None);
     assert!(member.sight(at(0), Some(&agreed), true, &local).gives_up.is_some());
 }
 
@@ -213,6 +213,7 @@ fn how_long_an_earlier_reign_was_not_open_does_not_count_for_the_next() {
         acks_min: 0,
         lag_max: 1 << 24,
         priorities: BTreeMap::new(),
+        ..Wish::default()
     };
     let sight = |primary: &str, name: &str| MemberSight {
         state: MemberState::Standby,

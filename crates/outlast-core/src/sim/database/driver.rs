@@ -55,7 +55,7 @@ fn takes(order: &Order) -> (u64, u64) {
     }
 }
 
-fn node_of(name: &str) -> usize {
+pub(super) fn node_of(name: &str) -> usize {
     NAMES.iter().position(|other| *other == name).expect("a node of this name")
 }
 
@@ -186,7 +186,7 @@ impl World {
         let early = self.slip == Some(Slip::StoppedEarly);
         let late = early && matches!(order, Order::StopReceiving { .. });
         let ends = if late { ends + 1_500 } else { ends };
-        let fails = self.rng.per_mille(60);
+        let fails = self.rng.per_mille(60) && self.faults.orders_fail;
         self.note(node, &std::format!("begins {order:?} under {epoch}"));
         let this = &mut self.nodes[node];
         this.kept.obeyed = this.kept.obeyed.max(epoch);
@@ -231,6 +231,10 @@ impl World {
             | Order::Rewind { .. }
             | Order::Clone { .. } => {}
         }
+        if matches!(order, Order::Rewind { .. } | Order::Clone { .. }) {
+            self.ledger.copies += 1;
+        }
+        self.judge_upstream(node, &order, epoch);
         let source = match &order {
             Order::Rewind { from } | Order::Clone { from, .. } => Some(node_of(from)),
             Order::Create
@@ -292,7 +296,7 @@ impl World {
             Order::StartStandby { follow } if pg.mode == Mode::Starting => {
                 pg.mode = Mode::Standby;
                 pg.flush(now);
-                pg.upstream = follow.as_deref().map(node_of);
+                (pg.upstream, pg.follows_under) = (follow.as_deref().map(node_of), *epoch);
                 pg.read_at = now + reads;
                 driver.knows_upstream = true;
             }
@@ -317,7 +321,7 @@ impl World {
             Order::Follow { node } if pg.mode == Mode::Standby => {
                 pg.cut_off();
                 pg.stopped = None;
-                pg.upstream = Some(node_of(node));
+                (pg.upstream, pg.follows_under) = (Some(node_of(node)), *epoch);
                 driver.knows_upstream = true;
             }
             Order::SetRule { rule } if pg.mode == Mode::Primary => {
@@ -398,5 +402,6 @@ impl World {
         pg.flushed = pg.log.len();
         pg.disk = Disk::Data { standby: true };
         this.kept.descent = running.order.ends(this.kept.descent, running.epoch);
+        self.note_lineage(node);
     }
 }

@@ -1,10 +1,11 @@
 //! What goes wrong, and that it ends.
 
-use super::{FAULTS_END, Kind, NAMES, ORDERS, World};
+use super::{FAULTS_END, Kind, NAMES, ORDERS, REGIONS, World};
 use crate::database::Descent;
 use crate::sim::Rng;
 use crate::sim::database::postgres::{Disk, Mode};
 use std::borrow::ToOwned as _;
+use std::vec::Vec;
 
 /// When the next fault comes, and how many nodes may be in trouble at the same time.
 #[derive(Debug)]
@@ -12,12 +13,14 @@ pub(super) struct Faults {
     next: u64,
     pace: u64,
     healed: bool,
+    /// Orders come to nothing now and then.
+    pub(super) orders_fail: bool,
 }
 
 impl Faults {
     pub(super) fn new(rng: &mut Rng) -> Faults {
         let pace = rng.pick(&[800, 2_500, 6_000]);
-        Faults { next: 8_000, pace, healed: false }
+        Faults { next: 8_000, pace, healed: false, orders_fail: true }
     }
 }
 
@@ -27,6 +30,10 @@ impl World {
             if !self.faults.healed {
                 self.faults.healed = true;
                 self.heal();
+            }
+            let late = FAULTS_END + 20_000 < self.now && self.now.is_multiple_of(15_000);
+            if late && self.kind.has_regions() && self.nobody_serves() {
+                self.ask_for_region();
             }
             return;
         }
@@ -42,6 +49,10 @@ impl World {
         let node = primary.filter(|_| self.rng.per_mille(400)).unwrap_or(node);
         let lasts = self.rng.pick(&[100, 700, 2_500, 6_000, 12_000]);
         let until = self.now + lasts;
+        let share = if self.kind == Kind::Crossing { 400 } else { 250 };
+        if self.kind.has_regions() && self.rng.per_mille(share) {
+            return self.disturb_region();
+        }
         let what = self.rng.between(0, 22);
         self.note(node, &std::format!("fault {what} until {until}"));
         let promised = self.is_promised();
@@ -52,7 +63,7 @@ impl World {
             3 => this.postgres.die(),
             4 => this.postgres.hung_until = until,
             // A machine that wakes up acknowledges before anything could stop it (trap 49).
-            5 if promised => this.frozen_until = until,
+            5 if promised && self.kind != Kind::Crossing => this.frozen_until = until,
             6 | 7 => self.cut_node(node, until, true, true),
             8 => self.cut_node(node, until, true, false),
             9 => self.cut_node(node, until, false, true),
@@ -74,6 +85,31 @@ impl World {
             18 => self.ask_schedule(),
             19 => self.rest(node),
             _ => self.change_wish(),
+        }
+    }
+
+    /// A whole region is cut off or without power, or a person wants the primary elsewhere.
+    fn disturb_region(&mut self) {
+        let region = self.rng.pick(&REGIONS);
+        let inside = |node: &usize| self.wish.regions[NAMES[*node]] == *region;
+        let (inside, outside): (Vec<usize>, Vec<usize>) = (0..self.size).partition(inside);
+        let until = self.now + self.rng.pick(&[2_500, 9_000, 16_000, 25_000]);
+        self.note(inside[0], &std::format!("region {region} is disturbed until {until}"));
+        match self.rng.between(0, 5) {
+            0 => self.ask_for_region(),
+            1 => inside.iter().for_each(|&node| self.lose_power(node, until)),
+            way => {
+                for (&one, &other) in
+                    inside.iter().flat_map(|one| outside.iter().map(move |other| (one, other)))
+                {
+                    if way != 2 {
+                        self.cut[one][other] = until;
+                    }
+                    if way != 3 {
+                        self.cut[other][one] = until;
+                    }
+                }
+            }
         }
     }
 
@@ -168,7 +204,7 @@ impl World {
     fn heal(&mut self) {
         self.note(0, "all is healed");
         self.resting.clear();
-        self.cut = [[0; 5]; 5];
+        self.cut = Default::default();
         self.paused = false;
         for this in &mut self.nodes {
             this.frozen_until = this.frozen_until.min(self.now);

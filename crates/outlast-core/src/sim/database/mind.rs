@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 use std::vec::Vec;
 
+use super::driver::node_of;
 use super::{DEPOSED_AFTER, Kind, NAMES, ORDERS, Slip, World};
 use crate::agreed::{
     Agreed, Command, Confirm, DATABASE_LEASE, DatabaseCommand, Held, LeaseClock, LeaseCommand,
@@ -240,7 +241,11 @@ impl World {
             let (heard, sight) = mind.seen.get(&primary)?;
             (at.since(*heard) <= SILENT_AFTER).then_some(sight)
         });
-        let order = mind.member.decide(at, agreed, leased, &local, source);
+        let relay = agreed.and_then(|agreed| {
+            let (heard, sight) = mind.seen.get(&node_of(agreed.upstream(NAMES[node])))?;
+            (at.since(*heard) <= SILENT_AFTER).then_some(sight)
+        });
+        let order = mind.member.decide(at, agreed, leased, &local, source, relay);
         if let Some(order) = order {
             self.give(node, order, epoch);
         }

@@ -112,6 +112,8 @@ pub(super) struct Postgres {
     pub(super) life: u64,
     /// Whose address it receives from, whatever has become of that server.
     pub(super) upstream: Option<usize>,
+    /// Under which it was told to receive from there.
+    pub(super) follows_under: u64,
     /// From then on it has read all of its log.
     pub(super) read_at: u64,
     /// The upstream's life with which it is connected, and what was sent so far.
@@ -144,6 +146,7 @@ impl Postgres {
             stalled_until: 0,
             life: 0,
             upstream: None,
+            follows_under: 0,
             read_at: 0,
             connection: None,
             coming: VecDeque::new(),
@@ -219,6 +222,7 @@ impl Postgres {
 
     pub(super) fn promote(&mut self, id: u32) {
         self.promoting = false;
+        self.flushes.clear();
         let timeline = self.log.timeline() + 1;
         self.log.0.push(Record { timeline, id });
         self.flushed = self.log.len();

@@ -62,7 +62,15 @@ impl World {
             }
             return Ok(());
         }
+        let under = pg.follows_under;
+        let relays = self.ledger.appointed.get(&under) != Some(&upstream);
+        // A relay lets in who knows its lineage, and cuts them off before that changes.
+        if relays && other.kept.descent.lineage != Some(under) {
+            pg.cut_off();
+            return Ok(());
+        }
         let flushed = from.flushed;
+        let mut begins = false;
         let next = match pg.connection {
             Some((_, next)) => next,
             None => {
@@ -81,6 +89,7 @@ impl World {
                 pg.cut_off();
                 from.acked.remove(&node);
                 from.flushes.retain(|flushed| flushed.node != node);
+                begins = true;
                 pg.log.len()
             }
         };
@@ -93,7 +102,29 @@ impl World {
         } else {
             pg.connection = Some((from.life, next));
         }
-        Ok(())
+        law_is(!begins || !self.relays_in_a_circle(node), "members follow each other in a circle")
+    }
+
+    /// Two can follow each other for a moment if the second has been appointed and is not promoted yet: it still has the address
+    /// of the first, which follows it already. No relay is ever part of a circle.
+    fn relays_in_a_circle(&self, node: usize) -> bool {
+        let receives_from = |node: usize| {
+            let pg = &self.nodes[node].postgres;
+            pg.upstream.filter(|_| pg.connection.is_some() && pg.mode == Mode::Standby)
+        };
+        let relays = |node: usize, upstream: usize| {
+            self.ledger.appointed.get(&self.nodes[node].postgres.follows_under) != Some(&upstream)
+        };
+        let (mut at, mut relayed) = (node, false);
+        for _ in 0..self.size {
+            let Some(upstream) = receives_from(at) else { return false };
+            relayed |= relays(at, upstream);
+            if upstream == node {
+                return relayed;
+            }
+            at = upstream;
+        }
+        false
     }
 
     fn acknowledge(&mut self, node: usize) -> Law {

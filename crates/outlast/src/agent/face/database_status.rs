@@ -30,6 +30,8 @@ pub struct DatabaseStatus {
     pub rule_changes: bool,
     /// What the switchover under way is doing.
     pub switchover: Option<String>,
+    /// Where the primary stands, if the database has a home; who stands there takes over by itself.
+    pub active_region: Option<String>,
     /// One that is to begin at a time.
     pub scheduled: Option<ScheduledStatus>,
     /// Members that restart or are made anew because people want it: which of them now.
@@ -73,6 +75,10 @@ pub struct MemberStatus {
     /// How long ago the primary wrote what it has not replayed yet; null while that is not known.
     pub lag_seconds: Option<f64>,
     pub follows: Option<String>,
+    /// Whom it is to follow, by what is agreed: the primary, or the relay of its region.
+    pub upstream: Option<String>,
+    /// Null where the database has no home.
+    pub region: Option<String>,
     /// It receives nothing any more because of this election.
     pub stopped: Option<u64>,
     pub for_seconds: u64,
@@ -87,6 +93,11 @@ pub struct MemberStatus {
 }
 
 impl DatabaseStatus {
+    /// Where a member stands, if regions play a part.
+    pub fn region_of(&self, node: &str) -> Option<String> {
+        self.members.get(node)?.region.clone()
+    }
+
     pub(super) fn all(view: &DatabasesView) -> BTreeMap<String, DatabaseStatus> {
         let all = view.wanted.keys().map(|name| (name.clone(), DatabaseStatus::of(view, name)));
         all.collect()
@@ -107,11 +118,14 @@ impl DatabaseStatus {
             Some(_) => stuck.or(election),
         };
         let reigns = agreed.is_some() && database.election.is_none();
+        let regions = view.regions.get(name);
+        let region = |node: &str| regions.and_then(|regions| regions.get(node).cloned());
         let members = members.iter().map(|(node, (ago, sight))| {
             let mut member = MemberStatus::of(database, node, *ago, sight.as_ref(), end);
             let lag = ruler.as_ref().and_then(|ruler| ruler.lags.get(node));
             member.lag_seconds = lag.map(std::time::Duration::as_secs_f64);
             member.paused = view.paused.get(node).map(PausedStatus::of);
+            member.region = region(node);
             (node.clone(), member)
         });
         DatabaseStatus {
@@ -126,6 +140,7 @@ impl DatabaseStatus {
             switchover: database.switchover.as_ref().map(|switchover| {
                 format!("to node `{}`: {}", switchover.to, switchover.step.words())
             }),
+            active_region: region(&database.reign.primary).filter(|_| reigns),
             scheduled: database.scheduled.as_ref().map(|scheduled| ScheduledStatus {
                 to: scheduled.to.clone(),
                 at: scheduled.when.to_string(),
@@ -179,6 +194,9 @@ impl MemberStatus {
             lsn: format!("{:X}/{:X}", lsn >> 32, lsn & 0xffff_ffff),
             lag_bytes: lag.filter(|_| sight.is_some()),
             follows: known.follows.clone(),
+            upstream: Some(database.upstream(node).to_owned())
+                .filter(|upstream| !upstream.is_empty() && upstream != node),
+            region: None,
             stopped: known.stopped,
             for_seconds: known.since.as_secs(),
             heard_seconds_ago: heard_ago.as_secs_f64(),

@@ -106,11 +106,14 @@ impl Loop {
                 .topology
                 .postgres
                 .iter()
-                .map(|(name, part)| (name.clone(), databases::Wish::of(part).acks_min))
+                .map(|(name, part)| {
+                    (name.clone(), databases::Wish::of(&self.topology, part).acks_min)
+                })
                 .collect(),
             agreed: agreed.map(|(name, held)| (name.clone(), held.database.clone())).collect(),
             members,
             stuck,
+            regions: own.wishes.iter().map(|(n, wish)| (n.clone(), wish.regions.clone())).collect(),
             paused: self.agreement.paused.clone(),
         })
     }

@@ -267,6 +267,7 @@ static PROCESS_LIMITS: Shape = Shape {
 };
 
 pub(crate) const DURABILITIES: &[&str] = &["async", "quorum"];
+pub(crate) const REGION_FAILOVERS: &[&str] = &["manual", "automatic"];
 
 static POSTGRES: Shape = Shape {
     title: "[postgres.NAME]",
@@ -313,6 +314,18 @@ static POSTGRES: Shape = Shape {
             "By node: the highest becomes primary among members that are equally far; 0 never does. 100 if absent.",
         )
         .elsewhere(&["priority", "failover_priority", "candidate_priority"]),
+        Key::new(
+            "home",
+            Kind::Text("eu-west"),
+            "The region in which it is made. Members of others follow asynchronously; if absent, all are equal.",
+        )
+        .elsewhere(&["primary_region", "home_region"]),
+        Key::new(
+            "region_failover",
+            Kind::Words(REGION_FAILOVERS),
+            "automatic: another region takes over by itself where that of the primary is lost. manual: `outlast failover --region` does.",
+        )
+        .or("manual"),
         Key::new("bin_dir", Kind::Text("/usr/lib/postgresql/15/bin"), "Where PostgreSQL's programs are.")
             .elsewhere(&["bindir", "pgbin"]),
         Key::new(

@@ -106,7 +106,8 @@ impl World {
     }
 
     /// Two can follow each other for a moment if the second has been appointed and is not promoted yet: it still has the address
-    /// of the first, which follows it already. No relay is ever part of a circle.
+    /// of the first, which follows it already. So can orders of two reigns, of which the appointed one has not heard. Within one
+    /// reign no relay is ever part of a circle.
     fn relays_in_a_circle(&self, node: usize) -> bool {
         let receives_from = |node: usize| {
             let pg = &self.nodes[node].postgres;
@@ -115,12 +116,14 @@ impl World {
         let relays = |node: usize, upstream: usize| {
             self.ledger.appointed.get(&self.nodes[node].postgres.follows_under) != Some(&upstream)
         };
-        let (mut at, mut relayed) = (node, false);
+        let under = |node: usize| self.nodes[node].postgres.follows_under;
+        let (mut at, mut relayed, mut mixed) = (node, false, false);
         for _ in 0..self.size {
             let Some(upstream) = receives_from(at) else { return false };
             relayed |= relays(at, upstream);
+            mixed |= under(at) != under(node);
             if upstream == node {
-                return relayed;
+                return relayed && !mixed;
             }
             at = upstream;
         }

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use crate::error::Error;
-use crate::history::{End, Position};
 use crate::lsn::Lsn;
 use crate::parameters::Demands;
 
@@ -64,21 +63,6 @@ impl State {
 }
 
 impl Control {
-    /// How far the log of a directory whose server does not run reaches, as far as it can be told from here. `None` of
-    /// a standby's, which may have received more than it has replayed: start it without an upstream, and look.
-    pub fn position(&self) -> Option<Position> {
-        let end = match self.state {
-            State::ShutDown => End::LastRecord,
-            State::InProduction
-            | State::ShuttingDown
-            | State::InCrashRecovery
-            | State::StartingUp => End::Unknown,
-            State::ShutDownInRecovery | State::InArchiveRecovery => return None,
-        };
-        let (system, timeline, lsn) = (self.system, self.timeline, self.checkpoint);
-        Some(Position { system, timeline, lsn, end })
-    }
-
     /// Reads what `pg_controldata` writes in the C locale.
     pub(crate) fn parse(version: u32, text: &str) -> Result<Control, Error> {
         let lines = Lines::read(text);
@@ -180,10 +164,6 @@ Data page checksum version:           1
             demands: Demands::DEFAULT,
         };
         assert_eq!(control, expected);
-        assert_eq!(control.position(), None);
-        let down = Control { state: State::ShutDown, ..control };
-        let end = down.position().map(|position| (position.lsn, position.end));
-        assert_eq!(end, Some((Lsn(0x300_0098), End::LastRecord)));
         let error = Control::parse(15, &TEXT.replace("in archive recovery", "asleep")).unwrap_err();
         assert!(error.to_string().ends_with("`Database cluster state: asleep`"), "{error}");
         for line in TEXT.lines() {

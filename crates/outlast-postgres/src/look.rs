@@ -4,7 +4,6 @@ use std::fmt;
 use std::io::ErrorKind;
 use std::time::Duration;
 
-use crate::history::{End, Position};
 use crate::lsn::Lsn;
 use crate::parameters::Demands;
 use crate::postgres::Postgres;
@@ -163,27 +162,8 @@ impl Seen {
         }
     }
 
-    /// How far the log reaches, for [`crate::decide`]: final of a standby only once it has stopped receiving.
-    pub fn position(&self) -> Position {
-        let (system, timeline, lsn) = (self.system, self.timeline, self.reach());
-        Position { system, timeline, lsn, end: End::Here }
-    }
-
     pub fn in_recovery(&self) -> bool {
         matches!(self.role, Role::Standby { .. })
-    }
-
-    /// Whether any `count` of these standbys are waited for and have flushed the log up to here (trap 23).
-    pub fn sync_caught_up(&self, names: &[String], count: usize, lsn: Lsn) -> bool {
-        let caught_up = |name: &&String| {
-            self.standbys.iter().any(|standby| {
-                standby.name == **name
-                    && standby.state == "streaming"
-                    && ["sync", "quorum"].contains(&standby.sync_state.as_str())
-                    && standby.flushed.is_some_and(|flushed| flushed >= lsn)
-            })
-        };
-        names.iter().filter(caught_up).count() >= count
     }
 }
 

@@ -8,7 +8,6 @@ use tokio::time::{Instant, sleep};
 use crate::conf::{Quorum, conninfo};
 use crate::error::{Doing, Error};
 use crate::files;
-use crate::history::History;
 use crate::look::LOOK_LIMIT;
 use crate::lsn::Lsn;
 use crate::postgres::Postgres;
@@ -120,7 +119,7 @@ impl Postgres {
     }
 
     /// Sets which standbys commits wait for; returns once new sessions wait for them. They are synchronous only once
-    /// they have caught up: [`crate::Seen::sync_caught_up`].
+    /// they have caught up: [`crate::Standby::sync_state`].
     pub async fn set_sync(&self, sync: Option<Quorum>) -> Result<(), Error> {
         let value = sync.as_ref().map(Quorum::value).transpose()?.unwrap_or_default();
         self.shape(move |shape| shape.sync = sync).await.doing("set the synchronous standbys")?;
@@ -179,16 +178,5 @@ impl Postgres {
             }
             sleep(LOOK).await;
         }
-    }
-
-    /// The way to this server's timeline, for those who are to follow it.
-    pub async fn history(&self) -> Result<History, Error> {
-        let seen = self.look().await.doing("read the history")?;
-        let Some(name) = History::file_name(seen.timeline) else {
-            return History::parse(seen.timeline, "");
-        };
-        let sql = format!("SELECT convert_from(pg_read_binary_file('pg_wal/{name}'), 'UTF8')");
-        let text = self.value(&sql, LOOK_LIMIT).await.doing("read the history")?;
-        History::parse(seen.timeline, &text)
     }
 }

@@ -32,25 +32,6 @@ fn a_primary_is_read_from_its_rows() {
     assert_eq!(slots, [(true, Some(WalStatus::Reserved)), (false, None)]);
 }
 
-/// Trap 23: a name in the list is not yet synchronous.
-#[test]
-fn only_who_is_waited_for_streams_and_has_flushed_counts_as_caught_up() {
-    let seen = seen(PRIMARY);
-    let check = |names: &[&str], count, lsn, expected| {
-        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        assert_eq!(seen.sync_caught_up(&names, count, Lsn(lsn)), expected, "{names:?} {count}");
-    };
-    check(&["a"], 1, 0x4000, true);
-    check(&["a"], 1, 0x4001, false);
-    check(&["b"], 1, 0x4000, false);
-    check(&["c"], 1, 0x4000, false);
-    check(&["a", "d"], 2, 0x3000, true);
-    check(&["a", "d"], 2, 0x4000, false);
-    check(&["nobody"], 1, 0, false);
-    // The same name twice is one standby.
-    check(&["a", "b", "c"], 2, 0, false);
-}
-
 /// Trap 30.
 #[test]
 fn a_standby_reaches_as_far_as_it_has_received_or_replayed() {

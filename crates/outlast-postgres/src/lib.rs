@@ -11,10 +11,8 @@
 //! - **Failover.** The standby that is chosen: [`Postgres::stop_receiving`], which is the moment from which the old
 //!   primary gets no acknowledgement from it; [`Postgres::set_sync`]; [`Postgres::promote`]; [`Postgres::ensure_slots`];
 //!   [`Postgres::checkpoint`]. Then the others [`Postgres::follow`].
-//! - **Return of an old primary.** Killed or stopped, it compares where its log ends ([`Control::position`], or
-//!   [`Seen::position`] once it runs as a standby that follows nobody) with the [`Postgres::history`] that the new
-//!   primary's agent tells it: [`decide`]. Then [`Postgres::start`] as a standby, [`Postgres::rewind`] or
-//!   [`Postgres::clone_from`].
+//! - **Return of an old primary.** Whether its log is a part of the new primary's is decided by reigns, outside of this crate.
+//!   Then [`Postgres::start`] as a standby, [`Postgres::rewind`] or [`Postgres::clone_from`].
 //! - **Switchover.** [`Postgres::close`] the primary, wait until the standby has replayed to the place that it returned,
 //!   [`Postgres::stop`] the primary, and go on as above. To call it off, [`Postgres::open`].
 //!

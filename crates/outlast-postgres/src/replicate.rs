@@ -119,7 +119,7 @@ impl Postgres {
     }
 
     /// Sets which standbys commits wait for; returns once new sessions wait for them. They are synchronous only once
-    /// they have caught up: [`crate::Standby::sync_state`].
+    /// they have caught up, as `sync_state` of [`crate::Standby`] says.
     pub async fn set_sync(&self, sync: Option<Quorum>) -> Result<(), Error> {
         let value = sync.as_ref().map(Quorum::value).transpose()?.unwrap_or_default();
         self.shape(move |shape| shape.sync = sync).await.doing("set the synchronous standbys")?;

@@ -83,6 +83,10 @@ pub struct MemberSight {
     pub lags: BTreeMap<String, Duration>,
     /// Others can be made like it: its timeline is on disk.
     pub is_source: bool,
+    /// Members for which it keeps log until they have it.
+    pub slots: BTreeSet<String>,
+    /// What lies before is no longer in its log.
+    pub keeps_from: u64,
     /// Why it must not be chosen as primary.
     pub unfit: Option<String>,
     /// It is primary and asks for another one.
@@ -115,6 +119,8 @@ coded_struct!(MemberSight {
     streams_to,
     lags,
     is_source,
+    slots,
+    keeps_from,
     unfit,
     gives_up,
     turned,
@@ -132,6 +138,7 @@ impl MemberSight {
             let ends = sight.stopped.is_some() || sight.closed.is_some();
             MemberSight {
                 reaches: if ends { sight.reaches } else { Position::default() },
+                keeps_from: 0,
                 since: Duration::ZERO,
                 free_bytes: 0,
                 lags: BTreeMap::new(),

@@ -42,6 +42,7 @@ mod slots;
 mod sql;
 pub mod storage;
 mod tool;
+mod wal;
 mod wire;
 
 pub use clock::Moment;

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::error::{Doing, Error};
 use crate::look::LOOK_LIMIT;
-use crate::look::{Role, Slot, WalStatus};
+use crate::look::{Role, Seen, Slot, WalStatus};
 use crate::lsn::Lsn;
 use crate::postgres::Postgres;
 use crate::settings::Upstream;
@@ -29,6 +29,21 @@ const SLOT_LIMIT: Duration = Duration::from_secs(10);
 
 /// Bytes of log that an unused slot of a standby keeps for its node: by so much may that lag when this one is promoted.
 const STANDBY_KEEPS: u64 = 256 << 20;
+
+impl Slot {
+    /// It keeps what its node needs from here on.
+    fn keeps(&self) -> bool {
+        self.restart_lsn.is_some() && self.wal_status != Some(WalStatus::Lost)
+    }
+}
+
+impl Seen {
+    /// Nodes for which log is kept here.
+    pub fn keeps_for<'a>(&self, nodes: impl Iterator<Item = &'a String>) -> BTreeSet<String> {
+        let has = |name: String| self.slots.iter().any(|slot| slot.name == name && slot.keeps());
+        nodes.filter(|node| has(slot_name(node))).cloned().collect()
+    }
+}
 
 /// The slot of a node. Different names of nodes give different names of slots.
 pub fn slot_name(node: &str) -> String {

@@ -82,6 +82,8 @@ pub struct Local {
     /// Whom it is told to receive from, and whether it does.
     pub upstream: Option<String>,
     pub receives: bool,
+    /// It is told to replay late, or not at all: it may receive nothing until it has read what it has.
+    pub holds: bool,
     /// The reign under which it was made primary; remembered on disk.
     pub promoted: Option<u64>,
     /// The reign of whose primary's log this one is a part; remembered on disk.
@@ -98,6 +100,10 @@ pub struct Local {
     pub streams_to: BTreeSet<String>,
     pub lags: BTreeMap<String, Duration>,
     pub is_source: bool,
+    pub slots: BTreeSet<String>,
+    pub keeps_from: u64,
+    /// Of one that is down: from where on the log is read when it starts.
+    pub redo: Option<u64>,
     pub unfit: Option<String>,
     /// The turn of an upkeep that was carried out last; remembered on disk.
     pub turned: Option<u64>,
@@ -246,6 +252,8 @@ pub struct Member {
     /// Since when it is primary and does not serve.
     down_since: Option<Instant>,
     starved_since: Option<Instant>,
+    /// How far it had come then: one that still reads what it has does not starve.
+    starved_at: Position,
     /// The relay from which nothing came, and since when it is not followed.
     shuns: Option<(String, Instant)>,
     crashes: VecDeque<Instant>,
@@ -398,6 +406,7 @@ impl Member {
             self.gives_up = None;
             self.down_since = None;
             self.starved_since = None;
+            self.starved_at = Position::default();
             self.shuns = None;
             self.rewound = false;
             self.last = None;
@@ -409,7 +418,12 @@ impl Member {
         let starves = local.server == Server::Standby
             && local.upstream.is_some()
             && !local.receives
+            && !local.holds
             && serves;
+        if self.starved_at < local.reaches {
+            self.starved_at = local.reaches;
+            self.starved_since = None;
+        }
         self.starved_since = starves.then(|| self.starved_since.unwrap_or(now));
         let from = agreed.map(|agreed| &agreed.reign.primary);
         let relayed = local.upstream.as_ref().filter(|upstream| Some(*upstream) != from);
@@ -475,8 +489,13 @@ impl Member {
         let primary = || agreed.reign.primary.clone();
         let (epoch, rule) = (agreed.reign.epoch, agreed.rule());
         // What it said as primary of an earlier reign does not count.
-        let is_source =
-            source.is_some_and(|sight| sight.is_source && sight.serves == Some(agreed.reign.epoch));
+        let source = source.filter(|sight| {
+            sight.is_source
+                && sight.serves == Some(agreed.reign.epoch)
+                // What is written meanwhile has to be there when the copy is done.
+                && sight.slots.contains(&self.me)
+        });
+        let is_source = source.is_some();
         let duty = match self.upkeep(agreed, part, state, local, is_source) {
             Some(order) => return Some(order),
             None => order_of(part, state),
@@ -536,15 +555,15 @@ impl Member {
             Duty::Follow if self.may_follow(agreed, local) => {
                 Some(Order::Follow { node: upstream })
             }
-            Duty::Follow => self.rejoin(agreed, local, is_source),
+            Duty::Follow => self.rejoin(agreed, local, source),
             Duty::Rewind if state != State::Starves && self.surely_part(agreed, local) => {
                 // It was closed before it handed over: there is nothing that the new primary lacks.
                 match self.rewound {
-                    true => self.rejoin(agreed, local, is_source),
+                    true => self.rejoin(agreed, local, source),
                     false => Some(Order::StartStandby { follow: Some(upstream) }),
                 }
             }
-            Duty::Rewind => self.rejoin(agreed, local, is_source),
+            Duty::Rewind => self.rejoin(agreed, local, source),
             Duty::Clone => is_source.then(|| Order::Clone { from: primary(), turn: None }),
             Duty::Govern => govern(agreed, local),
             Duty::Kill => Some(Order::Kill { why: why_kill(part, state).to_owned() }),
@@ -601,13 +620,23 @@ impl Member {
     }
 
     /// A rewind first; where that does not help or could be mistaken, everything anew.
-    fn rejoin(&mut self, agreed: &Database, local: &Local, is_source: bool) -> Option<Order> {
-        if !is_source {
-            return None;
-        }
+    fn rejoin(
+        &mut self,
+        agreed: &Database,
+        local: &Local,
+        source: Option<&MemberSight>,
+    ) -> Option<Order> {
+        let source = source?;
         let from = agreed.reign.primary.clone();
+        let needs = match local.server {
+            Server::Standby => Some(local.reaches.lsn),
+            Server::Unknown | Server::Down | Server::Starting | Server::Primary | Server::Hung => {
+                local.redo
+            }
+        };
+        let lacks = needs.is_some_and(|needs| needs < source.keeps_from);
         let tried = core::mem::replace(&mut self.rewound, true);
-        if tried || !agreed.can_rewind(local.lineage, local.reaches) {
+        if tried || lacks || !agreed.can_rewind(local.lineage, local.reaches) {
             return Some(Order::Clone { from, turn: None });
         }
         Some(Order::Rewind { from })
@@ -657,6 +686,8 @@ impl Member {
             streams_to: if reigns { local.streams_to.clone() } else { BTreeSet::new() },
             lags: if reigns { local.lags.clone() } else { BTreeMap::new() },
             is_source: reigns && local.is_source,
+            slots: if reigns { local.slots.clone() } else { BTreeSet::new() },
+            keeps_from: if reigns { local.keeps_from } else { 0 },
             unfit: local.unfit.clone(),
             gives_up: self.gives_up.as_ref().map(|(_, why)| why.clone()),
             turned: local.turned,

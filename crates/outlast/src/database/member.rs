@@ -37,6 +37,8 @@ const ASIDE_MAX: Duration = Duration::from_secs(360);
 
 /// How often slots are looked at.
 const SLOTS_EVERY: Duration = Duration::from_secs(10);
+/// While one is missing, without which nobody is made like this primary.
+const SLOTS_AGAIN: Duration = Duration::from_secs(1);
 
 /// After a keeper that did not answer, or was not there yet.
 const FUSE_AGAIN: Duration = Duration::from_millis(250);
@@ -731,8 +733,10 @@ impl Running {
     fn keep_slots(&mut self, now: Instant, agreed: Option<&Database>) {
         let followers = self.followers(agreed);
         let relayed = (followers.reign, followers.relayed.clone());
-        let due =
-            self.relayed != relayed || self.slots_at.is_none_or(|at| SLOTS_EVERY <= now.since(at));
+        let local = &self.watch.local;
+        let lacks = local.server == Server::Primary && local.slots.len() < followers.peers.len();
+        let every = if lacks { SLOTS_AGAIN } else { SLOTS_EVERY };
+        let due = self.relayed != relayed || self.slots_at.is_none_or(|at| every <= now.since(at));
         let up = matches!(self.watch.local.server, Server::Primary | Server::Standby);
         if !due || !up || self.carries.is_some() || self.aside.contains_key("slots") {
             return;

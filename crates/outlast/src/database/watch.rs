@@ -31,7 +31,11 @@ pub(super) struct Glance {
     wrote: bool,
     disk: Option<Disk>,
     at: Option<Position>,
+    redo: Option<u64>,
     system: Option<u64>,
+    /// Of a primary to which not all others are connected.
+    keeps_from: Option<u64>,
+    slots: BTreeSet<String>,
     trouble: Option<String>,
 }
 
@@ -45,13 +49,19 @@ pub(super) async fn glance(postgres: &Postgres, memory: &Memory, closed: bool) -
         wrote: false,
         disk: None,
         at: None,
+        redo: None,
         system: None,
+        keeps_from: None,
+        slots: BTreeSet::new(),
         trouble: None,
     };
     match process {
         ProcessState::Running | ProcessState::Stopped => {
             let seen = postgres.look_within(LOOK_MAX).await;
             let primary = seen.as_ref().is_ok_and(|seen| !seen.in_recovery());
+            if let Ok(seen) = &seen {
+                look_at_log(postgres, seen, &mut glance).await;
+            }
             if primary {
                 glance.wrote =
                     closed || postgres.write_probe(Write::Local, WRITE_MAX).await.is_ok();
@@ -67,6 +77,19 @@ pub(super) async fn glance(postgres: &Postgres, memory: &Memory, closed: bool) -
     glance
 }
 
+/// What others get from here.
+async fn look_at_log(postgres: &Postgres, seen: &Seen, glance: &mut Glance) {
+    let peers = &postgres.settings().peers;
+    glance.slots = seen.keeps_for(peers.keys());
+    if seen.in_recovery() || seen.slots.iter().filter(|slot| slot.active).count() >= peers.len() {
+        return;
+    }
+    match postgres.keeps_from().await {
+        Ok(from) => glance.keeps_from = Some(from.0),
+        Err(error) => tracing::warn!(%error, "look for the oldest log"),
+    }
+}
+
 async fn look_at_disk(postgres: &Postgres, memory: &Memory, glance: &mut Glance) {
     glance.disk = match postgres.inspect().await {
         Ok(outlast_postgres::Disk::Missing | outlast_postgres::Disk::Empty) => Some(Disk::Empty),
@@ -77,6 +100,11 @@ async fn look_at_disk(postgres: &Postgres, memory: &Memory, glance: &mut Glance)
         }
         Ok(outlast_postgres::Disk::Cluster(control)) => {
             glance.at = Some(position(&control));
+            // Where there is an archive, what the primary lacks comes from there.
+            let parameters = &postgres.settings().parameters;
+            let archived =
+                parameters.keys().any(|name| name.eq_ignore_ascii_case("restore_command"));
+            glance.redo = (!archived).then_some(control.redo.0);
             glance.system = Some(control.system);
             let signal: PathBuf = postgres.settings().data_dir.join("standby.signal");
             let signal = tokio::task::spawn_blocking(move || signal.exists()).await;
@@ -138,7 +166,8 @@ impl Watch {
         (local.writes, local.confirmed, local.receives, local.is_source) =
             (false, false, false, false);
         (local.rule, local.upstream, local.stopped, local.closed) = (None, None, None, None);
-        local.streams_to = BTreeSet::new();
+        (local.streams_to, local.slots) = (BTreeSet::new(), BTreeSet::new());
+        (local.keeps_from, local.redo) = (0, None);
         (local.flushed, local.lowers) = (None, false);
         local.needs_restart.clear();
         local.lags.clear();
@@ -165,6 +194,7 @@ impl Watch {
                 }
                 self.local.server = Server::Down;
                 self.local.disk = glance.disk.unwrap_or_default();
+                self.local.redo = glance.redo;
                 if let Some(trouble) = glance.trouble {
                     self.local.trouble = trouble;
                 }
@@ -174,7 +204,11 @@ impl Watch {
                 }
             }
             (process, Some(Err(error))) => self.take_error(process, &error),
-            (_, Some(Ok(seen))) => self.take_seen(&seen, glance.wrote),
+            (_, Some(Ok(seen))) => {
+                self.take_seen(&seen, glance.wrote);
+                self.local.slots = glance.slots;
+                self.local.keeps_from = glance.keeps_from.unwrap_or(self.local.keeps_from);
+            }
             (_, None) => {}
         }
     }
@@ -237,8 +271,9 @@ impl Watch {
                 }
                 self.judge_rule(seen);
             }
-            Role::Standby { receiver, .. } => {
+            Role::Standby { receiver, paused, apply_delay, .. } => {
                 local.server = Server::Standby;
+                local.holds = *paused || !apply_delay.is_zero();
                 local.receives = receiver.as_ref().is_some_and(|r| r.status == "streaming");
                 if local.stopped.is_none() {
                     local.reaches = reaches.max(local.reaches);

@@ -335,10 +335,18 @@ impl Cluster {
         settled
             && others.all(|(node, member)| {
                 self.is_standby_of(node, primary)
+                    && self.running().all(|other| self.knows_of(other, node, primary))
                     && (member["sync"] == true
                         || self.plan.lines.contains("async")
                         || self.plan.lines.contains(&format!("{node} = 0")))
             })
+    }
+
+    /// Whether a standby and its primary were heard there: whoever leads there goes by that.
+    fn knows_of(&self, there: &str, standby: &str, primary: &str) -> bool {
+        let Some(says) = self.says(there) else { return false };
+        let member = &says["members"][standby];
+        member["follows"] == *primary && member["lag_seconds"].is_number()
     }
 
     pub(crate) fn timeline(&self) -> u64 {

@@ -39,7 +39,8 @@ fn standby(lineage: u64, reaches: Position) -> Local {
 }
 
 fn source() -> MemberSight {
-    MemberSight { is_source: true, serves: Some(30), ..MemberSight::default() }
+    let slots = ["b".to_owned()].into();
+    MemberSight { is_source: true, slots, serves: Some(30), ..MemberSight::default() }
 }
 
 fn order(agreed: &Database, leased: bool, local: &Local) -> Option<Order> {
@@ -58,6 +59,43 @@ fn a_log_of_another_reign_is_not_followed_although_its_timeline_has_the_same_num
     assert_eq!(order(&agreed, false, &standby(20, position(2, 90))), clone);
     // The server that it followed under epoch 10 had begun to follow such a one.
     assert_eq!(order(&agreed, false, &standby(10, position(2, 90))), clone);
+}
+
+/// "b" follows "a" and receives nothing. `keeps_from` and `slots` are those of "a".
+fn starving(local: impl Fn(u64) -> Local, keeps_from: u64, slots: &[&str]) -> Vec<Order> {
+    let slots = slots.iter().map(|node| (*node).to_owned()).collect();
+    let source = MemberSight { keeps_from, slots, ..source() };
+    let mut member = Member::new("b".to_owned());
+    let looks = 0..40;
+    let order = |look| {
+        let local = local(look);
+        member.decide(at(500 * look), Some(&database()), false, &local, Some(&source), None)
+    };
+    looks.filter_map(order).collect()
+}
+
+#[test]
+fn what_the_primary_no_longer_has_is_not_waited_for() {
+    let from = || "a".to_owned();
+    let clone = [Order::Clone { from: from(), turn: None }];
+    let upstream = Some(from());
+    let local = Local { upstream, stopped: None, ..standby(30, position(2, 150)) };
+    assert_eq!(starving(|_| local.clone(), 151, &["b"])[..1], clone);
+    assert_eq!(starving(|_| local.clone(), 150, &["b"])[..1], [Order::Rewind { from: from() }]);
+    // What it still reads it need not receive; and who is told to wait with it, waits.
+    let reads = |look| Local { reaches: position(2, 150 + look), ..local.clone() };
+    assert_eq!(starving(reads, 1000, &["b"]), []);
+    let holds = |_| Local { holds: true, ..local.clone() };
+    assert_eq!(starving(holds, 151, &["b"]), []);
+    // A copy would lack what is written meanwhile.
+    assert_eq!(starving(|_| local.clone(), 151, &["c"]), []);
+
+    let disk = Disk::Data { standby: false };
+    let reaches = position(1, 120);
+    let old = |redo| Local { disk, reaches, redo, lineage: Some(10), ..Local::default() };
+    let old = |redo| Local { server: Server::Down, ..old(redo) };
+    assert_eq!(starving(|_| old(Some(99)), 100, &["b"])[..1], clone);
+    assert_eq!(starving(|_| old(Some(100)), 100, &["b"])[..1], [Order::Rewind { from: from() }]);
 }
 
 #[test]

@@ -115,6 +115,7 @@ impl World {
                 .upstream
                 .filter(|_| this.driver.knows_upstream)
                 .map(|node| NAMES[node].into()),
+            holds: false,
             receives: pg.connection.is_some() && pg.mode == Mode::Standby,
             promoted: this.kept.descent.promoted,
             writes: pg.mode == Mode::Primary && runs && pg.stalled_until <= now,
@@ -126,6 +127,9 @@ impl World {
             streams_to: streams.map(|node| NAMES[node].into()).collect(),
             lags: Default::default(),
             is_source: pg.is_source,
+            slots: self.members().into_iter().map(|node| NAMES[node].into()).collect(),
+            keeps_from: pg.keeps_from as u64,
+            redo: (pg.mode == Mode::Down).then_some(pg.flushed as u64 / 2),
             unfit: None,
             turned: this.kept.turned,
             flushed: this.driver.flushed,
@@ -396,10 +400,18 @@ impl World {
         }
         let mut log = from.log.clone();
         log.0.truncate(from.flushed);
+        let kept = from.keeps_from;
         let this = &mut self.nodes[node];
         let pg = &mut this.postgres;
+        let redo = pg.flushed / 2;
         pg.log = if rewinds { pg.log.rewound(&log) } else { log };
         pg.flushed = pg.log.len();
+        pg.keeps_from = if rewinds { kept.min(pg.flushed) } else { pg.flushed };
+        if rewinds && redo < kept {
+            // It would never be consistent.
+            pg.disk = Disk::Broken;
+            return;
+        }
         pg.disk = Disk::Data { standby: true };
         this.kept.descent = running.order.ends(this.kept.descent, running.epoch);
         self.note_lineage(node);

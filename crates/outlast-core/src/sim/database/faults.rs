@@ -53,7 +53,7 @@ impl World {
         if self.kind.has_regions() && self.rng.per_mille(share) {
             return self.disturb_region();
         }
-        let what = self.rng.between(0, 22);
+        let what = self.rng.between(0, 23);
         self.note(node, &std::format!("fault {what} until {until}"));
         let promised = self.is_promised();
         let this = &mut self.nodes[node];
@@ -84,6 +84,11 @@ impl World {
             16 | 17 => self.ask_upkeep(),
             18 => self.ask_schedule(),
             19 => self.rest(node),
+            // More was written than is kept for those that are away.
+            20 => {
+                let pg = &mut self.nodes[node].postgres;
+                pg.keeps_from = pg.flushed;
+            }
             _ => self.change_wish(),
         }
     }
@@ -148,7 +153,7 @@ impl World {
         this.postgres.die();
         this.postgres.disk = Disk::Empty;
         this.postgres.log.0.clear();
-        this.postgres.flushed = 0;
+        (this.postgres.flushed, this.postgres.keeps_from) = (0, 0);
         this.kept.descent = Descent::default();
     }
 

@@ -46,11 +46,12 @@ impl Log {
     }
 
     /// Whether a walsender with this log would send to one that asks for what comes after `own`: it knows numbers only.
-    pub(super) fn would_send(&self, flushed: usize, own: &Log) -> bool {
+    pub(super) fn would_send(&self, keeps_from: usize, flushed: usize, own: &Log) -> bool {
         let history = self.history();
         let last = history.last().map(|last| last.0);
         let known = history.iter().find(|(timeline, _, _)| *timeline == own.timeline());
-        own.len() <= flushed
+        keeps_from <= own.len()
+            && own.len() <= flushed
             && (own.len() == 0
                 || known
                     .is_some_and(|(timeline, _, end)| Some(*timeline) == last || own.len() <= *end))
@@ -133,6 +134,8 @@ pub(super) struct Postgres {
     pub(super) verified: Option<u64>,
     pub(super) closed: Option<u64>,
     pub(super) is_source: bool,
+    /// What lies before is no longer there to be sent.
+    pub(super) keeps_from: usize,
 }
 
 impl Postgres {
@@ -163,6 +166,7 @@ impl Postgres {
             verified: None,
             closed: None,
             is_source: false,
+            keeps_from: 0,
         }
     }
 

@@ -78,7 +78,7 @@ impl World {
                 if !both || pg.flushed < pg.log.len() || !self.rng.per_mille(200) {
                     return Ok(());
                 }
-                if !from.log.would_send(flushed, &pg.log) {
+                if !from.log.would_send(from.keeps_from, flushed, &pg.log) {
                     return Ok(());
                 }
                 let fits = pg.log.is_prefix_of(&from.log);

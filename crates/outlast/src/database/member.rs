@@ -235,10 +235,12 @@ impl Running {
                 (now + DECIDE_EVERY).min(if self.looking { now + DECIDE_EVERY } else { look_at });
             tokio::select! {
                 Some(event) = self.events.join_next(), if !self.events.is_empty() => {
+                    // Other events do not put the next look off: there may always be one.
+                    let looked = matches!(event, Ok(Event::Looked { .. }));
                     if let Ok(event) = event {
                         self.hear(event);
                     }
-                    if !self.looking {
+                    if looked && !self.looking {
                         look_at = tokio::time::Instant::now() + if self.changes_soon() { LOOK_SOON } else { LOOK_EVERY };
                     }
                 }

@@ -384,6 +384,9 @@ impl Cluster {
         for node in self.plan.members {
             let sessions = "select pid, state, wait_event, left(query, 60) from pg_stat_activity where application_name = 'a test'";
             text += &format!("{node}: {:?}\n", sql::ask(self.server(node), ANSWER, sessions));
+            let slots =
+                "select slot_name, active, restart_lsn, wal_status from pg_replication_slots";
+            text += &format!("  its slots {:?}\n", sql::ask(self.server(node), ANSWER, slots));
         }
         for node in self.plan.nodes {
             let log = fs::read_to_string(self.dir.join(format!("{node}.log"))).unwrap_or_default();

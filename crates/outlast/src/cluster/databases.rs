@@ -22,8 +22,13 @@ use super::lease::{moment, until};
 use super::thread::Hub;
 use crate::agent::shared::wall;
 
-/// How often a leader looks at the databases although it has heard nothing new.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How often a leader looks at the databases although it has heard nothing new: while something is under way, and while
+/// all is well.
+const LOOK_SOON: Duration = Duration::from_millis(100);
+const LOOK_EVERY: Duration = Duration::from_millis(400);
+
+/// Who was not heard for this long may be about to be missed.
+const OVERDUE: Duration = Duration::from_millis(1_300);
 
 const RENEW_EVERY: Duration = Duration::from_secs(1);
 
@@ -131,15 +136,29 @@ impl Hub {
             } else if self.look_at_databases(&mut leads, &now).await {
                 continue;
             }
-            // Who does not lead has nothing to hurry for.
-            let pause = if now.leads { LOOK_EVERY } else { AGAIN };
+            let pause = if !may || self.hurries(&now) { LOOK_SOON } else { LOOK_EVERY };
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep(pause), if now.leads => {}
                 Ok(()) = heard.changed(), if now.leads => {}
                 Ok(()) = own.changed(), if now.leads => {}
                 Ok(()) = agreement.changed() => {}
             }
         }
+    }
+
+    /// Whether something is under way in which time decides.
+    fn hurries(&self, agreement: &Agreement) -> bool {
+        let now = boottime();
+        let changes = |held: &HeldDatabase| {
+            let database = &held.database;
+            !database.reign.open
+                || database.election.is_some()
+                || database.switchover.is_some()
+                || database.upkeep.is_some()
+                || database.confirms.len() > 1
+        };
+        agreement.databases.values().any(changes)
+            || self.shelf.heard.borrow().values().any(|heard| OVERDUE < now.since(heard.at))
     }
 
     /// Whether something was agreed on, after which everything has to be looked at anew.

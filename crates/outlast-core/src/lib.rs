@@ -25,3 +25,4 @@ pub mod time;
 pub mod topology;
 pub mod units;
 pub mod view;
+pub mod vrrp;

@@ -56,10 +56,12 @@ pub(crate) enum Bug {
     RelayUnknown,
     /// Another region takes over while the old one may still serve.
     CrossesEarly,
+    /// Who steps down for a higher priority says nothing.
+    SilentStepDown,
 }
 
 std::thread_local! {
-    static PLANTED: Cell<Option<Bug>> = const { Cell::new(None) };
+    pub(crate) static PLANTED: Cell<Option<Bug>> = const { Cell::new(None) };
 }
 
 /// The right value, or the wrong one if this bug is planted.

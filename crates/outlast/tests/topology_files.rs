@@ -47,6 +47,18 @@ fn pair(service: &Service) -> &Pair {
 }
 
 #[test]
+fn every_example_is_a_good_file() {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples");
+    let mut seen = 0;
+    for file in std::fs::read_dir(dir).expect("there are examples") {
+        let path = file.expect("it can be read").path();
+        good(&std::fs::read_to_string(&path).expect("it is text"));
+        seen += 1;
+    }
+    assert!(seen > 0);
+}
+
+#[test]
 fn the_example_means_what_it_says() {
     let shop = good(SHOP);
     assert_eq!(shop.cluster.name, "shop");

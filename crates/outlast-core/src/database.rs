@@ -18,7 +18,7 @@ use alloc::string::String;
 use core::time::Duration;
 
 pub use changes::changes;
-pub use judge::{Proof, Readable, Sender, hangs, readable, why_unfit};
+pub use judge::{Proof, Pulse, Readable, Sender, readable, why_unfit};
 pub use lead::{Lead, Scene, Seen};
 pub use member::{Descent, Disk, Duty, Local, Member, Order, Part, Server, State, order_of};
 

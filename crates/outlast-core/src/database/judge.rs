@@ -9,16 +9,44 @@ use core::time::Duration;
 
 use super::{MemberSight, MemberState};
 use crate::agreed::{Confirm, Database};
+use crate::time::Instant;
 
 /// Looks without an answer in a row until PostgreSQL counts as hung.
 const HANGS_AFTER: u32 = 2;
 
+/// A write that went through counts for this long.
+const WROTE_WITHIN: Duration = Duration::from_secs(4);
+
 /// A disk on which less than this is free makes no primary.
 const FREE_MIN: u64 = 64 << 20;
 
-/// Whether one that has not answered so many looks in a row counts as hung. `frozen`: its process is stopped; then one is enough.
-pub fn hangs(unanswered: u32, frozen: bool) -> bool {
-    HANGS_AFTER <= unanswered || frozen && 0 < unanswered
+/// What looks at a PostgreSQL that runs say of it, taken together.
+#[derive(Clone, Debug, Default)]
+pub struct Pulse {
+    /// Looks without an answer in a row.
+    unanswered: u32,
+    wrote: Option<Instant>,
+}
+
+impl Pulse {
+    /// It said something, whatever it was.
+    pub fn answers(&mut self) {
+        self.unanswered = 0;
+    }
+
+    /// It did not, and counts as hung from now on, or not yet. `frozen`: its process is stopped; then once is enough.
+    pub fn hangs(&mut self, frozen: bool) -> bool {
+        self.unanswered = self.unanswered.saturating_add(1);
+        frozen || HANGS_AFTER <= self.unanswered
+    }
+
+    /// Whether it takes writes, after one was tried, or could not be.
+    pub fn writes(&mut self, now: Instant, wrote: bool) -> bool {
+        if wrote {
+            self.wrote = Some(now);
+        }
+        self.wrote.is_some_and(|at| now.since(at) <= WROTE_WITHIN)
+    }
 }
 
 /// Why a member must not be chosen as primary. 0 bytes: it is not known how much is free.

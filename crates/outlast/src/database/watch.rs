@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use outlast_consensus::boottime;
 use outlast_core::agreed::{Confirm, Position};
-use outlast_core::database::{Disk, Local, Proof, Sender, Server, hangs, why_unfit};
+use outlast_core::database::{Disk, Local, Proof, Pulse, Sender, Server, why_unfit};
 use outlast_postgres::{
     Control, Demands, Fault, LookError, Postgres, ProcessState, Role, Seen, Standby, State, Write,
 };
@@ -16,9 +17,6 @@ use super::lag::Track;
 /// How long a look, and a write that is tried, may take.
 const LOOK_MAX: Duration = Duration::from_secs(2);
 const WRITE_MAX: Duration = Duration::from_secs(2);
-
-/// A write that went through counts for this long.
-const WROTE_WITHIN: Duration = Duration::from_secs(4);
 
 /// Stands for the switchover for which an agent before this one has closed PostgreSQL.
 pub(super) const BEFORE: u64 = 0;
@@ -132,9 +130,7 @@ fn position(control: &Control) -> Position {
 #[derive(Debug, Default)]
 pub(super) struct Watch {
     pub(super) local: Local,
-    /// Looks without an answer in a row.
-    silent: u32,
-    wrote: Option<std::time::Instant>,
+    pulse: Pulse,
     /// The rule that was set, since when, and what shows that it has come true.
     rule: Option<(Confirm, std::time::Instant, Proof)>,
     /// Where the log of this primary has reached when.
@@ -155,8 +151,7 @@ impl Watch {
 
     /// PostgreSQL was stopped or killed: nothing of what it did still holds.
     pub(super) fn ended(&mut self) {
-        self.silent = 0;
-        self.wrote = None;
+        self.pulse = Pulse::default();
         self.rule = None;
         self.has_roles = false;
         self.track = Track::default();
@@ -217,30 +212,26 @@ impl Watch {
         self.local.trouble = error.to_string();
         match error.fault {
             Fault::TimedOut => {
-                self.silent += 1;
-                if hangs(self.silent, process == ProcessState::Stopped) {
+                if self.pulse.hangs(process == ProcessState::Stopped) {
                     self.local.server = Server::Hung;
                 }
             }
             Fault::Refused | Fault::Starting => {
-                self.silent = 0;
+                self.pulse.answers();
                 self.local.server = Server::Starting;
             }
             // It answers, if not as it should.
-            Fault::TooMany | Fault::Other => self.silent = 0,
+            Fault::TooMany | Fault::Other => self.pulse.answers(),
         }
         self.judge_write(false);
     }
 
     fn judge_write(&mut self, wrote: bool) {
-        if wrote {
-            self.wrote = Some(std::time::Instant::now());
-        }
-        self.local.writes = self.wrote.is_some_and(|at| at.elapsed() <= WROTE_WITHIN);
+        self.local.writes = self.pulse.writes(boottime(), wrote);
     }
 
     fn take_seen(&mut self, seen: &Seen, wrote: bool) {
-        self.silent = 0;
+        self.pulse.answers();
         self.judge_write(wrote);
         let local = &mut self.local;
         let above = seen.demands.above(self.wished);

@@ -6,6 +6,7 @@ use std::vec::Vec;
 
 use crate::agreed::*;
 use crate::database::*;
+use crate::time::Instant;
 
 const LATER: Duration = Duration::from_secs(1);
 
@@ -66,8 +67,21 @@ fn the_checkpointer_gets_its_time() {
 
 #[test]
 fn one_that_does_not_answer_hangs_after_two_looks_or_one_if_it_is_frozen() {
-    let hung = [(0, false), (0, true), (1, false), (1, true), (2, false)];
-    assert_eq!(hung.map(|(looks, frozen)| hangs(looks, frozen)), [false, false, false, true, true]);
+    assert!(Pulse::default().hangs(true));
+    let mut pulse = Pulse::default();
+    assert_eq!([pulse.hangs(false), pulse.hangs(false)], [false, true]);
+    pulse.answers();
+    assert_eq!([pulse.hangs(false), pulse.hangs(false)], [false, true]);
+}
+
+#[test]
+fn a_write_counts_for_four_seconds() {
+    let at = |seconds| Instant::from_start(Duration::from_secs(seconds));
+    let mut pulse = Pulse::default();
+    assert!(!pulse.writes(at(0), false));
+    let writes = [(1, true), (5, false), (6, false), (7, true), (8, false)];
+    let writes = writes.map(|(now, wrote)| pulse.writes(at(now), wrote));
+    assert_eq!(writes, [true, true, false, true, true]);
 }
 
 #[test]

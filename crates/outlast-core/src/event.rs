@@ -266,6 +266,9 @@ pub enum DatabaseChange {
     UpkeepTurn,
     UpkeepDone,
     UpkeepFailed,
+    /// A member was made like the primary: what differed, or everything.
+    Rewound,
+    Cloned,
 }
 
 impl DatabaseChange {
@@ -286,6 +289,8 @@ impl DatabaseChange {
             DatabaseChange::UpkeepTurn => "upkeep_turn",
             DatabaseChange::UpkeepDone => "upkeep_done",
             DatabaseChange::UpkeepFailed => "upkeep_failed",
+            DatabaseChange::Rewound => "member_rewound",
+            DatabaseChange::Cloned => "member_cloned",
         }
     }
 }

@@ -44,6 +44,9 @@ pub(super) use requests::Request;
 /// What may wait for the loop.
 const INBOX_MAX: usize = 4096;
 
+/// What has become of members and is not in the journal yet.
+const FACTS_MAX: usize = 64;
+
 /// How often counters are read and the picture is refreshed.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -170,6 +173,8 @@ struct Loop {
     agreed: bool,
     /// What this node says of databases.
     says_databases: watch::Receiver<cluster::Databases>,
+    /// What has become of members here.
+    facts_told: mpsc::Receiver<Fact>,
     /// What was agreed on could not be written to disk: this node could go back to an older side when it is restarted.
     pairs_unsaved: bool,
     /// Data planes that drain, and since when: they know the lease that was told before.
@@ -238,6 +243,7 @@ impl Loop {
         };
         let admin = admin::Admin::open(&data_dir, shared.clone(), sender.clone())?;
         let face = face::Face::open(topology.cluster.face, shared)?;
+        let (tell_facts, facts_told) = mpsc::channel(FACTS_MAX);
         let (say_databases, says_databases) = watch::channel(cluster::Databases::default());
         let (accord, running, errands) = accord::lines(running, options.file.clone());
         let cluster = if cluster::wanted(&topology) {
@@ -257,7 +263,8 @@ impl Loop {
         };
         let databases = cluster.as_ref().map(|cluster| {
             let home = Home { node: node.clone(), data_dir: data_dir.clone(), base: base.clone() };
-            Databases::start(home, topology.clone(), cluster.of_databases(), say_databases)
+            let of = cluster.of_databases();
+            Databases::start(home, topology.clone(), of, say_databases, tell_facts)
         });
         let databases = databases.transpose()?;
         let vitals = Vitals::read(&data_dir);
@@ -302,6 +309,7 @@ impl Loop {
             agreement: Agreement::default(),
             agreed: false,
             says_databases,
+            facts_told,
             pairs_unsaved: false,
             leaving: std::collections::BTreeMap::new(),
             vouches: false,
@@ -356,6 +364,7 @@ impl Loop {
                 Some(said) = self.links.recv() => self.hear_proxy(said),
                 Some(report) = self.reports.recv() => self.hear_process(report),
                 news = together::next_news(&mut self.cluster) => self.hear_cluster(news),
+                Some(fact) = self.facts_told.recv() => self.record(fact),
                 errand = self.accord.errand() => self.hear_errand(errand),
                 () = tokio::time::sleep(wake) => {
                     self.look_after_proxies();

@@ -1,5 +1,6 @@
 //! Carries out one order, and says what came of it.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use outlast_core::agreed::Confirm;
@@ -73,9 +74,12 @@ pub(super) enum Done {
     Verified {
         epoch: u64,
     },
-    /// It is down, and its directory is that of a standby; `turn`: of the upkeep for which it was made.
-    MadeStandby {
+    /// It is down, and has what the primary had.
+    Rewound,
+    /// The same, and all of it is new. `aside`: where the old directory is; `turn`: of the upkeep for which it was made.
+    Cloned {
         turn: Option<u64>,
+        aside: Option<PathBuf>,
     },
     Flushed {
         turn: u64,
@@ -269,15 +273,16 @@ pub(super) async fn carry(postgres: Postgres, job: Job) -> Result<Done, Error> {
             if let Some(upstream) = upstream {
                 postgres.rewind(&upstream, &mut |_| {}).await?;
             }
-            Ok(Done::MadeStandby { turn: None })
+            Ok(Done::Rewound)
         }
         Order::Clone { turn, .. } => {
             reach_first(&postgres, upstream.as_ref()).await?;
             postgres.kill().await?;
-            if let Some(upstream) = upstream {
-                postgres.clone_from(&upstream, &mut |_| {}).await?;
-            }
-            Ok(Done::MadeStandby { turn })
+            let copied = match upstream {
+                Some(upstream) => Some(postgres.clone_from(&upstream, &mut |_| {}).await?),
+                None => None,
+            };
+            Ok(Done::Cloned { turn, aside: copied.and_then(|copied| copied.aside) })
         }
         Order::Kill { .. } => {
             postgres.kill().await?;

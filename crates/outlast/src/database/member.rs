@@ -9,6 +9,7 @@ use outlast_core::agreed::{Database, Position};
 use outlast_core::database::{
     DatabaseSight, Descent, Member, MemberSight, Order, Part, SILENT_AFTER, Server,
 };
+use outlast_core::event::{DatabaseChange, Fact};
 use outlast_core::time::Instant;
 use outlast_core::topology::{Postgres as Spec, Topology};
 use outlast_postgres::storage::{Health as Disk, Probe};
@@ -594,6 +595,7 @@ impl Running {
         }
         match result {
             Ok(done) => {
+                self.tell(&order, &done);
                 self.take(done);
                 self.ends(&order);
             }
@@ -608,6 +610,42 @@ impl Running {
             }
         }
         self.look();
+    }
+
+    /// What becomes of data stands in the journal.
+    fn tell(&self, order: &Order, done: &Done) {
+        let me = &self.office.home.node;
+        let from = carry::upstream(order).unwrap_or_default();
+        let (change, text) = match done {
+            Done::Rewound => {
+                (DatabaseChange::Rewound, format!("node `{me}` was rewound to node `{from}`"))
+            }
+            Done::Cloned { aside: Some(aside), .. } => {
+                let aside = aside.display();
+                let text =
+                    format!("node `{me}` was cloned from node `{from}`; what it had is in {aside}");
+                (DatabaseChange::Cloned, text)
+            }
+            Done::Cloned { aside: None, .. } => {
+                (DatabaseChange::Cloned, format!("node `{me}` was cloned from node `{from}`"))
+            }
+            Done::Nothing
+            | Done::Made
+            | Done::Started { .. }
+            | Done::Stopped { .. }
+            | Done::Follows { .. }
+            | Done::Rule(_)
+            | Done::Promoted { .. }
+            | Done::Closed { .. }
+            | Done::Opened
+            | Done::Source
+            | Done::Verified { .. }
+            | Done::Flushed { .. }
+            | Done::Ended { .. }
+            | Done::Killed => return,
+        };
+        let (database, epoch) = (self.database.clone(), self.kept.memory.obeyed);
+        self.office.record(Fact::Database { database, epoch, change, text });
     }
 
     /// Notes what an order that is done has made of the log. It was given under the reign that is obeyed: no other one is
@@ -676,7 +714,8 @@ impl Running {
                 self.watch.ended();
                 self.turned(turn);
             }
-            Done::MadeStandby { turn } => {
+            Done::Rewound => self.watch.ended(),
+            Done::Cloned { turn, aside: _ } => {
                 self.watch.ended();
                 if let Some(turn) = turn {
                     self.turned(turn);

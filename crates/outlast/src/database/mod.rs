@@ -21,8 +21,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use outlast_consensus::boottime;
 use outlast_core::database::{DatabaseSight, Wish};
+use outlast_core::event::Fact;
 use outlast_core::topology::Topology;
-use tokio::sync::watch as watching;
+use tokio::sync::{mpsc, watch as watching};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::cluster::{self, OfDatabases};
@@ -78,6 +79,7 @@ struct Office {
     says: watching::Sender<cluster::Databases>,
     verifiers: watching::Sender<Verifiers>,
     stop: watching::Receiver<Stop>,
+    facts: mpsc::Sender<Fact>,
 }
 
 impl Databases {
@@ -86,12 +88,13 @@ impl Databases {
         topology: Arc<Topology>,
         cluster: OfDatabases,
         says: watching::Sender<cluster::Databases>,
+        facts: mpsc::Sender<Fact>,
     ) -> anyhow::Result<Databases> {
         let (topology, follow) = watching::channel(topology);
         let (stop, stopping) = watching::channel(Stop::No);
         let verifiers = watching::Sender::default();
         let known = verifiers.subscribe();
-        let office = Arc::new(Office { home, cluster, says, verifiers, stop: stopping });
+        let office = Arc::new(Office { home, cluster, says, verifiers, stop: stopping, facts });
         let thread = std::thread::Builder::new()
             .name("databases".to_owned())
             .spawn(move || run(&office, follow))
@@ -239,6 +242,12 @@ impl Office {
             change(sight);
             matters(sight, &before)
         });
+    }
+
+    fn record(&self, fact: Fact) {
+        if let Err(error) = self.facts.try_send(fact) {
+            tracing::warn!(%error, "the journal does not keep up with the databases");
+        }
     }
 
     fn show_verifiers(&self, database: &str, verifiers: BTreeMap<String, String>) {

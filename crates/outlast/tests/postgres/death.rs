@@ -34,6 +34,8 @@ fn another_member_takes_over_from_a_dead_node_and_no_acknowledged_row_is_lost() 
         account.acknowledged.is_subset(&rows) && rows.is_subset(&account.tried)
     });
     assert!(aside(&cluster, old).is_empty(), "what differs is enough: no clone");
+    let (_, said) = cluster.verb(old, &["events"]);
+    assert!(said.contains(&format!("node `{old}` was rewound to node `{new}`")), "{said}");
 }
 
 /// Written while nothing is sent, by a session that does not wait for others.

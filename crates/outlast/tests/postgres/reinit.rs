@@ -46,6 +46,9 @@ fn a_standby_is_cloned_anew_and_its_old_data_kept() {
     cluster.audit(writer);
     let (_, said) = cluster.verb(primary, &["history", "orders"]);
     assert!(said.contains(&format!("reinit of {standby} asked for by")), "{said}");
+    let (_, said) = cluster.verb(standby, &["events"]);
+    let cloned = format!("node `{standby}` was cloned from node `{primary}`; what it had is in");
+    assert!(said.contains(&cloned), "{said}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::conf::{Shape, conninfo};
-use crate::control::Control;
+use crate::control::{Control, State};
 use crate::error::{Doing, Error};
 use crate::files;
 use crate::postgres::{Postgres, remove_signals};
@@ -74,6 +74,10 @@ impl Postgres {
         let control = self.control().await?;
         if !control.data_checksums && !control.wal_log_hints {
             return Err(Error::new("it has neither checksums nor wal_log_hints"));
+        }
+        if control.state == State::InArchiveRecovery {
+            // To recover it alone would write into its log, on the timeline of its primary, and no rewind would see that.
+            return Err(Error::new("it was killed as a standby"));
         }
         self.set_key(true)?;
         if !control.state.is_clean() {

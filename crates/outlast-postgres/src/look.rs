@@ -100,6 +100,8 @@ pub enum Role {
         replayed: Option<Lsn>,
         paused: bool,
         apply_delay: Duration,
+        /// Its replay waits at this moment because of one of these two.
+        holds: bool,
         receiver: Option<Receiver>,
     },
 }
@@ -180,7 +182,8 @@ SELECT 'self', (SELECT system_identifier FROM pg_control_system()), pg_is_in_rec
   current_setting('synchronous_standby_names'), current_setting('default_transaction_read_only'),
   (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND usename IS DISTINCT FROM 'outlast'),
   (SELECT (extract(epoch FROM clock_timestamp() - min(coalesce(query_start, state_change))) * 1000)::bigint
-     FROM pg_stat_activity WHERE wait_event = 'SyncRep');
+     FROM pg_stat_activity WHERE wait_event = 'SyncRep'),
+  EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'startup' AND wait_event IN ('RecoveryPause', 'RecoveryApplyDelay'));
 SELECT 'receiver', pid, status, sender_host, sender_port, latest_end_lsn, received_tli
   FROM pg_stat_wal_receiver WHERE pid IS NOT NULL;
 SELECT 'standby', pid, application_name, state, sync_state, flush_lsn, replay_lsn,
@@ -283,6 +286,7 @@ impl Answer {
                 replayed: own.lsn(7),
                 paused: own.is_true(8),
                 apply_delay: millis(9).unwrap_or_default(),
+                holds: own.is_true(14),
                 receiver: self.receiver,
             },
         };

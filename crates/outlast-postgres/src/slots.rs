@@ -124,11 +124,11 @@ struct Plan {
     advance: Vec<(String, Lsn)>,
 }
 
-/// `replayed`, of a standby, is how far it has come; `elsewhere` is what the users of slots have from others.
+/// `behind`, of a standby, is from where on it keeps log for all; `elsewhere` is what the users of slots have from others.
 fn plan(
     wanted: &BTreeSet<String>,
     found: &[Slot],
-    replayed: Option<Lsn>,
+    behind: Option<Lsn>,
     elsewhere: &BTreeMap<String, Lsn>,
 ) -> Plan {
     let lost = |slot: &&Slot| slot.wal_status == Some(WalStatus::Lost);
@@ -142,7 +142,6 @@ fn plan(
     }
     kept.extend(found.iter().map(|slot| &slot.name).filter(|name| !plan.drop.contains(name)));
     plan.make = wanted.iter().filter(|name| !kept.contains(name)).cloned().collect();
-    let behind = replayed.map(|replayed| Lsn(replayed.0.saturating_sub(STANDBY_KEEPS)));
     for slot in found.iter().filter(|slot| wanted.contains(&slot.name) && !slot.active) {
         let keep = behind.or_else(|| elsewhere.get(&slot.name).copied());
         if let (Some(keep), Some(at)) = (keep, slot.restart_lsn)
@@ -167,11 +166,13 @@ impl Postgres {
         let seen = self.look().await.doing("ensure the slots")?;
         let wanted = followers.slots();
         let elsewhere = followers.elsewhere.iter().map(|(node, at)| (slot_name(node), *at));
-        let replayed = match seen.role {
-            Role::Primary { .. } => None,
-            Role::Standby { replayed, .. } => replayed,
+        let behind = match seen.role {
+            Role::Standby { replayed: Some(replayed), .. } => {
+                Some(self.keeps_behind(replayed).await?)
+            }
+            Role::Primary { .. } | Role::Standby { replayed: None, .. } => None,
         };
-        let plan = plan(&wanted, &seen.slots, replayed, &elsewhere.collect());
+        let plan = plan(&wanted, &seen.slots, behind, &elsewhere.collect());
         if plan == Plan::default() {
             return Ok(());
         }
@@ -193,6 +194,16 @@ impl Postgres {
         }
         connection.close().await;
         Ok(())
+    }
+
+    /// From where on a standby keeps log for others: once it is primary, the old one is rewound to before its last checkpoint,
+    /// and that is no older than this one's restart point.
+    async fn keeps_behind(&self, replayed: Lsn) -> Result<Lsn, Error> {
+        let sql = "SELECT redo_lsn FROM pg_control_checkpoint()";
+        let redo = self.value(sql, LOOK_LIMIT).await.doing("read the restart point")?;
+        let redo: Lsn =
+            redo.parse().map_err(|_| Error::new(format!("no restart point: {redo}")))?;
+        Ok(redo.min(Lsn(replayed.0.saturating_sub(STANDBY_KEEPS))))
     }
 
     /// Cuts off members that follow this one as a relay, unless under this reign: what is written or received from now on may
@@ -270,7 +281,7 @@ mod tests {
         ];
         let advance = vec![("outlast_a".to_owned(), Lsn(5))];
         let expected = Plan { advance, ..Plan::default() };
-        assert_eq!(plan(&wanted, &found, Some(Lsn(STANDBY_KEEPS + 5)), &nowhere), expected);
+        assert_eq!(plan(&wanted, &found, Some(Lsn(5)), &nowhere), expected);
         // On a primary, who follows a relay does not move it either.
         let elsewhere = [(slot_name("a"), Lsn(7))].into();
         let expected = Plan { advance: [(slot_name("a"), Lsn(7))].into(), ..Plan::default() };

@@ -100,7 +100,7 @@ impl Limit {
             Limit::FactBytes => 1024,
             Limit::Pairs => 1024,
             Limit::Databases => 64,
-            Limit::Confirms => 3,
+            Limit::Confirms => 8,
         }
     }
 

@@ -29,6 +29,15 @@ const CRASHES_WITHIN: Duration = Duration::from_secs(60);
 /// A primary that was given up starts again if nobody has taken over in this time.
 const HAND_OVER_MAX: Duration = Duration::from_secs(10);
 
+/// A rewind that comes to nothing is begun so often before everything is copied.
+const REWINDS_MAX: u32 = 3;
+
+/// A copy that people want is begun so often.
+const REMAKES_MAX: u32 = 3;
+
+/// One that starts as a standby, and nobody knows any more how far that has come, begins anew after this time.
+const STARTS_WITHIN: Duration = Duration::from_secs(60);
+
 /// A standby that receives nothing for this long is made like the primary again.
 const RECEIVES_WITHIN: Duration = Duration::from_secs(10);
 
@@ -82,7 +91,9 @@ pub struct Local {
     /// Whom it is told to receive from, and whether it does.
     pub upstream: Option<String>,
     pub receives: bool,
-    /// It is told to replay late, or not at all: it may receive nothing until it has read what it has.
+    /// How far it has replayed.
+    pub replayed: u64,
+    /// Its replay waits because it is told to: it may receive nothing until it has read what it has.
     pub holds: bool,
     /// The reign under which it was made primary; remembered on disk.
     pub promoted: Option<u64>,
@@ -252,15 +263,17 @@ pub struct Member {
     /// Since when it is primary and does not serve.
     down_since: Option<Instant>,
     starved_since: Option<Instant>,
-    /// How far it had come then: one that still reads what it has does not starve.
-    starved_at: Position,
+    /// How far it had replayed then: one that still reads what it has does not starve.
+    starved_at: u64,
     /// The relay from which nothing came, and since when it is not followed.
     shuns: Option<(String, Instant)>,
     crashes: VecDeque<Instant>,
     /// Since when it asks for another primary, and why.
     gives_up: Option<(Instant, String)>,
-    /// A rewind did not help: it has to be cloned.
-    rewound: bool,
+    /// Rewinds that were begun and have not helped yet.
+    rewinds: u32,
+    /// Clones that were begun for this turn of an upkeep.
+    remade: (u64, u32),
     last: Option<(Order, Instant)>,
 }
 
@@ -387,9 +400,18 @@ impl Member {
             *last != order || at.since_start() + AGAIN_AFTER <= now.since_start()
         });
         again.then(|| {
+            self.count(&order);
             self.last = Some((order.clone(), now));
             order
         })
+    }
+
+    fn count(&mut self, order: &Order) {
+        if let Order::Clone { turn: Some(turn), .. } = order {
+            let before = if self.remade.0 == *turn { self.remade.1 } else { 0 };
+            self.remade = (*turn, before + 1);
+        }
+        self.rewinds += u32::from(matches!(order, Order::Rewind { .. }));
     }
 
     /// Notes what has been so for how long.
@@ -406,9 +428,9 @@ impl Member {
             self.gives_up = None;
             self.down_since = None;
             self.starved_since = None;
-            self.starved_at = Position::default();
+            self.starved_at = 0;
             self.shuns = None;
-            self.rewound = false;
+            self.rewinds = 0;
             self.last = None;
         }
         // Where the primary does not serve there is nothing to receive.
@@ -420,8 +442,8 @@ impl Member {
             && !local.receives
             && !local.holds
             && serves;
-        if self.starved_at < local.reaches {
-            self.starved_at = local.reaches;
+        if self.starved_at < local.replayed {
+            self.starved_at = local.replayed;
             self.starved_since = None;
         }
         self.starved_since = starves.then(|| self.starved_since.unwrap_or(now));
@@ -434,7 +456,7 @@ impl Member {
             self.starved_since = None;
         }
         if local.receives {
-            self.rewound = false;
+            self.rewinds = 0;
         }
         let mine = agreed.is_some_and(|agreed| {
             agreed.election.is_none() && agreed.reign.primary == self.me && agreed.reign.open
@@ -500,6 +522,19 @@ impl Member {
             Some(order) => return Some(order),
             None => order_of(part, state),
         };
+        // It may wait for log of a primary that is gone. Started anew it follows the present one, and is watched.
+        let since = self.state.map_or(now, |(_, since)| since);
+        let duty = match duty {
+            Duty::Rest
+                if (part, state) == (Part::Follower, State::Starting)
+                    && is_source
+                    && !local.rests
+                    && STARTS_WITHIN < now.since(since) =>
+            {
+                Duty::Kill
+            }
+            duty => duty,
+        };
         let keeps_off = local.rests
             && matches!(part, Part::Elector | Part::Follower | Part::FollowerLater)
             && match duty {
@@ -555,15 +590,15 @@ impl Member {
             Duty::Follow if self.may_follow(agreed, local) => {
                 Some(Order::Follow { node: upstream })
             }
-            Duty::Follow => self.rejoin(agreed, local, source),
+            Duty::Follow => self.rejoin(agreed, local, source, state),
             Duty::Rewind if state != State::Starves && self.surely_part(agreed, local) => {
                 // It was closed before it handed over: there is nothing that the new primary lacks.
-                match self.rewound {
-                    true => self.rejoin(agreed, local, source),
-                    false => Some(Order::StartStandby { follow: Some(upstream) }),
+                match self.rewinds {
+                    0 => Some(Order::StartStandby { follow: Some(upstream) }),
+                    _ => self.rejoin(agreed, local, source, state),
                 }
             }
-            Duty::Rewind => self.rejoin(agreed, local, source),
+            Duty::Rewind => self.rejoin(agreed, local, source, state),
             Duty::Clone => is_source.then(|| Order::Clone { from: primary(), turn: None }),
             Duty::Govern => govern(agreed, local),
             Duty::Kill => Some(Order::Kill { why: why_kill(part, state).to_owned() }),
@@ -598,8 +633,11 @@ impl Member {
             UpkeepKind::Remake => {
                 let free = part == Part::Follower && !agreed.counts(&self.me);
                 let still = !matches!(state, State::Busy | State::Unknown);
+                // The leader gives it up once nothing is copied for a while, and what it had is started again.
+                let tried = self.remade.0 == turn && REMAKES_MAX <= self.remade.1;
                 let from = agreed.reign.primary.clone();
-                (free && still && is_source).then_some(Order::Clone { from, turn: Some(turn) })
+                (free && still && is_source && !tried)
+                    .then_some(Order::Clone { from, turn: Some(turn) })
             }
         }
     }
@@ -625,6 +663,7 @@ impl Member {
         agreed: &Database,
         local: &Local,
         source: Option<&MemberSight>,
+        state: State,
     ) -> Option<Order> {
         let source = source?;
         let from = agreed.reign.primary.clone();
@@ -635,7 +674,10 @@ impl Member {
             }
         };
         let lacks = needs.is_some_and(|needs| needs < source.keeps_from);
-        let tried = core::mem::replace(&mut self.rewound, true);
+        // What receives nothing has got all that a rewind brings. Elsewhere one that came to nothing may have met a server that
+        // had too many clients: that is no reason to copy everything.
+        let most = if state == State::Starves { 1 } else { REWINDS_MAX };
+        let tried = most <= self.rewinds;
         if tried || lacks || !agreed.can_rewind(local.lineage, local.reaches) {
             return Some(Order::Clone { from, turn: None });
         }
@@ -723,6 +765,7 @@ fn govern(agreed: &Database, local: &Local) -> Option<Order> {
 fn why_kill(part: Part, state: State) -> &'static str {
     match (part, state) {
         (_, State::Hung) => "PostgreSQL does not answer",
+        (_, State::Starting) => "its start does not come to an end",
         (Part::Unleased, _) => "this node's lease is over",
         (Part::Elector, _) => "the reign is over",
         (Part::Follower | Part::FollowerLater, _) => "another node is primary",

@@ -175,7 +175,7 @@ async fn trap_4_a_kill_reaches_what_has_wandered_off_where_there_are_control_gro
             return;
         }
         let sleep = format!(
-            "cd / && (exec setsid sleep {}) > /dev/null 2>&1 &",
+            "cat > /dev/null; cd / && (exec setsid sleep {}) > /dev/null 2>&1 &",
             7_000_000 + std::process::id()
         );
         node.sql(&format!("COPY (SELECT 1) TO PROGRAM '{sleep}'")).unwrap();

@@ -92,6 +92,31 @@ async fn traps_32_33_a_diverged_primary_is_rewound_and_follows() {
     .await;
 }
 
+/// Its recovery would write into its log on the primary's timeline, where pg_rewind finds nothing to do.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_is_rewound_after_it_was_stopped_and_not_after_it_was_killed() {
+    each(async |bin| {
+        let rig = Rig::running(&bin, 2).await;
+        let [one, two] = &rig.nodes[..] else { panic!("two nodes") };
+        one.sql("CREATE TABLE t (n int)").unwrap();
+        one.until_caught_up(two).await;
+        two.pg.kill().await.unwrap();
+        let before = two.pg.control().await.unwrap();
+        let refused = two.pg.rewind(&one.upstream(), &mut |_| {}).await.unwrap_err();
+        assert!(refused.to_string().contains("killed as a standby"), "{refused}");
+        assert_eq!(two.pg.control().await.unwrap(), before, "nothing was changed");
+        two.start_standby(one).await;
+        one.until_streams("n-2").await;
+        two.pg.stop(StopHow::Fast { deadline: LIMIT }).await.unwrap();
+        two.pg.rewind(&one.upstream(), &mut |_| {}).await.unwrap();
+        two.start_standby(one).await;
+        one.sql("INSERT INTO t VALUES (1)").unwrap();
+        one.until_caught_up(two).await;
+        assert_eq!(two.sql("SELECT count(*) FROM t").unwrap(), "1");
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn trap_44_a_clone_keeps_the_old_directory_and_not_for_ever() {
     each(async |bin| {

@@ -19,6 +19,9 @@ const FLUSH_MAX: Duration = Duration::from_secs(60);
 /// How long PostgreSQL may take to end for a restart.
 const RESTART_STOP_MAX: Duration = Duration::from_secs(10);
 
+/// The same before a rewind: it writes down what it has replayed.
+const REWIND_STOP_MAX: Duration = Duration::from_secs(60);
+
 /// For so long clients may leave by themselves before.
 const LEAVE_MAX: Duration = Duration::from_millis(700);
 const LEAVE_LOOK: Duration = Duration::from_millis(10);
@@ -269,7 +272,8 @@ pub(super) async fn carry(postgres: Postgres, job: Job) -> Result<Done, Error> {
         }
         Order::Rewind { .. } => {
             reach_first(&postgres, upstream.as_ref()).await?;
-            postgres.kill().await?;
+            // What was killed as a standby cannot be rewound.
+            postgres.stop(StopHow::Fast { deadline: REWIND_STOP_MAX }).await?;
             if let Some(upstream) = upstream {
                 postgres.rewind(&upstream, &mut |_| {}).await?;
             }

@@ -340,6 +340,7 @@ impl Running {
     fn decide(&mut self) {
         let now = boottime();
         self.look_again_if_stuck(now);
+        self.watch.expire();
         self.look_at_disk();
         let agreed = self.agreed();
         self.watch.refuse_foreign(agreed.as_ref().and_then(|agreed| agreed.system));
@@ -777,7 +778,8 @@ impl Running {
         let local = &self.watch.local;
         let lacks = local.server == Server::Primary && local.slots.len() < followers.peers.len();
         let every = if lacks { SLOTS_AGAIN } else { SLOTS_EVERY };
-        let due = self.relayed != relayed || self.slots_at.is_none_or(|at| every <= now.since(at));
+        let ago = self.slots_at.map_or(Duration::MAX, |at| now.since(at));
+        let due = every <= ago || self.relayed != relayed && SLOTS_AGAIN <= ago;
         let up = matches!(self.watch.local.server, Server::Primary | Server::Standby);
         if !due || !up || self.carries.is_some() || self.aside.contains_key("slots") {
             return;

@@ -18,6 +18,9 @@ use super::lag::Track;
 const LOOK_MAX: Duration = Duration::from_secs(2);
 const WRITE_MAX: Duration = Duration::from_secs(2);
 
+/// To read the names of the log's files.
+const LOG_MAX: Duration = Duration::from_millis(500);
+
 /// Stands for the switchover for which an agent before this one has closed PostgreSQL.
 pub(super) const BEFORE: u64 = 0;
 
@@ -57,12 +60,12 @@ pub(super) async fn glance(postgres: &Postgres, memory: &Memory, closed: bool) -
         ProcessState::Running | ProcessState::Stopped => {
             let seen = postgres.look_within(LOOK_MAX).await;
             let primary = seen.as_ref().is_ok_and(|seen| !seen.in_recovery());
-            if let Ok(seen) = &seen {
-                look_at_log(postgres, seen, &mut glance).await;
-            }
             if primary {
                 glance.wrote =
                     closed || postgres.write_probe(Write::Local, WRITE_MAX).await.is_ok();
+            }
+            if let Ok(seen) = &seen {
+                look_at_log(postgres, seen, &mut glance).await;
             }
             // It may have been frozen meanwhile.
             glance.process = postgres.process_state();
@@ -79,12 +82,15 @@ pub(super) async fn glance(postgres: &Postgres, memory: &Memory, closed: bool) -
 async fn look_at_log(postgres: &Postgres, seen: &Seen, glance: &mut Glance) {
     let peers = &postgres.settings().peers;
     glance.slots = seen.keeps_for(peers.keys());
-    if seen.in_recovery() || seen.slots.iter().filter(|slot| slot.active).count() >= peers.len() {
+    let connected = |node: &&String| seen.standbys.iter().any(|standby| standby.name == **node);
+    if seen.in_recovery() || peers.keys().all(|node| connected(&node)) {
         return;
     }
-    match postgres.keeps_from().await {
-        Ok(from) => glance.keeps_from = Some(from.0),
-        Err(error) => tracing::warn!(%error, "look for the oldest log"),
+    // A disk that hangs must not hold up a look.
+    match tokio::time::timeout(LOG_MAX, postgres.keeps_from()).await {
+        Ok(Ok(from)) => glance.keeps_from = Some(from.0),
+        Ok(Err(error)) => tracing::warn!(%error, "look for the oldest log"),
+        Err(_elapsed) => {}
     }
 }
 
@@ -162,7 +168,7 @@ impl Watch {
             (false, false, false, false);
         (local.rule, local.upstream, local.stopped, local.closed) = (None, None, None, None);
         (local.streams_to, local.slots) = (BTreeSet::new(), BTreeSet::new());
-        (local.keeps_from, local.redo) = (0, None);
+        (local.keeps_from, local.redo, local.replayed) = (0, None, 0);
         (local.flushed, local.lowers) = (None, false);
         local.needs_restart.clear();
         local.lags.clear();
@@ -226,6 +232,11 @@ impl Watch {
         self.judge_write(false);
     }
 
+    /// A write that went through counts no more after a while, also if no look comes back.
+    pub(super) fn expire(&mut self) {
+        self.judge_write(false);
+    }
+
     fn judge_write(&mut self, wrote: bool) {
         self.local.writes = self.pulse.writes(boottime(), wrote);
     }
@@ -262,9 +273,10 @@ impl Watch {
                 }
                 self.judge_rule(seen);
             }
-            Role::Standby { receiver, paused, apply_delay, .. } => {
+            Role::Standby { receiver, replayed, holds, .. } => {
                 local.server = Server::Standby;
-                local.holds = *paused || !apply_delay.is_zero();
+                local.holds = *holds;
+                local.replayed = replayed.map_or(0, |lsn| lsn.0);
                 local.receives = receiver.as_ref().is_some_and(|r| r.status == "streaming");
                 if local.stopped.is_none() {
                     local.reaches = reaches.max(local.reaches);

@@ -83,7 +83,7 @@ fn what_the_primary_no_longer_has_is_not_waited_for() {
     assert_eq!(starving(|_| local.clone(), 151, &["b"])[..1], clone);
     assert_eq!(starving(|_| local.clone(), 150, &["b"])[..1], [Order::Rewind { from: from() }]);
     // What it still reads it need not receive; and who is told to wait with it, waits.
-    let reads = |look| Local { reaches: position(2, 150 + look), ..local.clone() };
+    let reads = |look| Local { replayed: 1 + look, ..local.clone() };
     assert_eq!(starving(reads, 1000, &["b"]), []);
     let holds = |_| Local { holds: true, ..local.clone() };
     assert_eq!(starving(holds, 151, &["b"]), []);

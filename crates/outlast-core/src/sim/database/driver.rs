@@ -115,6 +115,7 @@ impl World {
                 .upstream
                 .filter(|_| this.driver.knows_upstream)
                 .map(|node| NAMES[node].into()),
+            replayed: pg.flushed as u64,
             holds: false,
             receives: pg.connection.is_some() && pg.mode == Mode::Standby,
             promoted: this.kept.descent.promoted,

@@ -42,13 +42,12 @@ fn a_database_with_a_setting_that_is_not_taken_is_not_made_and_says_why() {
     if !are_real() {
         return;
     }
-    let plan = Plan { lines: MISSPELT, ..THREE };
-    let cluster = Cluster::start(plan);
+    let cluster = Cluster::start(Plan { lines: MISSPELT, ..THREE });
     let says = |cluster: &Cluster| {
-        plan.members.iter().any(|node| trouble(cluster, node).contains(UNKNOWN))
+        THREE.members.iter().any(|node| trouble(cluster, node).contains(UNKNOWN))
     };
     cluster.until(BEGIN, "it says why", says);
-    for node in plan.nodes {
+    for node in THREE.nodes {
         cluster.write_file(node, "");
         let (done, said) = cluster.verb(node, &["reload"]);
         assert!(done, "{said}");

@@ -125,7 +125,7 @@ pub(crate) fn write(
     }
 }
 
-/// What ALTER SYSTEM has set, less what is ours to set; `None` if nothing of it is.
+/// What ALTER SYSTEM has set, less what it may not set; `None` if nothing of it is.
 fn without_ours(text: &str) -> Option<String> {
     let is_ours = |line: &&str| {
         let name = line.split(|c: char| c == '=' || c.is_whitespace()).next().unwrap_or_default();
@@ -151,7 +151,7 @@ fn text(settings: &Settings, shape: &Shape, control: Option<Demands>) -> Result<
     let shape = Shape { v: VERSION, ..shape.clone() };
     let json = serde_json::to_string(&shape).doing("write the shape")?;
     let demands = Demands::to_use(Demands::wished(&settings.parameters), control, shape.primary);
-    let mut all = lasting(&settings.parameters, demands);
+    let mut all = lasting(&settings.parameters, demands, shape.sync.is_some());
     all.extend(of_node(settings));
     all.extend(of_shape(settings, &shape)?);
     let mut text = format!(
@@ -295,7 +295,7 @@ fn with_part(text: &str, part: &str) -> String {
 }
 
 /// A value as `postgresql.conf` takes it.
-fn quoted(value: &str) -> String {
+pub(crate) fn quoted(value: &str) -> String {
     format!("'{}'", value.replace('\\', r"\\").replace('\'', "''"))
 }
 

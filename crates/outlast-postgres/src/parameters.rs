@@ -2,8 +2,13 @@
 
 use std::collections::BTreeMap;
 
+/// When a commit is acknowledged.
+const SYNCHRONOUS_COMMIT: &str = "synchronous_commit";
+
 /// Defaults that a user may override, with why they are not PostgreSQL's own.
-pub(crate) const DEFAULTS: [(&str, &str); 14] = [
+pub(crate) const DEFAULTS: [(&str, &str); 15] = [
+    // Anything less acknowledges a write that only this node has; lines of the user's files must not say it unseen.
+    (SYNCHRONOUS_COMMIT, "on"),
     // A dead upstream is noticed in seconds, not in a minute (traps 13, 37).
     ("wal_receiver_timeout", "5s"),
     ("wal_sender_timeout", "5s"),
@@ -66,30 +71,83 @@ const OURS: [(&str, &str); 22] = [
     ("ignore_invalid_pages", "it hides destroyed data"),
 ];
 
+/// Parameters that the user sets within bounds: among those of the file, where the bounds are kept, and by no other way.
+const BOUNDED: [&str; 5] = [
+    SYNCHRONOUS_COMMIT,
+    "wal_level",
+    "max_wal_senders",
+    "max_replication_slots",
+    "superuser_reserved_connections",
+];
+
+/// Processes that PostgreSQL can have (`MAX_BACKENDS`).
+const BACKENDS_MAX: u64 = (1 << 18) - 1;
+
+/// Numbers that outlast itself goes by, with what may be written: PostgreSQL's own range, from where outlast needs more.
+const NUMBERS: [(&str, u64, u64); 7] = [
+    ("max_connections", 1, BACKENDS_MAX),
+    ("max_worker_processes", 0, BACKENDS_MAX),
+    ("max_wal_senders", 10, BACKENDS_MAX),
+    ("max_prepared_transactions", 0, BACKENDS_MAX),
+    ("max_locks_per_transaction", 10, i32::MAX as u64),
+    ("max_replication_slots", 10, BACKENDS_MAX),
+    ("superuser_reserved_connections", 3, BACKENDS_MAX),
+];
+
 /// A parameter of the user's that is not taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused {
     pub name: String,
     pub why: String,
+    /// Another value would be taken.
+    pub is_settable: bool,
 }
 
-/// Those of the user's parameters that are not taken, with why; for the file's reader.
-pub fn refused(parameters: &BTreeMap<String, String>) -> Vec<Refused> {
+/// Those of the user's parameters that are not taken, with why; for the file's reader. `waits`: commits wait for others.
+pub fn refused(parameters: &BTreeMap<String, String>, waits: bool) -> Vec<Refused> {
     let refusal = |(name, value): (&String, &String)| {
-        let why = why_refused(name, value)?;
-        Some(Refused { name: name.clone(), why })
+        let why = why_refused(name, value, waits)?;
+        let is_settable = !is_decided_by_us(name);
+        Some(Refused { name: name.clone(), why, is_settable })
     };
-    parameters.iter().filter_map(refusal).collect()
+    let mut all: Vec<Refused> = parameters.iter().filter_map(refusal).collect();
+    if all.is_empty() {
+        all.extend(no_place_for_clients(parameters));
+    }
+    all
 }
 
-/// Whether a parameter is never the user's to set, by whatever way.
-pub(crate) fn is_kept_from_users(name: &str) -> bool {
+/// PostgreSQL does not start where every connection is kept for its administrators.
+fn no_place_for_clients(parameters: &BTreeMap<String, String>) -> Option<Refused> {
+    let max_connections = Demands::wished(parameters).max_connections;
+    let default = |name| DEFAULTS.iter().find(|(other, _)| *other == name)?.1.parse().ok();
+    let number = |name| wished(parameters, name).or_else(|| default(name)).unwrap_or(0);
+    let reserved =
+        number("superuser_reserved_connections").saturating_add(number("reserved_connections"));
+    (max_connections <= reserved).then(|| {
+        let names = ["max_connections", "superuser_reserved_connections", "reserved_connections"];
+        let is_one = |key: &&String| names.iter().any(|name| key.eq_ignore_ascii_case(name));
+        let name = parameters.keys().find(is_one).cloned().unwrap_or_default();
+        let why = format!(
+            "`max_connections` is {max_connections} and must be more than the {reserved} that are reserved"
+        );
+        Refused { name, why, is_settable: true }
+    })
+}
+
+/// Whether a parameter has one value whatever the user says.
+fn is_decided_by_us(name: &str) -> bool {
     let is = |(other, _): &(&str, &str)| name.eq_ignore_ascii_case(other);
     let target = name.to_ascii_lowercase().starts_with("recovery_target");
     target || OURS.iter().any(is) || FIXED.iter().any(is)
 }
 
-fn why_refused(name: &str, value: &str) -> Option<String> {
+/// Whether what a user has set past the file does not count: nobody has held it against what outlast needs.
+pub(crate) fn is_kept_from_users(name: &str) -> bool {
+    is_decided_by_us(name) || BOUNDED.iter().any(|bounded| name.eq_ignore_ascii_case(bounded))
+}
+
+fn why_refused(name: &str, value: &str, waits: bool) -> Option<String> {
     let lower = name.to_ascii_lowercase();
     let word = |part: &str| {
         !part.is_empty()
@@ -109,17 +167,21 @@ fn why_refused(name: &str, value: &str) -> Option<String> {
         let same = value.eq_ignore_ascii_case(fixed);
         return (!same).then(|| format!("it must stay `{fixed}`"));
     }
-    let at_least = |least: u64| {
-        let low = value.trim().parse::<u64>().is_ok_and(|value| value < least);
-        low.then(|| format!("it must be {least} or more"))
-    };
+    if let Some((_, least, most)) = NUMBERS.iter().find(|(number, ..)| *number == lower) {
+        let fits = value.trim().parse::<u64>().is_ok_and(|n| (*least..=*most).contains(&n));
+        return (!fits).then(|| format!("it must be a whole number of {least} to {most}"));
+    }
     match lower.as_str() {
+        SYNCHRONOUS_COMMIT if waits => {
+            let waits = ["on", "remote_apply"].contains(&value.to_ascii_lowercase().as_str());
+            (!waits).then(|| {
+                "it must be `on` or `remote_apply`: with less, a write is acknowledged before other nodes have it; durability = \"async\" allows that".to_owned()
+            })
+        }
         "wal_level" => {
             let enough = ["replica", "logical"].contains(&value.to_ascii_lowercase().as_str());
             (!enough).then(|| "it must be `replica` or `logical`".to_owned())
         }
-        "max_wal_senders" | "max_replication_slots" => at_least(10),
-        "superuser_reserved_connections" => at_least(3),
         "include" | "include_dir" | "include_if_exists" => {
             Some("it is not a parameter but another file".to_owned())
         }
@@ -152,10 +214,7 @@ impl Demands {
 
     /// What the user wishes.
     pub fn wished(parameters: &BTreeMap<String, String>) -> Demands {
-        let wish = |name: &str, default: u64| {
-            let mut own = parameters.iter().filter(|(key, _)| key.eq_ignore_ascii_case(name));
-            own.find_map(|(_, value)| value.trim().parse().ok()).unwrap_or(default)
-        };
+        let wish = |name: &str, default: u64| wished(parameters, name).unwrap_or(default);
         let least = Demands::DEFAULT;
         Demands {
             max_connections: wish("max_connections", least.max_connections),
@@ -207,16 +266,23 @@ impl Demands {
     }
 }
 
+/// A number of the user's.
+fn wished(parameters: &BTreeMap<String, String>, name: &str) -> Option<u64> {
+    let mut own = parameters.iter().filter(|(key, _)| key.eq_ignore_ascii_case(name));
+    own.find_map(|(_, value)| value.trim().parse().ok())
+}
+
 /// All parameters that do not depend on the node's role at the moment: defaults, over them the user's, over them what
-/// is fixed.
+/// is fixed. `waits`: commits wait for others, and nothing of the user's lets them go before.
 pub(crate) fn lasting(
     user: &BTreeMap<String, String>,
     demands: Demands,
+    waits: bool,
 ) -> BTreeMap<String, String> {
     let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
     let mut all: BTreeMap<String, String> = DEFAULTS.iter().map(owned).collect();
     all.insert("wal_level".to_owned(), "replica".to_owned());
-    let taken = user.iter().filter(|(name, value)| why_refused(name, value).is_none());
+    let taken = user.iter().filter(|(name, value)| why_refused(name, value, waits).is_none());
     all.extend(taken.map(|(name, value)| (name.to_ascii_lowercase(), value.clone())));
     all.extend(FIXED.iter().map(owned));
     all.extend(demands.listed().map(|(name, value)| (name.to_owned(), value.to_string())));
@@ -242,31 +308,60 @@ mod tests {
             ("recovery_target_timeline", "current"),
             ("wal_level", "minimal"),
             ("max_wal_senders", "1"),
+            ("max_connections", "many"),
+            ("Max_Connections", "300.5"),
+            ("max_worker_processes", "-1"),
+            ("max_locks_per_transaction", "3000000000"),
+            ("max_connections", "5"),
+            ("superuser_reserved_connections", "100"),
+            ("reserved_connections", "95"),
             ("port", "1"),
             ("include", "x.conf"),
             ("a b", "1"),
             ("work_mem", "1MB\nfsync = off"),
         ] {
-            assert_eq!(refused(&map(&[(name, value)])).len(), 1, "{name}");
+            assert_eq!(refused(&map(&[(name, value)]), true).len(), 1, "{name} = {value}");
         }
         let fine = [
             ("work_mem", "64MB"),
             ("fsync", "on"),
             ("wal_level", "logical"),
             ("max_connections", "300"),
+            ("max_prepared_transactions", "0"),
             ("pg_stat_statements.max", "100"),
             ("archive_command", "cp %p /x/%f"),
         ];
-        assert_eq!(refused(&map(&fine)), []);
+        assert_eq!(refused(&map(&fine), true), []);
     }
 
     #[test]
     fn the_user_overrides_defaults_and_nothing_else() {
         let user = map(&[("wal_sender_timeout", "9s"), ("fsync", "off"), ("Work_Mem", "8MB")]);
-        let all = lasting(&user, Demands::DEFAULT);
+        let all = lasting(&user, Demands::DEFAULT, true);
         for (name, value) in [("wal_sender_timeout", "9s"), ("fsync", "on"), ("work_mem", "8MB")] {
             assert_eq!(all[name], value, "{name}");
         }
+    }
+
+    #[test]
+    fn no_commit_that_is_waited_for_is_acknowledged_before_others_have_it() {
+        for (value, waiting, alone) in [
+            ("on", true, true),
+            ("Remote_Apply", true, true),
+            ("remote_write", false, true),
+            ("local", false, true),
+            ("off", false, true),
+        ] {
+            let user = map(&[("Synchronous_Commit", value)]);
+            for (waits, taken) in [(true, waiting), (false, alone)] {
+                assert_eq!(refused(&user, waits).is_empty(), taken, "{value} {waits}");
+                let all = lasting(&user, Demands::DEFAULT, waits);
+                let expected = if taken { value } else { "on" };
+                assert_eq!(all["synchronous_commit"], expected, "{value} {waits}");
+            }
+        }
+        let none = lasting(&map(&[]), Demands::DEFAULT, false);
+        assert_eq!(none["synchronous_commit"], "on");
     }
 
     /// Trap 42.

@@ -25,6 +25,18 @@ const READ_LIMIT: Duration = Duration::from_secs(60);
 const NOBODY: &str = "nobody yet";
 /// The setting that says whom commits wait for.
 const SYNC: &str = "synchronous_standby_names";
+/// What the server does not take of its files, in one line.
+const REFUSED: &str = "SELECT string_agg(fault, '; ') FROM (
+    SELECT CASE WHEN f.error = 'setting could not be applied'
+        THEN format('PostgreSQL does not take the setting %s = %s', f.name, f.setting)
+        ELSE concat('PostgreSQL says of its settings: ', f.error, ' \"' || f.name || '\"') END
+        || format(' (%s line %s)', regexp_replace(f.sourcefile, '.*/', ''), f.sourceline) AS fault
+    FROM pg_file_settings f WHERE f.error IS NOT NULL AND NOT EXISTS (
+        SELECT FROM pg_settings s WHERE lower(s.name) = lower(f.name) AND s.pending_restart)
+    UNION ALL
+    SELECT format('PostgreSQL does not take line %s of pg_hba.conf: %s', line_number, error)
+    FROM pg_hba_file_rules WHERE error IS NOT NULL
+    LIMIT 10) faults";
 /// How often either is looked at.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -149,11 +161,27 @@ impl Postgres {
         let end = Instant::now() + RELOAD_LIMIT;
         while self.value(loaded, LOOK_LIMIT).await.doing("reload the configuration")? == before {
             if Instant::now() >= end {
-                return Err(Error::new("reload the configuration: the server does not read it"));
+                let why = self.refused().await.unwrap_or("the server does not read it".to_owned());
+                return Err(Error::new(format!("reload the configuration: {why}")));
             }
             sleep(LOOK).await;
         }
+        // It goes on with what it takes of the file, and with the old rules.
+        if let Some(why) = self.refused().await {
+            return Err(Error::new(format!("reload the configuration: {why}")));
+        }
         Ok(self.look().await.doing("reload the configuration")?.pending_restart)
+    }
+
+    /// What of its files the server does not take, and why; nothing if it cannot be asked. What takes a restart is taken.
+    async fn refused(&self) -> Option<String> {
+        match self.value(REFUSED, LOOK_LIMIT).await {
+            Ok(refused) => Some(refused).filter(|refused| !refused.is_empty()),
+            Err(error) => {
+                tracing::warn!(%error, "ask what is wrong with the configuration");
+                None
+            }
+        }
     }
 
     /// Has the server read its configuration, and waits until new sessions have this value.
@@ -174,7 +202,9 @@ impl Postgres {
                 return Ok(());
             }
             if Instant::now() >= end {
-                return Err(Error::new(format!("reload the configuration: {name} stays `{now}`")));
+                let why = self.refused().await.map(|why| format!(": {why}")).unwrap_or_default();
+                let what = format!("reload the configuration: {name} stays `{now}`{why}");
+                return Err(Error::new(what));
             }
             sleep(LOOK).await;
         }

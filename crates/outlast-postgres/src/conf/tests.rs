@@ -17,7 +17,9 @@ fn settings() -> Settings {
         peers: [("db-2", peer("10.0.0.2")), ("db-3", peer("fd00::3")), ("db-4", peer("four"))]
             .map(|(name, address)| (name.to_owned(), address))
             .into(),
-        parameters: [("work_mem".to_owned(), "it's".to_owned())].into(),
+        parameters: [("work_mem", "it's"), ("synchronous_commit", "off")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into(),
         tls: None,
         hba: Vec::new(),
         replication_secret: "secret".to_owned(),
@@ -83,6 +85,10 @@ fn what_alter_system_sets_does_not_outlive_our_own() {
         "# Do not edit\nwork_mem = '4MB'\nSynchronous_Standby_Names = ''\nprimary_conninfo='x'\n";
     assert_eq!(without_ours(system).as_deref(), Some("# Do not edit\nwork_mem = '4MB'\n"));
     assert_eq!(without_ours("# Do not edit\nwork_mem = '4MB'\n"), None);
+    // What has bounds is set where they are kept.
+    for line in ["synchronous_commit = 'off'", "wal_level = 'minimal'", "max_wal_senders = '0'"] {
+        assert_eq!(without_ours(line).as_deref(), Some(""), "{line}");
+    }
 }
 
 #[test]
@@ -104,6 +110,7 @@ fn the_file_says_what_it_was_made_of() {
         "primary_slot_name = 'outlast_db__1'",
         "max_connections = '700'",
         "restart_after_crash = 'off'",
+        "synchronous_commit = 'on'",
     ] {
         assert!(text.lines().any(|l| l == line), "{line}\n{text}");
     }

@@ -26,6 +26,7 @@ use crate::settings::{Tls, Upstream};
 use crate::slots::remove_relay_slots;
 use crate::sql::Connection;
 use crate::tool::Tool;
+use crate::trial::Trial;
 
 /// `initdb` says what it does as it goes; its longest step is the sync of all files.
 const CREATE_SILENCE: Duration = Duration::from_secs(120);
@@ -58,6 +59,10 @@ impl Postgres {
     }
 
     async fn create_cluster(&self) -> Result<(), Error> {
+        // Else it would be made to be cleared away again.
+        if let Trial::Refused(why) = self.try_settings().await {
+            return Err(Error::new(format!("PostgreSQL does not take the `parameters`: {why}")));
+        }
         let this = self.clone();
         self.on_disk(move || {
             this.prepare_run_dir()?;

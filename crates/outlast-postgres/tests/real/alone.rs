@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use outlast_postgres::{
     Adoption, Demands, Disk, Ended, Fault, Mode, Moment, ProcessState, Quorum, Role, State,
-    StopHow, Write,
+    StopHow, Trial, Write, try_parameters,
 };
 
 use crate::rig::{LIMIT, Rig, each, timed, until};
@@ -258,7 +258,16 @@ async fn what_the_user_changes_is_reloaded_and_what_alter_system_sets_does_not_w
         let node = &rig.nodes[0];
         node.create().await;
         node.start_primary().await;
-        node.sql("ALTER SYSTEM SET synchronous_standby_names = '*'").unwrap();
+        for (name, value) in [
+            ("synchronous_standby_names", "*"),
+            ("synchronous_commit", "off"),
+            ("wal_level", "minimal"),
+        ] {
+            node.sql(&format!("ALTER SYSTEM SET {name} = '{value}'")).unwrap();
+        }
+        let own = node.pg.settings().data_dir.join("postgresql.conf");
+        let lines = fs::read_to_string(&own).unwrap();
+        fs::write(&own, format!("synchronous_commit = off\n{lines}")).unwrap();
         let mut settings = node.pg.settings().clone();
         for (name, value) in [("work_mem", "5MB"), ("max_connections", "120"), ("fsync", "off")] {
             settings.parameters.insert(name.to_owned(), value.to_owned());
@@ -269,6 +278,72 @@ async fn what_the_user_changes_is_reloaded_and_what_alter_system_sets_does_not_w
         let now = |name: &str| node.sql(&format!("SHOW {name}")).unwrap();
         assert_eq!((now("work_mem"), now("fsync")), ("5MB".to_owned(), "on".to_owned()));
         assert_eq!(now("synchronous_standby_names"), "");
+        assert_eq!(
+            (now("synchronous_commit"), now("wal_level")),
+            ("on".to_owned(), "replica".to_owned())
+        );
+        let system = node.pg.settings().data_dir.join("postgresql.auto.conf");
+        let system = fs::read_to_string(system).unwrap();
+        assert!(!system.contains("wal_level") && !system.contains("synchronous"), "{system}");
+
+        // Where nobody is waited for, it is the user's; and no more as soon as somebody is.
+        let mut settings = changed.settings().clone();
+        settings.parameters.insert("synchronous_commit".to_owned(), "off".to_owned());
+        let changed = changed.with_settings(settings);
+        changed.reload().await.unwrap();
+        assert_eq!(now("synchronous_commit"), "off");
+        let quorum = Quorum { count: 1, names: vec!["n-2".to_owned()] };
+        changed.set_sync(Some(quorum)).await.unwrap();
+        assert_eq!(now("synchronous_commit"), "on");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_that_postgresql_does_not_take_are_named_before_and_after() {
+    each(async |bin| {
+        let rig = Rig::new(&bin, 1);
+        let node = &rig.nodes[0];
+        let with = |list: &[(&str, &str)], hba: &[&str]| {
+            let mut settings = node.pg.settings().clone();
+            let own = list.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+            settings.parameters.extend(own);
+            settings.hba = hba.iter().map(|line| (*line).to_owned()).collect();
+            settings
+        };
+        let fine = with(&[("work_mem", "5MB"), ("a_module.setting", "x")], &[]);
+        let misspelt = with(&[("max_conections", "300"), ("work_mem", "lots")], &[]);
+        let wrong = with(&[("work_mem", "lots"), ("log_statement", "none of them")], &[]);
+        let rules = with(&[], &["hots all all all trust"]);
+
+        // Before there is anything.
+        let new = |settings| outlast_postgres::Postgres::new(settings).unwrap();
+        assert_eq!(new(fine.clone()).try_settings().await, Trial::Taken);
+        let says = async |settings, words: &[&str]| {
+            let trial = new(settings).try_settings().await;
+            let Trial::Refused(why) = trial else { panic!("{trial:?}") };
+            assert!(words.iter().all(|word| why.contains(word)) && !why.contains('/'), "{why}");
+        };
+        says(misspelt.clone(), &["\"max_conections\""]).await;
+        says(wrong.clone(), &["\"work_mem\": \"lots\"", "(Available values: none, ddl"]).await;
+        let nowhere = try_parameters("/nowhere".into(), None, misspelt.parameters.clone()).await;
+        assert!(matches!(nowhere, Trial::Untried(_)), "{nowhere:?}");
+        let error = new(misspelt.clone()).create().await.unwrap_err().to_string();
+        assert!(error.contains("\"max_conections\""), "{error}");
+        assert!(!node.pg.settings().data_dir.exists(), "nothing has to be cleared away");
+
+        // And of one that runs.
+        node.create().await;
+        node.start_primary().await;
+        for (settings, word) in
+            [(misspelt, "\"max_conections\""), (wrong, "work_mem"), (rules, "pg_hba.conf")]
+        {
+            let error = node.pg.with_settings(settings).reload().await.unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+        node.pg.with_settings(fine).reload().await.unwrap();
+        let more = with(&[("max_connections", "120")], &[]);
+        assert_eq!(node.pg.with_settings(more).reload().await.unwrap(), ["max_connections"]);
     })
     .await;
 }

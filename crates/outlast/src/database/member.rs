@@ -560,6 +560,10 @@ impl Running {
             }
             Event::Aside { what, result } => {
                 self.aside.remove(what);
+                if what == "reload" {
+                    // People see it, until the configuration is taken: nothing else counts until then, and no start would succeed.
+                    self.watch.unread = result.as_ref().err().map(ToString::to_string);
+                }
                 if let Err(error) = result {
                     tracing::warn!(database = self.database, what, %error, "beside the orders");
                     match what {

@@ -9,6 +9,7 @@ mod lag;
 mod member;
 mod place;
 mod ports;
+mod trials;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -29,6 +30,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use crate::cluster::{self, OfDatabases};
 
 pub use place::{KEEP, keep};
+pub use trials::Trials;
 
 /// How often a node says what it sees of databases, although nothing has changed.
 const SAY_EVERY: Duration = Duration::from_millis(500);

@@ -83,7 +83,7 @@ fn token(home: &Home) -> anyhow::Result<String> {
     Ok(token)
 }
 
-fn bin_dir(part: &Part) -> anyhow::Result<PathBuf> {
+pub(super) fn bin_dir(part: &Part) -> anyhow::Result<PathBuf> {
     if let Some(dir) = &part.bin_dir {
         return Ok(PathBuf::from(dir));
     }

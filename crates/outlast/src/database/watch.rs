@@ -143,6 +143,8 @@ pub(super) struct Watch {
     track: Track,
     /// What people want of settings that a standby must not have lower than its primary.
     pub(super) wished: Demands,
+    /// Why PostgreSQL has not taken what was written into its configuration last.
+    pub(super) unread: Option<String>,
     /// Our roles were made since it became primary.
     pub(super) has_roles: bool,
 }
@@ -249,11 +251,7 @@ impl Watch {
         local.lowers = !above.is_empty();
         local.needs_restart = seen.pending_restart.iter().cloned().collect();
         local.needs_restart.extend(above.into_iter().map(str::to_owned));
-        local.trouble = String::new();
-        if !local.needs_restart.is_empty() {
-            let names: Vec<&str> = local.needs_restart.iter().map(String::as_str).collect();
-            local.trouble = format!("needs a restart for {}", names.join(", "));
-        }
+        local.trouble = trouble(self.unread.as_deref(), &local.needs_restart);
         local.system = Some(seen.system);
         local.disk = Disk::Unknown;
         local.unfit = unfit(seen, local.free_bytes);
@@ -301,6 +299,15 @@ fn sender(standby: &Standby) -> Sender {
         counts: ["sync", "quorum"].contains(&standby.sync_state.as_str()),
         flushed: standby.flushed.map_or(0, |flushed| flushed.0),
     }
+}
+
+/// What is wrong with one that answers.
+fn trouble(unread: Option<&str>, needs_restart: &BTreeSet<String>) -> String {
+    let names: Vec<&str> = needs_restart.iter().map(String::as_str).collect();
+    let restart = || format!("needs a restart for {}", names.join(", "));
+    let restart = (!names.is_empty()).then(restart);
+    let all: Vec<String> = unread.map(str::to_owned).into_iter().chain(restart).collect();
+    all.join("; ")
 }
 
 /// Why this member must not be chosen as primary.

@@ -42,7 +42,8 @@ pub(super) fn postgres(
     });
     let durability = durability(section, nodes.as_deref());
     let lag_limit = section.size("lag_limit");
-    let parameters = section.optional("parameters", parameters);
+    let waits = !matches!(durability, Some(Durability::Async));
+    let parameters = section.optional("parameters", |item| parameters(item, waits));
     let priorities = section.optional("priorities", |item| priorities(item, nodes.as_deref()));
     let home = section.optional("home", |item| item.text().map(str::to_owned));
     let region_failover = section.word("region_failover").map(|word| match word {
@@ -57,8 +58,8 @@ pub(super) fn postgres(
     let user = section.text("user");
     let hold = section.duration("hold");
     let hba = section.optional("hba", |item| {
-        let items = item.list()?;
-        items.into_iter().map(|item| Some(item.text()?.to_owned())).collect::<Option<Vec<_>>>()
+        let lines: Vec<Option<String>> = item.list()?.into_iter().map(hba_line).collect();
+        lines.into_iter().collect::<Option<Vec<_>>>()
     });
     let read_from_primary = section.switch("read_from_primary");
     let reliability = section.reliability();
@@ -159,38 +160,71 @@ fn priorities(item: Item<'_>, nodes: Option<&[String]>) -> Option<BTreeMap<Strin
     read.into_iter().collect()
 }
 
-fn parameters(item: Item<'_>) -> Option<BTreeMap<String, String>> {
-    let read = |(key, value): (&str, Item<'_>)| {
-        let text = match (value.as_switch(), value.as_digits()) {
-            (Some(switch), _) => Some(if switch { "on" } else { "off" }.to_owned()),
-            (None, Some(digits)) => Some(digits),
-            (None, None) => value.text().map(str::to_owned),
-        };
-        let fits = !key.is_empty()
-            && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.".contains(&byte));
-        if !fits {
-            value.complain(
-                format!("{} cannot be the name of a setting", quote(key)),
-                "a name has letters, digits, _ and . only",
-            );
-        }
-        let text = text?;
-        if text.contains(['\n', '\r']) {
-            value.complain(
-                format!("the setting {} has more than one line", quote(key)),
-                "write one line",
-            );
-            return None;
-        }
-        fits.then(|| (key.to_owned(), text))
-    };
+/// One line of `pg_hba.conf`: with a bad one, PostgreSQL takes none of them and does not start.
+fn hba_line(item: Item<'_>) -> Option<String> {
+    let line = item.text()?;
+    if let Some(fault) = outlast_postgres::hba_fault(line) {
+        item.complain(
+            format!("{} cannot be a line of pg_hba.conf: {fault}", quote(line)),
+            format!("write a line like \"{HBA}\""),
+        );
+        return None;
+    }
+    Some(line.to_owned())
+}
+
+/// `waits`: commits wait for others.
+fn parameters(item: Item<'_>, waits: bool) -> Option<BTreeMap<String, String>> {
+    let mut entries = item.entries()?;
+    entries.sort_by_key(|(key, _)| key.span().start);
     let read: Vec<Option<(String, String)>> =
-        item.entries()?.into_iter().map(|(key, value)| read((key.get_ref(), value))).collect();
+        entries.iter().map(|(key, value)| parameter(key.get_ref(), value)).collect();
+    let mut first: BTreeMap<String, Item<'_>> = BTreeMap::new();
+    for (key, value) in &entries {
+        if let Some(first) = first.insert(key.get_ref().to_ascii_lowercase(), *value) {
+            item.desk.complain_with(
+                value.span(),
+                format!("the setting {} is there twice", quote(key.get_ref())),
+                "take one of the two out; PostgreSQL does not tell capital letters from small ones",
+                Some((first.span(), "here first".to_owned())),
+            );
+        }
+    }
     let read: BTreeMap<String, String> = read.into_iter().collect::<Option<_>>()?;
-    for outlast_postgres::Refused { name, why } in outlast_postgres::refused(&read) {
-        item.complain(format!("the setting {} is outlast's own", quote(&name)), why);
+    for outlast_postgres::Refused { name, why, is_settable } in
+        outlast_postgres::refused(&read, waits)
+    {
+        let at = entries.iter().find(|(key, _)| *key.get_ref() == name);
+        let at = at.map_or(item, |(_, value)| *value);
+        let fault = if is_settable { "does not go as it is" } else { "is outlast's own" };
+        at.complain(format!("the setting {} {fault}", quote(&name)), why);
     }
     Some(read)
+}
+
+fn parameter(key: &str, value: &Item<'_>) -> Option<(String, String)> {
+    let text = match (value.as_switch(), value.as_digits()) {
+        (Some(switch), _) => Some(if switch { "on" } else { "off" }.to_owned()),
+        (None, Some(digits)) => Some(digits),
+        (None, None) => value.text().map(str::to_owned),
+    };
+    let fits = !key.is_empty()
+        && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.".contains(&byte));
+    if !fits {
+        value.complain(
+            format!("{} cannot be the name of a setting", quote(key)),
+            "a name has letters, digits, _ and . only",
+        );
+    }
+    let text = text?;
+    if text.contains(['\n', '\r']) {
+        value.complain(
+            format!("the setting {} has more than one line", quote(key)),
+            "write one line",
+        );
+        return None;
+    }
+    fits.then(|| (key.to_owned(), text))
 }
 
 pub(super) fn redis(section: &Section<'_>, name: &str, notes: &mut Notes) -> Option<Redis> {

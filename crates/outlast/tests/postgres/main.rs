@@ -30,6 +30,7 @@ mod restore;
 mod rule;
 mod said;
 mod schedule;
+mod settings;
 mod slots;
 mod sql;
 mod switchover;

@@ -14,6 +14,7 @@ use super::reload::Prepared;
 use crate::agent::state;
 use crate::cluster::identity;
 use crate::cluster::topology::{Errand, Running};
+use crate::database::Trials;
 
 /// Errands that wait for the loop; the cluster gives one at a time.
 pub(super) const ERRANDS_MAX: usize = 16;
@@ -229,9 +230,18 @@ impl Loop {
                 let prepared = read(version, &text).and_then(|topology| self.prepare(topology));
                 let beside = self.accord.version();
                 let checked = prepared.map(|prepared| {
+                    let trials = Trials::of(&self.node, &self.topology, &prepared.topology);
                     self.accord.held = Some(Held { version, beside, prepared });
+                    trials
                 });
-                answer.send(checked).ok();
+                match checked {
+                    Ok(trials) if trials.is_empty() => drop(answer.send(Ok(()))),
+                    // Beside the loop, which waits for no program; ends with the answer, which has a limit.
+                    Ok(trials) => drop(tokio::task::spawn(async move {
+                        answer.send(trials.run().await).ok();
+                    })),
+                    Err(reason) => drop(answer.send(Err(reason))),
+                }
             }
             Errand::Take { version, text, answer } => {
                 answer.send(self.take(version, text)).ok();

@@ -28,7 +28,7 @@ pub(super) fn read_file(path: &Path) -> Result<(String, Topology, PathBuf), Stri
 
 /// A topology that this node can run, with all that it needs.
 pub(super) struct Prepared {
-    topology: Topology,
+    pub(super) topology: Topology,
     certificates: Certificates,
     opened: BTreeMap<SocketAddr, Arc<OwnedFd>>,
     /// Where the face moves to, if it moves.

@@ -39,11 +39,18 @@ pub struct Report {
     pub currency: Option<String>,
 }
 
+impl Report {
+    /// Whether there is anything that a single point of failure could take down.
+    pub fn has_critical_parts(&self) -> bool {
+        self.services.iter().chain(&self.parts).any(|figures| figures.critical)
+    }
+}
+
 /// The numbers of one part.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Figures {
     pub part: PartRef,
-    /// Whether a critical service is down without it.
+    /// Whether a critical service is down without it, or it is a database that no other part needs.
     pub critical: bool,
     /// Backends, nodes or instances that it has, and how many of them must be up.
     pub cells: usize,

@@ -1,4 +1,4 @@
-//! Single points of failure: what takes a critical service down alone.
+//! Single points of failure: what takes a critical service down alone, or a database that no other part needs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -7,11 +7,11 @@ use outlast_core::topology::{PartKind, PartRef, Topology};
 
 use crate::layout::{Group, Layout};
 
-/// A thing whose loss alone takes a critical service down.
+/// A thing whose loss alone takes a critical service down, or a database that no other part needs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Spof {
     pub subject: Subject,
-    /// The critical services that go down with it.
+    /// The critical services and databases that go down with it.
     pub takes_down: Vec<PartRef>,
     /// The nodes that are single points of failure through it: all that carry a cell of a part without a spare one.
     pub nodes: Vec<String>,
@@ -37,19 +37,33 @@ impl fmt::Display for Subject {
     }
 }
 
-/// The parts that critical services need, themselves included, each with the services that are down without it.
+/// The parts that critical services need, themselves included, each with the services that are down without it. A database
+/// that no other part needs stands for itself: its clients are none of the file's.
 pub(crate) type CriticalParts<'a> = BTreeMap<&'a PartRef, Vec<PartRef>>;
 
 /// `may_use` and `critical = false` do not count, unless a critical service needs the part.
 pub(crate) fn critical<'a>(topology: &Topology, layout: &'a Layout) -> CriticalParts<'a> {
+    let services = topology.services.iter().filter(|(_, service)| service.critical);
+    let services =
+        services.map(|(name, _)| PartRef { kind: PartKind::Service, name: name.clone() });
+    let of_others = used_by_others(topology);
+    let databases = topology.postgres.keys();
+    let databases = databases.map(|name| PartRef { kind: PartKind::Postgres, name: name.clone() });
     let mut parts = CriticalParts::new();
-    for (name, _) in topology.services.iter().filter(|(_, service)| service.critical) {
-        let service = PartRef { kind: PartKind::Service, name: name.clone() };
-        for group in layout.required(&service) {
-            parts.entry(&group.part).or_default().push(service.clone());
+    for ends in services.chain(databases.filter(|database| !of_others.contains(database))) {
+        for group in layout.required(&ends) {
+            parts.entry(&group.part).or_default().push(ends.clone());
         }
     }
     parts
+}
+
+/// What some part needs or may use: how much it matters is up to that one.
+fn used_by_others(topology: &Topology) -> BTreeSet<&PartRef> {
+    let services = topology.services.values();
+    let by_services = services.flat_map(|service| service.needs.iter().chain(&service.may_use));
+    let by_processes = topology.processes.values().flat_map(|process| &process.needs);
+    by_services.chain(by_processes).collect()
 }
 
 /// All single points of failure: services, other parts, nodes.

@@ -1,12 +1,14 @@
 //! `outlast check`: what is wrong with a topology file, or what can be expected of it.
 
+mod warnings;
+
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
 use anyhow::Context;
 use outlast::export::kubernetes;
-use outlast::file::{Complaints, FILE_MAX, parse, region_warnings};
+use outlast::file::{Complaints, FILE_MAX, parse};
 use outlast::report;
 use outlast_core::topology::Topology;
 use serde_json::json;
@@ -108,30 +110,21 @@ fn expected(topology: &Topology, name: &str, format: Format) -> String {
                 .collect();
             let options = report::TableOptions { colour: output::output_may_have_colour() };
             let report = report::render_table(&outlast_model::analyse(topology), options);
-            let warnings: String =
-                warnings(topology).iter().map(|said| format!("warning: {said}\n")).collect();
+            let warnings: String = warnings::warnings(topology)
+                .iter()
+                .map(|said| format!("warning: {said}\n"))
+                .collect();
             let gap = if warnings.is_empty() { "" } else { "\n" };
             format!("{name}: no mistakes ({})\n{gap}{warnings}\n{report}", parts.join(", "))
         }
         Format::Json => {
             let report = report::render_json(&outlast_model::analyse(topology));
-            let warnings = warnings(topology);
+            let warnings = warnings::warnings(topology);
             let all =
                 json!({ "file": name, "mistakes": [], "warnings": warnings, "report": report });
             format!("{all:#}\n")
         }
     }
-}
-
-/// What makes sense and is seldom meant.
-fn warnings(topology: &Topology) -> Vec<String> {
-    let face = topology.cluster.face.filter(|address| !address.ip().is_loopback());
-    let face = face.map(|address| {
-        format!(
-            "`face` at {address} shows the names and addresses of all parts to whoever reaches it, without a password; keep it on 127.0.0.1, or on a network of your own"
-        )
-    });
-    face.into_iter().chain(region_warnings(topology)).collect()
 }
 
 /// The table of nines: what an availability means in downtime.

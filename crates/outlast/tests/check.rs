@@ -52,6 +52,68 @@ fn a_face_that_others_can_reach_is_warned_of_and_no_mistake() {
     assert_eq!(printed["mistakes"], json!([]));
 }
 
+/// What `outlast check` warns of.
+fn warnings(file: &str) -> Vec<String> {
+    let output = outlast(&["check", "-"], file);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let lines = text(&output.stdout).lines();
+    lines.filter_map(|line| line.strip_prefix("warning: ").map(str::to_owned)).collect()
+}
+
+/// Nodes with these addresses, and a database on all of them with these lines.
+fn with_database(addresses: &[&str], lines: &str) -> String {
+    let nodes = addresses.iter().zip('a'..);
+    let nodes = nodes.map(|(address, name)| format!("[node.{name}]\naddress = \"{address}\"\n"));
+    let database = format!("[postgres.orders]\nversion = 16\n{lines}\n");
+    nodes.collect::<String>() + &database
+}
+
+#[test]
+fn layouts_that_never_run_or_never_fail_over_are_warned_of() {
+    let three = ["127.0.0.1", "127.0.0.2", "127.0.0.3"];
+    let parameter = |value: &str| format!("parameters = {{ recovery_min_apply_delay = {value} }}");
+    for (file, said) in [
+        (with_database(&[], ""), "postgres.orders: never started, because"),
+        (with_database(&three[..1], ""), "postgres.orders: never started, because"),
+        (with_database(&three[..2], ""), "postgres.orders: no failover, because two of two"),
+        (
+            with_database(&three, "[consensus]\nvoters = [\"a\", \"b\"]"),
+            "postgres.orders: no failover where a voter is lost, because [consensus] has 2",
+        ),
+        (
+            with_database(&["10.0.0.1", "10.0.0.2", "10.0.0.3"], ""),
+            "node.a is at 10.0.0.1, and [cluster] has no `tls`",
+        ),
+        (
+            with_database(&three, "priorities = { a = 0, b = 0, c = 0 }"),
+            "postgres.orders: nobody takes over by itself, because all of its members have",
+        ),
+        (
+            with_database(&three, "priorities = { b = 0, c = 0 }"),
+            "postgres.orders: nobody takes over from node `a` by itself",
+        ),
+        (
+            with_database(&three, &parameter("\"5min\"")),
+            "postgres.orders: nobody takes over by itself, because `recovery_min_apply_delay`",
+        ),
+    ] {
+        let warnings = warnings(&file);
+        assert!(warnings.len() == 1 && warnings[0].starts_with(said), "{file}: {warnings:?}");
+    }
+    let etcd = "[consensus]\nkind = \"etcd\"\nendpoints = [\"http://127.0.0.9:2379\"]";
+    for file in [
+        with_database(&three, ""),
+        with_database(&three, "nodes = [\"a\"]"),
+        with_database(&three, "priorities = { c = 0 }"),
+        with_database(&three, &parameter("0")),
+        with_database(&three, &parameter("\"0 s\"")),
+        with_database(&three[..2], etcd),
+        "[node.a]\naddress = \"10.0.0.1\"\n".to_owned(),
+    ] {
+        assert_eq!(warnings(&file), [""; 0], "{file}");
+    }
+}
+
 #[test]
 fn mistakes_end_in_1_and_go_to_standard_error() {
     let output = outlast(&["check", "-"], BROKEN);

@@ -335,6 +335,159 @@ fn listeners_of_different_nodes_are_not_in_each_others_way() {
     );
 }
 
+const THREE_NODES: &str = "\
+[node.a]
+address = \"10.0.0.1\"
+[node.b]
+address = \"10.0.0.2\"
+[node.c]
+address = \"10.0.0.3\"
+";
+
+/// A database with these lines, beside three nodes.
+fn database(name: &str, lines: &str) -> String {
+    format!("[postgres.{name}]\nversion = 16\n{lines}\n")
+}
+
+fn check_refused(text: &str, said: &[&str]) {
+    assert_eq!(messages(&format!("{THREE_NODES}{text}")), said, "{text}");
+}
+
+#[test]
+fn what_listens_on_a_nodes_own_address_is_in_nobodys_way() {
+    let backends = "backends = [\"http://10.0.0.9:1\"]\n";
+    let service = |listen: &str| format!("[service.s]\nlisten = \"{listen}\"\n{backends}");
+    let one = database("one", "");
+    let other = |lines: &str| format!("{one}{}", database("two", lines));
+    let on_port = "the PostgreSQL of [postgres.one] listens on";
+    let link = "the agent (`port` in [cluster]) listens on";
+    for (text, said) in [
+        (other(""), format!("{on_port} 10.0.0.1:5432 already")),
+        (other("nodes = [\"b\"]"), format!("{on_port} 10.0.0.2:5432 already")),
+        (database("one", "port = 8901"), format!("{link} 10.0.0.1:8901 already")),
+        (
+            format!("[cluster]\nport = 5432\n{one}"),
+            "the agent (`port` in [cluster]) listens on 10.0.0.1:5432 already".to_owned(),
+        ),
+        (
+            format!("[node.d]\naddress = \"10.0.0.4\"\nport = 5432\n{one}"),
+            "the agent (`port` in [node.d]) listens on 10.0.0.4:5432 already".to_owned(),
+        ),
+        (
+            format!("{one}{}", service("0.0.0.0:5432")),
+            format!("{on_port} 10.0.0.1:5432 already, which takes 0.0.0.0:5432 too"),
+        ),
+        (
+            format!("{one}{}", service("[::]:5432")),
+            format!("{on_port} 10.0.0.1:5432 already, which takes [::]:5432 too"),
+        ),
+        (
+            format!("{}{one}", service("0.0.0.0:5432")),
+            "[service.s] listens on 0.0.0.0:5432 already, which takes 10.0.0.1:5432 too".to_owned(),
+        ),
+        (format!("{one}{}", service("10.0.0.2:5432")), format!("{on_port} 10.0.0.2:5432 already")),
+        (
+            format!("[cluster]\nface = \"10.0.0.3:5432\"\n{one}"),
+            "`face` in [cluster] listens on 10.0.0.3:5432 already".to_owned(),
+        ),
+        (
+            service("0.0.0.0:8901"),
+            format!("{link} 10.0.0.1:8901 already, which takes 0.0.0.0:8901 too"),
+        ),
+        (
+            database("one", "listen = { write = \"10.0.0.1:5432\" }"),
+            format!("{on_port} 10.0.0.1:5432 already"),
+        ),
+        (
+            format!(
+                "{}{}",
+                database("one", "nodes = [\"a\"]\nlisten = { write = \"0.0.0.0:6432\" }"),
+                database("two", "nodes = [\"b\"]\nlisten = { read = \"0.0.0.0:6432\" }")
+            ),
+            "`write` of [postgres.one] listens on 0.0.0.0:6432 already".to_owned(),
+        ),
+    ] {
+        check_refused(&text, &[&said]);
+    }
+    for text in [
+        other("port = 5433"),
+        format!("{}{}", database("one", "nodes = [\"a\"]"), database("two", "nodes = [\"b\"]")),
+        format!("{one}{}", service("127.0.0.1:5432")),
+        format!("{}{}", database("one", "nodes = [\"a\"]"), service("10.0.0.2:5432")),
+    ] {
+        good(&format!("{THREE_NODES}{text}"));
+    }
+    // A node that is alone does not listen for others.
+    good(&format!("[node.a]\naddress = \"10.0.0.1\"\n{}", service("0.0.0.0:8901")));
+}
+
+#[test]
+fn each_database_has_a_directory_of_its_own() {
+    let dir = |name: &str, dir: &str, port: u16| {
+        database(name, &format!("data_dir = \"{dir}\"\nport = {port}"))
+    };
+    let two = |one: &str, other: &str| format!("{}{}", dir("x", one, 1), dir("y", other, 2));
+    let agent = "would be in the way of the agent, which has files of its own in";
+    for (text, said) in [
+        (two("/srv/x", "/srv/x"), "[postgres.x] has its data in `/srv/x` already".to_owned()),
+        (two("/srv/x", "/srv//x/"), "[postgres.x] has its data in `/srv/x` already".to_owned()),
+        (
+            two("/srv/x", "/srv/x/y"),
+            "`/srv/x/y` lies in `/srv/x`, where [postgres.x] has its data".to_owned(),
+        ),
+        (
+            two("/srv/x/y", "/srv/x"),
+            "`/srv/x` holds `/srv/x/y`, where [postgres.x] has its data".to_owned(),
+        ),
+        (
+            format!("{}{}", database("x", ""), dir("y", "/var/lib/outlast/x", 2)),
+            "[postgres.x] has its data in `/var/lib/outlast/x` already".to_owned(),
+        ),
+        (dir("x", "/", 1), "`/` holds all other files".to_owned()),
+        (dir("x", "/var/lib", 1), format!("data in `/var/lib` {agent} `/var/lib/outlast/journal`")),
+        (
+            dir("x", "/var/lib/outlast/", 1),
+            "`data_dir` in [cluster] is `/var/lib/outlast/` already".to_owned(),
+        ),
+        (
+            dir("x", "/srv/../var/lib/outlast", 1),
+            "`/srv/../var/lib/outlast` goes up again by `..`".to_owned(),
+        ),
+        (
+            format!("[cluster]\ndata_dir = \"/srv/x\"\n{}", dir("x", "/srv", 1)),
+            format!("data in `/srv` {agent} `/srv/x/journal`"),
+        ),
+    ] {
+        check_refused(&text, &[&said]);
+    }
+    let elsewhere = |node: &str, port: u16| {
+        database(node, &format!("nodes = [\"{node}\"]\ndata_dir = \"/srv/x\"\nport = {port}"))
+    };
+    good(&format!("{THREE_NODES}{}{}", elsewhere("a", 1), elsewhere("b", 1)));
+    good(&format!("{THREE_NODES}{}", two("/srv/x", "/srv/xy")));
+    good(&format!("[cluster]\ndata_dir = \"../state\"\n{THREE_NODES}{}", database("x", "")));
+}
+
+#[test]
+fn no_database_takes_a_directory_of_the_agent_by_its_name() {
+    for name in ["postgres", "journal", "consensus", "processes", "lab-certs"] {
+        let complaints = parse("outlast.toml", &format!("{THREE_NODES}{}", database(name, "")));
+        let complaints = complaints.expect_err(name);
+        let [only] = complaints.list() else { panic!("{complaints}") };
+        let own = format!("`/var/lib/outlast/{name}`");
+        assert_eq!(
+            only.message,
+            format!(
+                "data in {own} would be in the way of the agent, which has files of its own in {own}"
+            )
+        );
+        let help = &only.help;
+        let proposal = format!("data_dir = \"/var/lib/outlast/{name}-data\"");
+        assert!(help.contains(&proposal), "{help}");
+        good(&format!("{THREE_NODES}{}", database(name, &proposal)));
+    }
+}
+
 #[test]
 fn zones_share_a_name_server() {
     let zone = |name: &str| format!("[dns.\"{name}\"]\nlisten = \"0.0.0.0:53\"\nrecords = []\n");

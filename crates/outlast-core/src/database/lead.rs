@@ -12,6 +12,7 @@ use alloc::borrow::ToOwned as _;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::time::Duration;
 
 use self::rule::acknowledgers;
@@ -127,11 +128,14 @@ impl Lead {
         for name in &scene.wish.members {
             let sight = scene.members.get(name).and_then(Seen::fresh);
             let known = sight.filter(|sight| sight.state != MemberState::Unknown);
-            let Some(sight) = known else {
-                self.stuck = Some(format!("waits for node `{name}` before the database is made"));
+            let Some(known) = known else {
+                let why = sight.filter(|sight| !sight.trouble.is_empty());
+                let why = why.map_or(String::new(), |sight| format!(": {}", sight.trouble));
+                self.stuck =
+                    Some(format!("waits for node `{name}` before the database is made{why}"));
                 return None;
             };
-            sights.insert(name, sight);
+            sights.insert(name, known);
         }
         let data = sights.iter().filter(|(_, sight)| sight.system.is_some());
         let systems: BTreeSet<u64> = data.clone().filter_map(|(_, sight)| sight.system).collect();
@@ -150,7 +154,13 @@ impl Lead {
             let at_home = scene.wish.home.as_ref() == scene.wish.regions.get(**name);
             (at_home, scene.wish.priority(name), core::cmp::Reverse(name.as_str()))
         });
-        let (node, _) = furthest.or(empty)?;
+        let Some((node, _)) = furthest.or(empty) else {
+            self.stuck = Some(format!(
+                "no member has an empty directory, or data of PostgreSQL, to make the database from: {}",
+                troubles(&sights)
+            ));
+            return None;
+        };
         let (database, node) = (scene.name.to_owned(), (*node).clone());
         Some(DatabaseCommand::Create { database, node })
     }
@@ -177,6 +187,15 @@ impl Lead {
         let timeline = primary.reaches.timeline;
         serves.then_some(DatabaseCommand::Open { database, epoch, timeline })
     }
+}
+
+/// What is wrong with each member, in one line.
+fn troubles(sights: &BTreeMap<&String, &MemberSight>) -> String {
+    let each = sights.iter().map(|(name, sight)| match sight.trouble.as_str() {
+        "" => format!("node `{name}`: it is {}", sight.state.word()),
+        trouble => format!("node `{name}`: {trouble}"),
+    });
+    each.collect::<Vec<String>>().join("; ")
 }
 
 /// Why a member is not chosen as long as people want nothing else.

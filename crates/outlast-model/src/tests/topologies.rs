@@ -143,6 +143,31 @@ fn what_is_not_critical_is_no_single_point() {
 }
 
 #[test]
+fn a_database_that_no_part_needs_is_looked_at_by_itself() {
+    let mut topology = three_nodes(Some(0.999));
+    assert!(!analyse(&topology).has_critical_parts());
+    let quorum = Durability::Quorum { acks: count(1), acks_min: 1 };
+    topology.postgres.insert("safe".into(), postgres(&["a", "b", "c"], quorum));
+    let report = analyse(&topology);
+    assert!(figures(&report, "postgres.safe").critical && report.has_critical_parts());
+    assert_eq!(subjects(&report), [""; 0]);
+    topology.postgres.insert("alone".into(), postgres(&["a"], Durability::Async));
+    let report = analyse(&topology);
+    assert_eq!(subjects(&report), ["postgres.alone"]);
+    assert_eq!(
+        report.spofs[0].reason,
+        "it has one node, node.a: without it postgres.alone is down"
+    );
+    // How much it matters is said by those who use it.
+    let mut web = service(&topology, &["a", "b"], &[]);
+    web.may_use.push(part("postgres.alone"));
+    topology.services.insert("web".into(), web);
+    assert_eq!(subjects(&analyse(&topology)), [""; 0]);
+    topology.services.get_mut("web").unwrap().needs.push(part("postgres.alone"));
+    assert_eq!(subjects(&analyse(&topology)), ["postgres.alone"]);
+}
+
+#[test]
 fn a_node_that_carries_too_many_backends_is_a_single_point() {
     let mut topology = three_nodes(Some(0.999));
     let mut web = service(&topology, &["a", "a", "b"], &[]);

@@ -11,10 +11,14 @@ use outlast_host::steady;
 use outlast_postgres::{Address, Settings, Tls, Upstream};
 
 use super::Home;
+use crate::file::OWN_DIRS;
 
 /// Where the system's packages put PostgreSQL's programs, with the version in place of `{}`.
 const BIN_DIRS: [&str; 3] =
     ["/usr/lib/postgresql/{}/bin", "/usr/pgsql-{}/bin", "/usr/local/pgsql/bin"];
+
+/// What the agent knows of the members on its node lies in this directory of its own, one of [`OWN_DIRS`].
+const MEMBERS: &str = "postgres";
 
 /// The hidden verb of this binary that keeps PostgreSQL.
 pub const KEEP: &str = "postgres-keeper";
@@ -40,7 +44,7 @@ pub(super) fn steady() {
 
 /// The directory of a database among the agent's own files.
 pub(super) fn own_dir(home: &Home, database: &str) -> anyhow::Result<PathBuf> {
-    let dir = home.data_dir.join("postgres").join(database);
+    let dir = home.data_dir.join(MEMBERS).join(database);
     std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
     Ok(dir)
 }
@@ -52,7 +56,8 @@ fn let_pass(home: &Home) -> anyhow::Result<()> {
         done.with_context(|| format!("set the rights of {}", path.display()))
     };
     set(&home.data_dir, 0o711)?;
-    for private in ["journal", "consensus", "processes", crate::cluster::LAB_CERTS] {
+    // What lies in that of the members is for that account, too.
+    for private in OWN_DIRS.into_iter().filter(|own| *own != MEMBERS) {
         let path = home.data_dir.join(private);
         if path.is_dir() {
             set(&path, 0o700)?;
@@ -64,7 +69,7 @@ fn let_pass(home: &Home) -> anyhow::Result<()> {
 /// Sockets and the like: on no data disk, and within reach of the account that runs PostgreSQL.
 fn run_dir(home: &Home, database: &str) -> anyhow::Result<PathBuf> {
     if !rustix::process::geteuid().is_root() {
-        return Ok(home.data_dir.join("postgres").join(database).join("run"));
+        return Ok(home.data_dir.join(MEMBERS).join(database).join("run"));
     }
     let dir = Path::new("/run/outlast").join(token(home)?);
     std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
@@ -73,7 +78,7 @@ fn run_dir(home: &Home, database: &str) -> anyhow::Result<PathBuf> {
 
 /// A name that no other data directory of this machine has, nor one that lay in its place before.
 fn token(home: &Home) -> anyhow::Result<String> {
-    let path = home.data_dir.join("postgres").join("run-name");
+    let path = home.data_dir.join(MEMBERS).join("run-name");
     if let Ok(token) = std::fs::read_to_string(&path) {
         return Ok(token.trim().to_owned());
     }

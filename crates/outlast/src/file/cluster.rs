@@ -147,6 +147,32 @@ fn is_reachable(item: &Item<'_>, ip: IpAddr) -> bool {
     reachable
 }
 
+/// Notes where the agents listen for each other. One node has nobody to listen for.
+pub(super) fn note_links(
+    cluster: &Cluster,
+    section: &Section<'_>,
+    nodes: &Parts<'_, Node>,
+    notes: &mut Notes,
+) {
+    if nodes.good().nth(1).is_none() {
+        return;
+    }
+    let mut others = Vec::new();
+    for (name, section, node) in nodes.good() {
+        match node.port {
+            Some(LinkPort(port)) => {
+                let owner = format!("the agent (`port` in [node.{name}])");
+                let span = Some(section.span_of("port"));
+                notes.serve(port.get(), owner, span, vec![name.to_owned()]);
+            }
+            None => others.push(name.to_owned()),
+        }
+    }
+    let span = section.item("port").map(|item| item.span());
+    let owner = "the agent (`port` in [cluster])".to_owned();
+    notes.serve(cluster.port.0.get(), owner, span, others);
+}
+
 /// Complains of nodes that claim the same address.
 pub(super) fn complain_of_same_address(nodes: &Parts<'_, Node>) {
     let mut seen: BTreeMap<IpAddr, Span> = BTreeMap::new();

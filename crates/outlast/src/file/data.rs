@@ -2,16 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU16;
+use std::path::{Component, Path};
 
 use outlast_core::topology::{
-    Backup, Durability, Postgres, Redis, RegionFailover, Store, StoreMode,
+    Backup, Cluster, Durability, Postgres, Redis, RegionFailover, Store, StoreMode,
 };
 
+use super::Parts;
 use super::complaint::quote;
 use super::item::Item;
 use super::section::Section;
 use super::together::Notes;
 use super::words;
+
+/// What the agent keeps in the `data_dir` of `[cluster]` under names that parts can have, too.
+pub(crate) const OWN_DIRS: [&str; 5] =
+    ["journal", "consensus", "processes", "postgres", crate::cluster::LAB_CERTS];
 
 /// Everybody may connect who has a password.
 const HBA: &str = "host all all all scram-sha-256";
@@ -32,7 +38,8 @@ pub(super) fn postgres(
             let address = listen.optional(key, |item| item.listen())?;
             if let Some(address) = address {
                 let owner = format!("`{key}` of [postgres.{name}]");
-                notes.listen(address, owner, listen.span_of(key), nodes.clone());
+                // These ports are on every node, also on those without a member.
+                notes.listen(address, owner, listen.span_of(key), None);
             }
             Some(address)
         };
@@ -64,10 +71,14 @@ pub(super) fn postgres(
     let read_from_primary = section.switch("read_from_primary");
     let reliability = section.reliability();
     let (listen_write, listen_read) = listen?.unwrap_or_default();
+    let (nodes, port) = (nodes?, port?);
+    let own_dir = own_dir?.unwrap_or_else(|| format!("{}/{name}", data_dir.trim_end_matches('/')));
+    let server = format!("the PostgreSQL of [postgres.{name}]");
+    notes.serve(port.get(), server, Some(section.span_of("port")), nodes.clone());
     Some(Postgres {
-        nodes: nodes?,
+        nodes,
         version: version?,
-        data_dir: own_dir?.unwrap_or_else(|| format!("{}/{name}", data_dir.trim_end_matches('/'))),
+        data_dir: own_dir,
         listen_write,
         listen_read,
         durability: durability?,
@@ -76,7 +87,7 @@ pub(super) fn postgres(
         home: home?,
         region_failover: region_failover?,
         bin_dir: bin_dir?,
-        port: port?,
+        port,
         user: user?,
         hold: hold?,
         hba: hba?.unwrap_or_else(|| vec![HBA.to_owned()]),
@@ -84,6 +95,53 @@ pub(super) fn postgres(
         parameters: parameters?.unwrap_or_default(),
         reliability: reliability?,
     })
+}
+
+/// Notes where databases have their data. Complains where that would be in the way of the agent, or is not known before links
+/// are followed.
+pub(super) fn note_directories(
+    cluster: &Cluster,
+    of_cluster: &Section<'_>,
+    postgres: &Parts<'_, Postgres>,
+    notes: &mut Notes,
+) {
+    let home = Path::new(&cluster.data_dir);
+    let show = |path: &Path| quote(&path.display().to_string());
+    for (name, section, part) in postgres.good() {
+        let dir = Path::new(&part.data_dir);
+        let mut own = OWN_DIRS.iter().map(|own| home.join(own));
+        let near = own.find(|own| dir.starts_with(own) || own.starts_with(dir));
+        let also = of_cluster.item("data_dir").map(|item| (item.span(), "here".to_owned()));
+        let goes_up = dir.components().any(|part| part == Component::ParentDir);
+        let (message, also) = if goes_up && section.has("data_dir") {
+            (format!("{} goes up again by `..`", show(dir)), None)
+        } else if dir.parent().is_none() {
+            (format!("{} holds all other files", show(dir)), None)
+        } else if dir == home {
+            (format!("`data_dir` in [cluster] is {} already", show(dir)), also)
+        } else if let Some(own) = near {
+            let (dir, own) = (show(dir), show(&own));
+            let message = format!(
+                "data in {dir} would be in the way of the agent, which has files of its own in {own}"
+            );
+            (message, also)
+        } else {
+            let span = section.span_of("data_dir");
+            notes.keep_data(dir.to_owned(), name, span, part.nodes.clone());
+            continue;
+        };
+        let parent = if home.is_absolute() { home } else { Path::new("/var/lib/outlast") };
+        let proposal = show(&parent.join(format!("{name}-data")));
+        section.desk.complain_with(
+            section.span_of("data_dir"),
+            message,
+            format!(
+                "write another directory in [postgres.{name}], like data_dir = \"{}\"",
+                proposal.trim_matches('`')
+            ),
+            also,
+        );
+    }
 }
 
 fn durability(section: &Section<'_>, nodes: Option<&[String]>) -> Option<Durability> {

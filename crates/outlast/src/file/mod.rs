@@ -22,12 +22,14 @@ mod together;
 mod words;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use outlast_core::topology::Topology;
 use outlast_core::units::show_size;
 use toml::de::DeTable;
 
 pub use complaint::{Complaint, Complaints};
+pub(crate) use data::OWN_DIRS;
 pub use difference::{Change, Difference, KeyChange, Part, Side, difference};
 pub use regions::warnings as region_warnings;
 pub use schema::schema;
@@ -96,8 +98,8 @@ pub fn data_dir(text: &str) -> Option<String> {
 fn read<'t>(desk: &'t Desk<'t>, names: &'t Names, root: &'t DeTable<'t>) -> Option<Topology> {
     let file = Section::open(desk, names, &shapes::FILE, None, root, 0..0);
     let mut notes = Notes::default();
-    let cluster =
-        file.inner("cluster", &shapes::CLUSTER).and_then(|s| cluster::cluster(&s, &mut notes));
+    let cluster_section = file.inner("cluster", &shapes::CLUSTER);
+    let cluster = cluster_section.as_ref().and_then(|s| cluster::cluster(s, &mut notes));
     let consensus =
         file.inner("consensus", &shapes::CONSENSUS).and_then(|s| cluster::consensus(&s));
     let nodes = named(&file, "node", |section, _| cluster::node(section));
@@ -119,7 +121,13 @@ fn read<'t>(desk: &'t Desk<'t>, names: &'t Names, root: &'t DeTable<'t>) -> Opti
     cluster::complain_of_same_address(&nodes);
     reach::complain_of_same_address(&addresses, &nodes);
     regions::complain(&postgres, &nodes, consensus.as_ref());
-    notes.check(desk);
+    if let (Some(cluster), Some(section)) = (&cluster, &cluster_section) {
+        cluster::note_links(cluster, section, &nodes, &mut notes);
+        data::note_directories(cluster, section, &postgres, &mut notes);
+    }
+    let machines: BTreeMap<&str, IpAddr> =
+        nodes.good().map(|(name, _, node)| (name, node.address)).collect();
+    notes.check(desk, &machines);
     Some(Topology {
         cluster: cluster?,
         consensus: consensus?,

@@ -1,16 +1,20 @@
-//! What only the whole file can show: listeners in each other's way, parts that need themselves.
+//! What only the whole file can show: listeners and directories in each other's way, parts that need themselves.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 
 use outlast_core::topology::{LISTENERS_MAX, PartRef};
 
+use super::complaint::quote;
 use super::desk::{Desk, Span};
 
 /// What parts say about themselves that others may contradict.
 #[derive(Debug, Default)]
 pub(super) struct Notes {
     listeners: Vec<Listener>,
+    servers: Vec<Server>,
+    directories: Vec<Directory>,
     needs: BTreeMap<PartRef, Vec<(PartRef, Span)>>,
 }
 
@@ -24,6 +28,32 @@ struct Listener {
     nodes: Option<Vec<String>>,
     /// Zones share one name server: the same address twice is one listener.
     shared: bool,
+}
+
+/// What listens on the own address of each of its nodes: a database's PostgreSQL, the agents towards each other.
+#[derive(Debug)]
+struct Server {
+    port: u16,
+    owner: String,
+    /// `None`: nobody wrote it, it is a default.
+    span: Option<Span>,
+    nodes: Vec<String>,
+}
+
+/// Where a database has its data.
+#[derive(Debug)]
+struct Directory {
+    path: PathBuf,
+    database: String,
+    span: Span,
+    nodes: Vec<String>,
+}
+
+impl Listener {
+    fn is_on(&self, node: &str) -> bool {
+        let nodes = self.nodes.as_deref().unwrap_or_default();
+        nodes.is_empty() || nodes.iter().any(|name| name == node)
+    }
 }
 
 impl Notes {
@@ -53,6 +83,28 @@ impl Notes {
         });
     }
 
+    /// A listener on the own address of each of these nodes.
+    pub(super) fn serve(
+        &mut self,
+        port: u16,
+        owner: String,
+        span: Option<Span>,
+        nodes: Vec<String>,
+    ) {
+        self.servers.push(Server { port, owner, span, nodes });
+    }
+
+    /// A directory that a database has for itself on these nodes.
+    pub(super) fn keep_data(
+        &mut self,
+        path: PathBuf,
+        database: &str,
+        span: Span,
+        nodes: Vec<String>,
+    ) {
+        self.directories.push(Directory { path, database: database.to_owned(), span, nodes });
+    }
+
     /// Notes what a part needs; gives it back if `whole`.
     pub(super) fn needs(
         &mut self,
@@ -64,12 +116,22 @@ impl Notes {
         whole.then_some(parts)
     }
 
-    pub(super) fn check(mut self, desk: &Desk<'_>) {
-        self.listeners.sort_by_key(|listener| listener.span.as_ref().map(|span| span.start));
+    /// `addresses`: of all nodes.
+    pub(super) fn check(mut self, desk: &Desk<'_>, addresses: &BTreeMap<&str, IpAddr>) {
+        self.listeners.sort_by_key(|listener| start_of(listener.span.as_ref()));
+        self.servers.sort_by_key(|server| start_of(server.span.as_ref()));
+        self.directories.sort_by_key(|directory| directory.span.start);
         complain_of_listeners(desk, &self.listeners);
+        complain_of_servers(desk, &self.servers, &self.listeners, addresses);
+        complain_of_directories(desk, &self.directories);
         complain_of_too_many(desk, &self.listeners);
         complain_of_cycles(desk, &self.needs);
     }
+}
+
+/// Where something stands in the file; defaults come first.
+fn start_of(span: Option<&Span>) -> Option<usize> {
+    span.map(|span| span.start)
 }
 
 /// Complains of each listener that is in the way of an earlier one.
@@ -108,30 +170,154 @@ fn complain_of_too_many(desk: &Desk<'_>, listeners: &[Listener]) {
 
 fn are_in_the_way(a: &Listener, b: &Listener) -> bool {
     let (ip, other) = (a.address.ip(), b.address.ip());
-    // Linux: [::] also takes IPv4, unless told otherwise.
-    let takes_all =
-        |ip: IpAddr, other: IpAddr| ip.is_unspecified() && (ip.is_ipv6() || other.is_ipv4());
-    let same_place = ip == other || takes_all(ip, other) || takes_all(other, ip);
+    let same_place = takes(ip, other) || takes(other, ip);
     let same_node = || match (&a.nodes, &b.nodes) {
-        (Some(a), Some(b)) => a.is_empty() || b.is_empty() || a.iter().any(|node| b.contains(node)),
+        (Some(a), Some(b)) => share_a_node(a, b),
         (None, _) | (_, None) => true,
     };
     let one_name_server = a.shared && b.shared && ip == other;
     same_place && !one_name_server && same_node()
 }
 
+/// Whether a listener at `ip` is in the way of one at `other`.
+fn takes(ip: IpAddr, other: IpAddr) -> bool {
+    // Linux: [::] also takes IPv4, unless told otherwise.
+    ip == other || ip.is_unspecified() && (ip.is_ipv6() || other.is_ipv4())
+}
+
+/// A file without nodes is about one machine.
+fn share_a_node(a: &[String], b: &[String]) -> bool {
+    a.is_empty() || b.is_empty() || a.iter().any(|node| b.contains(node))
+}
+
+/// `already` of what listens at `theirs`, for what would listen at `ours`.
+fn listens_already(owner: &str, theirs: SocketAddr, ours: SocketAddr) -> String {
+    if theirs == ours {
+        format!("{owner} listens on {theirs} already")
+    } else {
+        format!("{owner} listens on {theirs} already, which takes {ours} too")
+    }
+}
+
+/// Complains of each server that is in the way of an earlier one or of a listener, whichever of the two comes later.
+fn complain_of_servers(
+    desk: &Desk<'_>,
+    servers: &[Server],
+    listeners: &[Listener],
+    addresses: &BTreeMap<&str, IpAddr>,
+) {
+    let mut ports: BTreeMap<u16, BTreeMap<IpAddr, (&str, &Server)>> = BTreeMap::new();
+    for server in servers {
+        let taken = ports.entry(server.port).or_default();
+        let places = || {
+            let nodes = server.nodes.iter().map(String::as_str);
+            nodes.filter_map(|node| Some((*addresses.get(node)?, node)))
+        };
+        match places().find_map(|(ip, _)| Some((ip, taken.get(&ip)?))) {
+            Some((ip, (_, other))) => complain_of_server(desk, server, other, ip),
+            None => taken.extend(places().map(|(ip, node)| (ip, (node, server)))),
+        }
+    }
+    for listener in listeners {
+        let ip = listener.address.ip();
+        let Some(taken) = ports.get(&listener.address.port()) else { continue };
+        let is_taken =
+            |&(&at, (node, _)): &(&IpAddr, &(&str, &Server))| takes(ip, at) && listener.is_on(node);
+        let other = if ip.is_unspecified() {
+            taken.iter().find(is_taken)
+        } else {
+            taken.get_key_value(&ip).filter(is_taken)
+        };
+        if let Some((&at, (_, server))) = other {
+            complain_of_listener_and_server(desk, listener, server, at);
+        }
+    }
+}
+
+fn complain_of_server(desk: &Desk<'_>, server: &Server, other: &Server, ip: IpAddr) {
+    let Some(span) = server.span.clone() else { return };
+    let address = SocketAddr::new(ip, server.port);
+    let also = here(other.span.clone());
+    let help = match also {
+        Some(_) => "write another `port`",
+        None => "write another `port` here, or in [cluster]",
+    };
+    desk.complain_with(span, listens_already(&other.owner, address, address), help, also);
+}
+
+/// The server would be at the address `ip` of a node.
+fn complain_of_listener_and_server(
+    desk: &Desk<'_>,
+    listener: &Listener,
+    server: &Server,
+    ip: IpAddr,
+) {
+    let (listens, serves) = (listener.address, SocketAddr::new(ip, server.port));
+    let listener_is_later = start_of(server.span.as_ref()) < start_of(listener.span.as_ref());
+    // Without a place in the file both are defaults, which are not in each other's way.
+    if listener_is_later && let Some(span) = listener.span.clone() {
+        let also = here(server.span.clone());
+        let help = match also {
+            Some(_) => "write another port",
+            None => "write another port, or another `port` in [cluster]",
+        };
+        desk.complain_with(span, listens_already(&server.owner, serves, listens), help, also);
+    } else if let Some(span) = server.span.clone() {
+        let also = here(listener.span.clone());
+        let help = match also {
+            Some(_) => "write another `port`",
+            None => "write another `port`, or another `face` in [cluster]",
+        };
+        desk.complain_with(span, listens_already(&listener.owner, listens, serves), help, also);
+    }
+}
+
+fn here(span: Option<Span>) -> Option<(Span, String)> {
+    span.map(|span| (span, "here".to_owned()))
+}
+
+/// Complains of directories of databases that are the same or lie in each other, at the later one.
+fn complain_of_directories(desk: &Desk<'_>, directories: &[Directory]) {
+    let mut paths: BTreeMap<&Path, Vec<&Directory>> = BTreeMap::new();
+    for directory in directories {
+        paths.entry(&directory.path).or_default().push(directory);
+    }
+    for directory in directories {
+        let near = directory.path.ancestors().find_map(|above| {
+            let is_same = above == directory.path;
+            let there = paths.get(above)?.iter().copied();
+            // Of two that are the same each would find the other.
+            let mut others = there.take_while(|o| !is_same || o.span.start < directory.span.start);
+            others.find(|other| share_a_node(&directory.nodes, &other.nodes))
+        });
+        match near {
+            Some(other) if other.span.start < directory.span.start => {
+                complain_of_directory(desk, directory, other);
+            }
+            Some(other) => complain_of_directory(desk, other, directory),
+            None => {}
+        }
+    }
+}
+
+fn complain_of_directory(desk: &Desk<'_>, directory: &Directory, other: &Directory) {
+    let show = |path: &Path| quote(&path.display().to_string());
+    let (path, there) = (show(&directory.path), show(&other.path));
+    let message = if directory.path == other.path {
+        format!("[postgres.{}] has its data in {there} already", other.database)
+    } else if directory.path.starts_with(&other.path) {
+        format!("{path} lies in {there}, where [postgres.{}] has its data", other.database)
+    } else {
+        format!("{path} holds {there}, where [postgres.{}] has its data", other.database)
+    };
+    let help = format!("write another `data_dir` in [postgres.{}]", directory.database);
+    desk.complain_with(directory.span.clone(), message, help, here(Some(other.span.clone())));
+}
+
 fn complain_of_listener(desk: &Desk<'_>, listener: &Listener, other: &Listener) {
     let Some(span) = listener.span.clone() else { return };
-    let address = other.address;
-    let message = if address == listener.address {
-        format!("{} listens on {address} already", other.owner)
-    } else {
-        format!(
-            "{} listens on {address} already, which takes {} too",
-            other.owner, listener.address
-        )
-    };
-    let also = other.span.clone().map(|span| (span, "here".to_owned()));
+    let message = listens_already(&other.owner, other.address, listener.address);
+    let also = here(other.span.clone());
     let help = match also {
         Some(_) => "write another port",
         None => "write another port, or another `face` in [cluster]",

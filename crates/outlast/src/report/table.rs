@@ -106,6 +106,10 @@ fn figures_row(figures: &Figures, report: &Report) -> Vec<String> {
 
 fn spofs_block(report: &Report, options: TableOptions) -> String {
     let title = match report.spofs.len() {
+        0 if !report.has_critical_parts() => {
+            let text = "single points of failure were not looked for: no service is critical, and no database is there for itself";
+            return Paint::Yellow.on(text, options) + "\n";
+        }
         0 => return Paint::Green.on("no single point of failure", options) + "\n",
         1 => "1 single point of failure".to_owned(),
         many => format!("{many} single points of failure"),

@@ -73,6 +73,16 @@ fn an_empty_report_does_not_look_like_a_good_one() {
 }
 
 #[test]
+fn what_nobody_needs_is_not_said_to_have_no_single_point_of_failure() {
+    let mut topology = Topology::default();
+    topology.externals.insert("bank".to_owned(), external(Some(0.999), 1));
+    let table = render_table(&analyse(&topology), TableOptions::default());
+    let said = "\nsingle points of failure were not looked for: no service is critical, and no database is there for itself\n";
+    assert!(table.contains(said), "{table}");
+    assert!(!table.contains("no single point of failure"), "{table}");
+}
+
+#[test]
 fn colour_is_only_for_those_who_ask() {
     let plain = render_table(&report(), TableOptions { colour: false });
     let coloured = render_table(&report(), TableOptions { colour: true });

@@ -2,6 +2,7 @@
 
 use std::borrow::ToOwned as _;
 use std::collections::{BTreeMap, BTreeSet};
+use std::string::String;
 use std::time::Duration;
 use std::vec::Vec;
 
@@ -281,4 +282,46 @@ fn how_long_an_earlier_reign_was_not_open_does_not_count_for_the_next() {
     agreed.reign = Reign { primary: "b".to_owned(), epoch: 40, ..agreed.reign };
     assert_eq!(decide(ended + 500, &agreed), None);
     assert_eq!(decide(ended + 1_000, &agreed), None);
+}
+
+/// What the leader says of a database that was never made, whose two members are like this.
+fn why_not_made(members: [MemberSight; 2]) -> Option<String> {
+    let nodes = ["a", "b"].map(str::to_owned);
+    let wish = Wish { members: nodes.clone().into(), ..Wish::default() };
+    let seen = members.map(|sight| Seen { sight: Some(sight), ..Seen::default() });
+    let scene = Scene {
+        name: "orders",
+        wish: &wish,
+        agreed: None,
+        leased: false,
+        members: nodes.into_iter().zip(seen).collect(),
+        paused: false,
+        resting: BTreeSet::new(),
+        wall: Timestamp(0),
+    };
+    let mut lead = Lead::default();
+    let command = lead.decide(at(1000), &scene);
+    assert_eq!(command.is_none(), lead.stuck.is_some(), "{command:?}");
+    lead.stuck
+}
+
+#[test]
+fn a_database_that_no_member_can_begin_says_why() {
+    let member = |state, trouble: &str| MemberSight {
+        state,
+        trouble: trouble.to_owned(),
+        ..MemberSight::default()
+    };
+    let broken = || member(MemberState::Broken, "/srv/orders holds no cluster");
+    let unreadable = member(MemberState::Broken, "");
+    let why = "no member has an empty directory, or data of PostgreSQL, to make the database from: \
+               node `a`: /srv/orders holds no cluster; node `b`: it is broken";
+    assert_eq!(why_not_made([broken(), unreadable]).as_deref(), Some(why));
+    let unknown = member(MemberState::Unknown, "find PostgreSQL 16: install it");
+    let why = "waits for node `b` before the database is made: find PostgreSQL 16: install it";
+    assert_eq!(why_not_made([broken(), unknown]).as_deref(), Some(why));
+    let silent = member(MemberState::Unknown, "");
+    let why = "waits for node `b` before the database is made";
+    assert_eq!(why_not_made([broken(), silent]).as_deref(), Some(why));
+    assert_eq!(why_not_made([broken(), member(MemberState::Empty, "")]), None);
 }

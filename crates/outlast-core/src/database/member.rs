@@ -524,17 +524,11 @@ impl Member {
         };
         // It may wait for log of a primary that is gone. Started anew it follows the present one, and is watched.
         let since = self.state.map_or(now, |(_, since)| since);
-        let duty = match duty {
-            Duty::Rest
-                if (part, state) == (Part::Follower, State::Starting)
-                    && is_source
-                    && !local.rests
-                    && STARTS_WITHIN < now.since(since) =>
-            {
-                Duty::Kill
-            }
-            duty => duty,
-        };
+        let begins_anew = (part, state) == (Part::Follower, State::Starting)
+            && is_source
+            && !local.rests
+            && STARTS_WITHIN < now.since(since);
+        let duty = if begins_anew { Duty::Kill } else { duty };
         let keeps_off = local.rests
             && matches!(part, Part::Elector | Part::Follower | Part::FollowerLater)
             && match duty {
@@ -659,7 +653,7 @@ impl Member {
 
     /// A rewind first; where that does not help or could be mistaken, everything anew.
     fn rejoin(
-        &mut self,
+        &self,
         agreed: &Database,
         local: &Local,
         source: Option<&MemberSight>,

@@ -235,12 +235,12 @@ struct World {
 impl World {
     fn new(seed: u64, only_parts: bool) -> World {
         let mut rng = Rng::new(seed);
-        let count = rng.between(2, 5) as usize;
+        let count = rng.pick(&[2, 3, 4]);
         let preempt = rng.per_mille(700);
-        let router = |last: usize, rng: &mut Rng| {
+        let router = |last: u8, rng: &mut Rng| {
             let of = rng.pick(&[50, 100, 100, 200]);
             let refresh = Duration::from_secs(if only_parts { 3_600 } else { 1 });
-            Router::new(Settings { preempt, refresh, ..settings(of, last as u8 + 1) })
+            Router::new(Settings { preempt, refresh, ..settings(of, last + 1) })
         };
         let routers = (0..count).map(|last| router(last, &mut rng)).collect();
         World {
@@ -248,8 +248,8 @@ impl World {
             now: 0,
             routers,
             sent: Vec::new(),
-            side: std::vec![0; count],
-            holds: std::vec![false; count],
+            side: std::vec![0; usize::from(count)],
+            holds: std::vec![false; usize::from(count)],
             believed: None,
             only_parts,
         }
@@ -298,7 +298,8 @@ impl World {
     }
 
     fn fault(&mut self) {
-        let node = self.rng.between(0, self.routers.len() as u64) as usize;
+        let all: Vec<usize> = (0..self.routers.len()).collect();
+        let node = self.rng.pick(&all);
         match self.rng.between(if self.only_parts { 3 } else { 0 }, 5) {
             0 => self.step(node, Event::Stop),
             1 => self.step(node, Event::Weigh(None)),
@@ -308,7 +309,7 @@ impl World {
             }
             _ => {
                 for side in &mut self.side {
-                    *side = self.rng.between(0, 2) as u8;
+                    *side = self.rng.pick(&[0, 1]);
                 }
             }
         }

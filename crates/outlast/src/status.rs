@@ -117,6 +117,9 @@ fn head(status: &Status, ink: Ink) -> String {
             plain(reason)
         ));
     }
+    if let Some(paused) = &status.failover_paused {
+        text += &note(format!("failover is {}", plain(&paused.words())));
+    }
     if let Some(refused) = &status.proxy.refused {
         text += &note(format!(
             "the proxy goes on with its old table, the new one was refused: {}; change the file and `outlast reload`",

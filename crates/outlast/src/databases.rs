@@ -84,7 +84,8 @@ that was acknowledged takes over. While the primary is well, `outlast switchover
 
 Where a database has a home, members of the primary's region take over; --region names another one.
 Where members are missing that may be the only ones to have an acknowledged write, nobody takes over by itself.
---allow-data-loss takes the member that reaches furthest all the same; what only the others have is lost.
+--allow-data-loss takes the member that reaches furthest all the same; what only the others have is lost. One that may not be
+primary (priority 0, paused, not fit) is taken only where no other reports, and you are told before you are asked.
 
 Examples:
   outlast failover orders
@@ -108,7 +109,7 @@ pub(crate) struct SwitchoverArgs {
     /// Change nothing, and say whether it could be done now.
     #[arg(long)]
     dry_run: bool,
-    /// Begin at this time, not now; whoever leads the nodes then begins it.
+    /// Begin at this time, like 2026-12-01T02:00:00Z; whoever leads the nodes then begins it.
     #[arg(long = "at", value_name = "TIME", conflicts_with = "dry_run", value_parser = moment)]
     when: Option<jiff::Timestamp>,
     /// Take back the one that waits for its time.

@@ -547,3 +547,16 @@ impl Code for Said {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_finds_no_agent_is_asked_whether_one_runs() {
+        let error = Visitor::connect(Path::new("/nonexistent")).await.unwrap_err();
+        let said = format!("{error:#}");
+        assert!(said.starts_with("no agent answers at /nonexistent/admin.sock"), "{said}");
+        assert!(said.contains("is `outlast run` running with this file"), "{said}");
+    }
+}

@@ -39,7 +39,7 @@ pub(crate) struct PauseArgs {
     /// Also if writes have to wait without that node.
     #[arg(long, requires = "node")]
     force: bool,
-    /// It ends by itself after this long.
+    /// It ends by itself after this long, 366d at most.
     #[arg(long = "for", value_name = "TIME", default_value = "1h", value_parser = length)]
     lasts: Duration,
     /// For those who wonder.

@@ -42,7 +42,8 @@ Exit status:
 pub(crate) const AFTER_HELP_OF_REINIT: &str = "\
 The standby leaves those that acknowledge writes, then its data directory is kept aside (DATA_DIR.aside-MICROSECONDS; the
 two newest stay) and it gets a copy of the primary's. There must be room for both. It is refused for the primary, and where
-writes would have to wait without this copy. A failover ends it before it has begun.
+writes would have to wait without this copy: with two data nodes set `acks_min = 0` with `outlast apply` for that time. A
+failover ends it before it has begun.
 
 What is asked for is agreed on: it goes on if this command is ended.
 

@@ -247,3 +247,56 @@ impl MemberStatus {
         show_duration(std::time::Duration::from_secs(self.for_seconds))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use outlast_core::agreed::{NoticeKind, Reign, Stamp};
+
+    use super::*;
+
+    #[test]
+    fn each_member_says_why_it_could_not_take_over() {
+        let standby = MemberSight {
+            state: MemberState::Standby,
+            follows: Some("a".to_owned()),
+            ..MemberSight::default()
+        };
+        let primary = MemberSight { state: MemberState::Primary, ..MemberSight::default() };
+        let known = |node: &str, sight: &MemberSight, seconds| {
+            (node.to_owned(), (Duration::from_secs(seconds), Some(sight.clone())))
+        };
+        let members = [
+            known("a", &primary, 0),
+            known("b", &standby, 0),
+            known("c", &standby, 0),
+            known("d", &standby, 0),
+            known("e", &standby, 9),
+        ];
+        let names = ["a", "b", "c", "d", "e"].map(str::to_owned);
+        let priorities = [("c".to_owned(), 0)].into();
+        let wish = Wish { members: names.into(), priorities, ..Wish::default() };
+        let (kind, subject) = (NoticeKind::Maintenance, "node.d".to_owned());
+        let lasts = Duration::from_secs(60);
+        let (who, why, posted) = ("ann".to_owned(), String::new(), Stamp::default());
+        let notice = Notice { kind, subject, who, why, lasts, posted };
+        let reign = Reign { primary: "a".to_owned(), open: true, ..Reign::default() };
+        let view = DatabasesView {
+            wishes: [("orders".to_owned(), wish)].into(),
+            agreed: [("orders".to_owned(), Database { reign, ..Database::default() })].into(),
+            members: [("orders".to_owned(), members.into())].into(),
+            paused: [("d".to_owned(), notice)].into(),
+            ..DatabasesView::default()
+        };
+        let all = DatabaseStatus::all(&view);
+        let said = ["a", "b", "c", "d", "e"].map(|node| {
+            let member = &all["orders"].members[node];
+            assert_eq!(member.cannot_lead, member.cannot_switch);
+            member.cannot_switch.as_deref()
+        });
+        let silent = Some("it is silent");
+        let expected = [None, None, Some("its priority is 0"), Some("it is paused"), silent];
+        assert_eq!(said, expected);
+    }
+}

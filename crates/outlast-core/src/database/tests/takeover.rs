@@ -112,17 +112,22 @@ fn of_b<'a>(scene: &'a mut Scene<'_>) -> &'a mut Seen {
 fn people_are_told_why_nobody_takes_over_as_the_leader_decides_it() {
     check(|_, _, _| {}, None, None);
     let zero = Some("its priority is 0");
-    check(|wish, _, _| drop(wish.priorities.insert("b".to_owned(), 0)), zero, zero);
+    let lower = |wish: &mut Wish, _: &mut Database, _: &mut Scene<'_>| {
+        wish.priorities.insert("b".to_owned(), 0);
+    };
+    check(lower, zero, zero);
     let paused = Some("it is paused");
-    check(|_, _, scene| drop(scene.resting.insert("b".to_owned())), paused, paused);
+    let pause = |_: &mut Wish, _: &mut Database, scene: &mut Scene<'_>| {
+        scene.resting.insert("b".to_owned());
+    };
+    check(pause, paused, paused);
     let silent = Some("it is silent");
     check(|_, _, scene| of_b(scene).heard_ago = Duration::from_secs(9), silent, silent);
-    let unfit = Some("its disk is full");
-    let full = Some(unfit.unwrap_or_default().to_owned());
+    let full = "its disk is full";
     let change = |_: &mut Wish, _: &mut Database, scene: &mut Scene<'_>| {
-        of_b(scene).sight.as_mut().expect("it was said").unfit = full.clone();
+        of_b(scene).sight.as_mut().expect("it was said").unfit = Some(full.to_owned());
     };
-    check(change, unfit, unfit);
+    check(change, Some(full), Some(full));
     let broken = |_: &mut Wish, _: &mut Database, scene: &mut Scene<'_>| {
         of_b(scene).sight = Some(sight(MemberState::Broken));
     };

@@ -56,7 +56,7 @@ pub use limits::{
     PAGE_BYTES_MAX, PAGE_KEYS_MAX, PROPOSAL_MAX, REMOVED_KEPT, TTL_MAX, TTL_MIN,
 };
 pub use lock::{Lock, LockCommand, Locks};
-pub use notice::{Notice, NoticeCommand, NoticeKind, Notices, node_subject};
+pub use notice::{Notice, NoticeCommand, NoticeKind, Notices, node_of_subject, node_subject};
 pub use procedure::{
     End, How, Plan, Procedure, ProcedureCommand, Procedures, Progress, Step, StepState, What, next,
 };

@@ -19,7 +19,7 @@ use core::time::Duration;
 
 pub use changes::changes;
 pub use judge::{Proof, Pulse, Readable, Sender, readable, why_unfit};
-pub use lead::{Lead, Scene, Seen};
+pub use lead::{Lead, Scene, Seen, cannot_lead, cannot_switch};
 pub use member::{Descent, Disk, Duty, Local, Member, Order, Part, Server, State, order_of};
 
 use crate::agreed::form::{coded_enum, coded_struct};

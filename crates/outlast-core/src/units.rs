@@ -11,6 +11,7 @@ pub enum Fault {
     Empty,
     NoUnit,
     NoNumber,
+    Space,
     UnknownUnit,
     TooLarge,
     OutOfOrder,
@@ -22,6 +23,7 @@ impl fmt::Display for Fault {
             Fault::Empty => "is empty",
             Fault::NoUnit => "has no unit",
             Fault::NoNumber => "has no number before the unit",
+            Fault::Space => "has a space in it",
             Fault::UnknownUnit => "has an unknown unit",
             Fault::TooLarge => "is too large",
             Fault::OutOfOrder => "has its units in the wrong order, or one twice",
@@ -48,6 +50,18 @@ pub fn duration_units() -> impl Iterator<Item = &'static str> {
 
 /// Parses `"250ms"`, `"5s"`, `"1.5h"`, `"1h30m"`; a bare `"0"` needs no unit.
 pub fn parse_duration(text: &str) -> Result<Duration, Fault> {
+    or_space(text, duration_of)
+}
+
+/// Says so where a space is all that is wrong.
+fn or_space<T>(text: &str, parse: fn(&str) -> Result<T, Fault>) -> Result<T, Fault> {
+    parse(text).map_err(|fault| {
+        let joined: String = text.split_whitespace().collect();
+        if joined != text && parse(&joined).is_ok() { Fault::Space } else { fault }
+    })
+}
+
+fn duration_of(text: &str) -> Result<Duration, Fault> {
     if text == "0" {
         return Ok(Duration::ZERO);
     }
@@ -87,6 +101,10 @@ pub fn size_units() -> impl Iterator<Item = &'static str> {
 
 /// Parses `"16MiB"`, `"1.5GiB"`, `"512B"`; a bare `"0"` needs no unit.
 pub fn parse_size(text: &str) -> Result<u64, Fault> {
+    or_space(text, size_of)
+}
+
+fn size_of(text: &str) -> Result<u64, Fault> {
     if text == "0" {
         return Ok(0);
     }
@@ -202,7 +220,9 @@ mod tests {
         for (text, fault) in [
             ("", Fault::Empty),
             ("5", Fault::NoUnit),
-            ("5 s", Fault::UnknownUnit),
+            ("5 s", Fault::Space),
+            ("1h 30m", Fault::Space),
+            ("ten seconds", Fault::UnknownUnit),
             ("s", Fault::NoNumber),
             ("5sec", Fault::UnknownUnit),
             ("-5s", Fault::UnknownUnit),
@@ -231,6 +251,8 @@ mod tests {
         for (text, fault) in [
             ("16", Fault::NoUnit),
             ("16mb", Fault::UnknownUnit),
+            ("16 MB", Fault::Space),
+            ("16 mb", Fault::UnknownUnit),
             ("", Fault::Empty),
             ("1MiB2B", Fault::UnknownUnit),
         ] {

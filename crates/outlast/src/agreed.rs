@@ -191,6 +191,8 @@ pub(crate) struct ReadArgs {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
+    // Other verbs print tables for people.
+    #[value(alias = "table")]
     Text,
     Json,
 }
@@ -220,7 +222,8 @@ impl ExpectedArgs {
 }
 
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    outlast_core::units::parse_duration(text).map_err(|error| error.to_string())
+    let parsed = outlast_core::units::parse_duration(text);
+    parsed.map_err(|fault| format!("it {fault}: write for example 5s, 250ms or 1h30m"))
 }
 
 pub(crate) fn kv(kv: Kv) -> anyhow::Result<Outcome> {

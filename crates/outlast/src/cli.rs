@@ -429,6 +429,8 @@ pub(crate) struct CheckArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
     /// For people.
+    // Other verbs print lines of text for people.
+    #[value(alias = "text")]
     Table,
     /// For programs.
     Json,

@@ -7,18 +7,20 @@
 
 mod pause;
 mod schedule;
+#[cfg(test)]
+mod tests;
 mod upkeep;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
 use outlast::agent::admin;
 use outlast::agent::face::status_json::{DatabaseStatus, MemberStatus, Status};
 use outlast::cluster::door::{Question, Said, Visitor};
 use outlast_core::agreed::{
-    Command, Confirm, Database, DatabaseCommand, Fact, Notice, Position, Recruit, Reply,
+    Command, Confirm, Database, DatabaseCommand, Fact, Notice, Position, Recruit, Refusal, Reply,
     SwitchoverStep as Step,
 };
 use outlast_core::units::show_duration;
@@ -41,6 +43,9 @@ const SWITCHOVER_MAX: Duration = Duration::from_secs(120);
 
 /// How long members may take to report after an election has begun.
 const REPORTS_MAX: Duration = Duration::from_secs(15);
+
+/// Who reports later than this is not waited for where somebody has reported.
+const REPORTS_WITHIN: Duration = Duration::from_secs(3);
 
 /// What was heard longer ago, in seconds, counts for nothing.
 const HEARD_WITHIN: f64 = 2.0;
@@ -79,7 +84,8 @@ that was acknowledged takes over. While the primary is well, `outlast switchover
 
 Where a database has a home, members of the primary's region take over; --region names another one.
 Where members are missing that may be the only ones to have an acknowledged write, nobody takes over by itself.
---allow-data-loss takes the member that reaches furthest all the same; what only the others have is lost.
+--allow-data-loss takes the member that reaches furthest all the same; what only the others have is lost. One that may not be
+primary (priority 0, paused, not fit) is taken only where no other reports, and you are told before you are asked.
 
 Examples:
   outlast failover orders
@@ -87,14 +93,15 @@ Examples:
   outlast failover orders --region us-east --allow-data-loss";
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("what").required(true).args(["to", "region", "cancel"]))]
 pub(crate) struct SwitchoverArgs {
     /// The NAME of [postgres.NAME].
     database: String,
     /// The node whose member becomes primary.
-    #[arg(long, value_name = "NODE", required_unless_present_any = ["region", "cancel"])]
+    #[arg(long, value_name = "NODE")]
     to: Option<String>,
     /// The region whose best member, at the moment, becomes primary.
-    #[arg(long, value_name = "REGION", conflicts_with = "to")]
+    #[arg(long, value_name = "REGION")]
     region: Option<String>,
     /// Give it up if writes would have to wait for longer than this.
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration)]
@@ -102,11 +109,11 @@ pub(crate) struct SwitchoverArgs {
     /// Change nothing, and say whether it could be done now.
     #[arg(long)]
     dry_run: bool,
-    /// Begin at this time, not now; whoever leads the nodes then begins it.
-    #[arg(long = "at", value_name = "TIME", conflicts_with = "dry_run")]
+    /// Begin at this time, like 2026-12-01T02:00:00Z; whoever leads the nodes then begins it.
+    #[arg(long = "at", value_name = "TIME", conflicts_with = "dry_run", value_parser = moment)]
     when: Option<jiff::Timestamp>,
     /// Take back the one that waits for its time.
-    #[arg(long, conflicts_with_all = ["to", "region", "when", "dry_run"])]
+    #[arg(long, conflicts_with_all = ["when", "dry_run"])]
     cancel: bool,
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
@@ -146,6 +153,8 @@ pub(crate) struct HistoryArgs {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
+    // Other verbs print tables for people.
+    #[value(alias = "table")]
     Text,
     /// One object a line.
     Json,
@@ -170,12 +179,51 @@ async fn known(visitor: &mut Visitor, fresh: bool, history: u64) -> anyhow::Resu
 }
 
 async fn write(visitor: &mut Visitor, command: Command) -> anyhow::Result<(u64, Reply)> {
+    let written = try_write(visitor, command).await?;
+    written.map_err(|why| anyhow::anyhow!("refused: {}", refusal_words(why)))
+}
+
+/// The same, where the command has an answer to a refusal.
+async fn try_write(
+    visitor: &mut Visitor,
+    command: Command,
+) -> anyhow::Result<Result<(u64, Reply), Refusal>> {
     match visitor.ask(&Question::Write { command }).await? {
-        Said::Replied { reply: Reply::Refused { why }, .. } => bail!("refused: {why}"),
-        Said::Replied { index, reply } => Ok((index, reply)),
+        Said::Replied { reply: Reply::Refused { why }, .. } => Ok(Err(why)),
+        Said::Replied { index, reply } => Ok(Ok((index, reply))),
         Said::Unavailable { reason } | Said::Unknown { reason } => bail!(reason),
         other => bail!("the agent answers what was not asked: {other:?}"),
     }
+}
+
+/// Why nothing was changed, in the words of people who know verbs, but neither epochs nor procedures.
+fn refusal_words(why: Refusal) -> String {
+    let words = match why {
+        Refusal::OtherEpoch { .. } | Refusal::NotHeld => {
+            "another primary was chosen meanwhile, or is being chosen: look at `outlast status`, and ask again if you still want it"
+        }
+        Refusal::OutOfTurn | Refusal::NoProcedure | Refusal::ProcedureOver => {
+            "things have changed since the command looked: look at `outlast status`, and ask again if you still want it"
+        }
+        Refusal::Busy { .. } => {
+            "something else is under way or waits for its time: `outlast status` shows it"
+        }
+        Refusal::AlreadyPaused { .. } => {
+            "somebody has paused failover meanwhile: `outlast status` says who; `outlast resume` comes first"
+        }
+        Refusal::NoNotice => "somebody has ended this pause meanwhile, or it has run out",
+        Refusal::Duration => "the time has passed, or is too far away",
+        other => return other.to_string(),
+    };
+    words.to_owned()
+}
+
+/// A moment for people: with a zone, for nodes may be in several.
+fn moment(text: &str) -> Result<jiff::Timestamp, String> {
+    text.parse().map_err(|_any: jiff::Error| {
+        "write a date, a time and a zone, like 2026-12-01T02:00:00Z or 2026-12-01T02:00:00+01:00"
+            .to_owned()
+    })
 }
 
 fn named<'a>(known: &'a Known, name: &str) -> anyhow::Result<&'a Database> {
@@ -258,8 +306,27 @@ async fn switch(args: &SwitchoverArgs) -> anyhow::Result<Outcome> {
     bail!("it is still under way after {}: see `outlast status`", show_duration(SWITCHOVER_MAX))
 }
 
-/// Why writes would have to wait without this member.
-fn would_wait(database: &Database, seen: &DatabaseStatus, node: &str) -> Option<String> {
+/// Writes would have to wait without a member.
+#[derive(Debug, PartialEq, Eq)]
+struct WouldWait {
+    node: String,
+    /// How many others a write needs, and how many there would be.
+    acks: usize,
+    left: usize,
+}
+
+impl std::fmt::Display for WouldWait {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let WouldWait { node, acks, left } = self;
+        write!(
+            f,
+            "a write needs {acks} other members, and without node `{node}` there are {left}: writes would have to wait"
+        )
+    }
+}
+
+/// Whether writes would have to wait without this member.
+fn would_wait(database: &Database, seen: &DatabaseStatus, node: &str) -> Option<WouldWait> {
     let acks = database.rule().acks.min(seen.acks_min);
     let acks = usize::try_from(acks).unwrap_or(usize::MAX);
     let receives = seen.members.iter().filter(|(name, member)| {
@@ -269,9 +336,7 @@ fn would_wait(database: &Database, seen: &DatabaseStatus, node: &str) -> Option<
             && member.follows.as_ref() == Some(&database.reign.primary)
     });
     let left = receives.count();
-    (left < acks).then(|| {
-        format!("a write needs {acks} other members, and without node `{node}` there are {left}: writes would have to wait")
-    })
+    (left < acks).then(|| WouldWait { node: node.to_owned(), acks, left })
 }
 
 /// The node that was named, or the best one of the region that was.
@@ -289,16 +354,12 @@ fn best_of(status: &Status, name: &str, region: &str) -> anyhow::Result<String> 
     let there = members.iter().filter(|(_, member)| member.region.as_deref() == Some(region));
     let there: Vec<(&String, &MemberStatus)> = there.collect();
     ensure!(!there.is_empty(), "postgres.{name} has no member in region `{region}`, or no `home`");
-    let able = there.iter().filter(|(_, member)| {
-        member.state == "standby"
-            && member.unfit.is_none()
-            && member.paused.is_none()
-            && member.follows.is_some()
-    });
+    let primary = member_primary(status, name);
+    let able = there
+        .iter()
+        .filter(|(node, member)| member.cannot_switch.is_none() && Some(*node) != primary.as_ref());
     // Who follows the primary itself is told the least late.
-    let best = able.min_by_key(|(_, member)| {
-        (member.follows != member_primary(status, name), member.lag_bytes)
-    });
+    let best = able.min_by_key(|(_, member)| (member.follows != primary, member.lag_bytes));
     let best = best.or(there.first()).map(|(node, _)| (*node).clone());
     best.context("no member")
 }
@@ -326,16 +387,12 @@ fn against(status: &Status, name: &str, database: &Database, to: &str) -> Vec<St
     }
     match seen.members.get(to) {
         None => reasons.push(format!("node `{to}` is no member of postgres.{name}")),
-        Some(member) => {
-            if member.state != "standby" {
-                reasons.push(format!("node `{to}` is {}", member.state));
-            } else if member.follows.as_ref() != Some(&database.reign.primary)
-                && member.follows.as_deref() != Some(database.upstream(to))
-            {
-                reasons.push(format!("node `{to}` does not receive from the primary"));
-            }
-            reasons.extend(member.unfit.clone().map(|why| format!("node `{to}`: {why}")));
+        // By the leader's own rule: what it would give up at once is not begun.
+        Some(member) if database.election.is_none() => {
+            let why = member.cannot_switch.as_ref();
+            reasons.extend(why.map(|why| format!("node `{to}`: {why}")));
         }
+        Some(_) => {}
     }
     reasons
 }
@@ -400,8 +457,17 @@ async fn fail_over(args: &FailoverArgs) -> anyhow::Result<Outcome> {
         let seen = status(&args.at).await?;
         refuse_region(args, &database, &seen, region)?;
     }
+    let mut accepted = None;
     let question = match args.allow_data_loss {
-        true => may_be_lost(args, &database, &status(&args.at).await?),
+        true => {
+            let seen = status(&args.at).await?;
+            let seen = seen.postgres.get(&args.database).cloned().unwrap_or_default();
+            let defect = only_defective(args, &database, &seen);
+            let note = defect.as_ref().map(|(node, why)| format!(" {}", defect_words(node, why)));
+            let lost = may_be_lost(args, &database, &seen);
+            accepted = defect.map(|(node, _)| node);
+            format!("{lost}{} Take the member that reaches furthest?", note.unwrap_or_default())
+        }
         false => format!(
             "postgres.{}: end the reign of node `{}` now?",
             args.database, database.reign.primary
@@ -417,10 +483,18 @@ async fn fail_over(args: &FailoverArgs) -> anyhow::Result<Outcome> {
         let (database, epoch) = (args.database.clone(), database.epoch());
         let region = args.region.clone();
         let elect = DatabaseCommand::Elect { database, epoch, why, region };
-        (ended, _) = write(&mut visitor, Command::Database(elect)).await?;
+        ended = match try_write(&mut visitor, Command::Database(elect)).await? {
+            Ok((index, _)) => index,
+            // Whoever leads was first: what comes of that is looked at.
+            Err(Refusal::OtherEpoch { .. } | Refusal::OutOfTurn) if args.region.is_none() => {
+                ended.saturating_add(1)
+            }
+            Err(why) => bail!("refused: {}", refusal_words(why)),
+        };
     }
-    if args.allow_data_loss {
-        appoint_furthest(args, &mut visitor, ended).await?;
+    if args.allow_data_loss && !appoint_furthest(args, &mut visitor, ended, accepted).await? {
+        output::complain("nobody was appointed: `outlast status` says what is waited for\n");
+        return Ok(Outcome::Mistakes);
     }
     let started = std::time::Instant::now();
     while started.elapsed() < FAILOVER_MAX {
@@ -473,14 +547,50 @@ fn refuse_region(
     ensure!(
         covered || args.allow_data_loss,
         "{} Give --allow-data-loss if you mean it, or `outlast switchover --region` if the primary is well; nothing was changed",
-        may_be_lost(args, database, status)
+        may_be_lost(args, database, &seen)
     );
     Ok(())
 }
 
-fn may_be_lost(args: &FailoverArgs, database: &Database, status: &Status) -> String {
+/// The member that would be taken, and why it should not be, where no other one is left.
+fn only_defective(
+    args: &FailoverArgs,
+    database: &Database,
+    seen: &DatabaseStatus,
+) -> Option<(String, String)> {
+    let gone = |node: &str| database.election.is_none() && node == database.reign.primary;
+    let there = seen.members.iter().filter(|(node, member)| {
+        !gone(node) && member.state == "standby" && member.heard_seconds_ago < HEARD_WITHIN
+    });
+    let likely: Vec<Recruit> = there.filter_map(|(node, member)| recruit(node, member)).collect();
+    let best = furthest(seen, &likely, args.region.as_deref())?;
+    let why = seen.members.get(&best.node)?.cannot_lead.clone()?;
+    Some((best.node.clone(), why))
+}
+
+fn defect_words(node: &str, why: &str) -> String {
+    format!("Only node `{node}` could be taken, and by itself it would not be: {why}.")
+}
+
+/// Who reaches furthest of those that may be primary; one that may not be only where there is nobody else.
+fn furthest<'a>(
+    seen: &DatabaseStatus,
+    recruits: &'a [Recruit],
+    region: Option<&str>,
+) -> Option<&'a Recruit> {
+    let member = |recruit: &Recruit| seen.members.get(&recruit.node);
+    let wanted = recruits.iter().filter(|recruit| {
+        let there = member(recruit).and_then(|member| member.region.as_deref());
+        region.is_none() || there == region
+    });
+    wanted.max_by_key(|recruit| {
+        let may = member(recruit).is_some_and(|member| member.cannot_lead.is_none());
+        (may, recruit.reaches)
+    })
+}
+
+fn may_be_lost(args: &FailoverArgs, database: &Database, seen: &DatabaseStatus) -> String {
     let name = &args.database;
-    let seen = status.postgres.get(name).cloned().unwrap_or_default();
     let wanted = |member: &&MemberStatus| args.region.is_none() || member.region == args.region;
     let lags = seen.members.values().filter(wanted).filter_map(|member| member.lag_bytes);
     let lags = lags.min().filter(|_| args.region.is_some());
@@ -490,7 +600,7 @@ fn may_be_lost(args: &FailoverArgs, database: &Database, status: &Status) -> Str
     let rules: Vec<String> = database.confirms.iter().map(Confirm::to_string).collect();
     format!(
         "postgres.{name}: writes were acknowledged by {}. Those that only members have which do not report now are lost, \
-         and nothing brings them back.{} Take the member that reaches furthest?",
+         and nothing brings them back.{}",
         rules.join(", or by "),
         lags.unwrap_or_default()
     )
@@ -505,12 +615,13 @@ fn confirmed(question: &str) -> anyhow::Result<bool> {
     Ok(["y", "yes"].contains(&answer.trim()))
 }
 
-/// Appoints the member that reaches furthest of those that have reported.
+/// Appoints the member that reaches furthest of those that have reported; `false` if a person did not want that one.
 async fn appoint_furthest(
     args: &FailoverArgs,
     visitor: &mut Visitor,
     ended: u64,
-) -> anyhow::Result<()> {
+    mut accepted: Option<String>,
+) -> anyhow::Result<bool> {
     let started = std::time::Instant::now();
     loop {
         let now = known(visitor, false, u64::MAX).await?;
@@ -519,7 +630,7 @@ async fn appoint_furthest(
             tokio::time::sleep(LOOK_EVERY).await;
             continue;
         }
-        let Some(election) = &database.election else { return Ok(()) };
+        let Some(election) = &database.election else { return Ok(true) };
         let seen = status(&args.at).await?;
         let seen = seen.postgres.get(&args.database).cloned().unwrap_or_default();
         let recruits = reported(&seen, election.epoch);
@@ -529,10 +640,19 @@ async fn appoint_furthest(
             let region = seen.members.get(node).map(|member| &member.region);
             args.region.is_none() || region == Some(&args.region)
         };
-        let wanted = recruits.iter().filter(|recruit| is_wanted(&recruit.node));
-        if let Some(best) = wanted.max_by_key(|recruit| recruit.reaches)
-            && (all || Duration::from_secs(3) < waited)
-        {
+        let best = furthest(&seen, &recruits, args.region.as_deref());
+        let defect = best.and_then(|best| seen.members.get(&best.node)?.cannot_lead.clone());
+        let enough = all || REPORTS_WITHIN < waited;
+        if let (Some(best), true, true) = (best, enough, waited < REPORTS_MAX) {
+            if let Some(why) = defect.filter(|_| accepted.as_ref() != Some(&best.node)) {
+                let words = defect_words(&best.node, &why);
+                if args.yes {
+                    output::complain(&format!("{words}\n"));
+                } else if !confirmed(&format!("{words} Take it all the same?"))? {
+                    return Ok(false);
+                }
+                accepted = Some(best.node.clone());
+            }
             let rule = database.rule();
             let others = recruits.iter().filter(|recruit| recruit.node != best.node);
             // Of the region of the next primary, if there are such.
@@ -553,8 +673,15 @@ async fn appoint_furthest(
                 next,
                 losing: true,
             };
-            write(visitor, Command::Database(command)).await?;
-            return Ok(());
+            match try_write(visitor, Command::Database(command)).await? {
+                Ok(_) => return Ok(true),
+                // Whoever leads was first, or the election was followed by another: this node hears of it in a moment.
+                Err(Refusal::OtherEpoch { .. } | Refusal::OutOfTurn) => {
+                    tokio::time::sleep(LOOK_EVERY).await;
+                    continue;
+                }
+                Err(why) => bail!("refused: {}", refusal_words(why)),
+            }
         }
         ensure!(
             waited < REPORTS_MAX,
@@ -587,6 +714,10 @@ pub(crate) fn history(args: &HistoryArgs) -> anyhow::Result<Outcome> {
             None => true,
         };
         let lines: Vec<&Fact> = now.history.iter().filter(about).collect();
+        if let (Some(name), true) = (&args.database, lines.is_empty()) {
+            // What is remembered of one that was removed is shown all the same.
+            named(&now, name)?;
+        }
         for fact in lines.iter().skip(lines.len().saturating_sub(args.limit)) {
             let node = now.names.get(&fact.node).map_or("-", String::as_str);
             output::print(&match args.format {

@@ -117,6 +117,9 @@ fn head(status: &Status, ink: Ink) -> String {
             plain(reason)
         ));
     }
+    if let Some(paused) = &status.failover_paused {
+        text += &note(format!("failover is {}", plain(&paused.words())));
+    }
     if let Some(refused) = &status.proxy.refused {
         text += &note(format!(
             "the proxy goes on with its old table, the new one was refused: {}; change the file and `outlast reload`",
@@ -445,6 +448,7 @@ fn show_seconds(seconds: u64) -> String {
 mod tests {
     use super::*;
     use expect_test::expect;
+    use outlast::agent::face::status_json::PausedStatus;
 
     /// What an agent answers; its own tests keep this file.
     const ANSWER: &str = include_str!("agent/face/expected/status.json");
@@ -489,10 +493,16 @@ mod tests {
         status.proxy.refused = Some("two services at 0.0.0.0:8080".to_owned());
         status.proxy.stats_age_seconds = 61.2;
         status.pairs_not_saved = Some("write pairs.json: no space left".to_owned());
+        status.failover_paused = Some(PausedStatus {
+            who: "ann".to_owned(),
+            why: "new switch".to_owned(),
+            until: "2026-12-01T02:00:00Z".to_owned(),
+        });
         expect![[r#"
               node a  outlast   up 0s  no proxy
             the agent is stopping: it finishes what is open
             no pair changes sides until who serves can be written to disk: write pairs.json: no space left
+            failover is paused by ann until 2026-12-01T02:00:00Z: new switch
             the proxy goes on with its old table, the new one was refused: two services at 0.0.0.0:8080; change the file and `outlast reload`
             counters are 61s old
             no services: the file has no [service.NAME]

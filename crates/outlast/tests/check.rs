@@ -132,6 +132,19 @@ standard input: 1 mistake
 }
 
 #[test]
+fn every_verb_knows_both_words_for_what_people_read() {
+    for word in ["text", "table"] {
+        let output = outlast(&["check", "--format", word, "-"], BROKEN);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(text(&output.stderr).contains("write `name`"));
+        let history = ["history", "--data-dir", "/nonexistent", "--format", word];
+        let output = outlast(&history, "");
+        assert_eq!(output.status.code(), Some(2));
+        assert!(text(&output.stderr).contains("is `outlast run` running with this file"));
+    }
+}
+
+#[test]
 fn mistakes_can_be_read_by_programs() {
     let output = outlast(&["check", "--format", "json", "-"], BROKEN);
     assert_eq!(output.status.code(), Some(1));

@@ -49,6 +49,8 @@ pub struct Agreement {
     pub holders: BTreeSet<String>,
     pub sides: BTreeMap<String, AgreedSide>,
     pub databases: BTreeMap<String, Held>,
+    /// People want no automatic failover now.
+    pub pause: Option<Notice>,
     /// Nodes whose members of databases are paused, because people work on them.
     pub paused: BTreeMap<String, Notice>,
     /// This node leads.
@@ -82,10 +84,11 @@ impl Agreement {
         });
         let databases = databases.collect();
         let nodes = nodes.values().map(|node| node.name.clone()).collect();
+        let pause = agreed.notices().pause().map(|(_, notice)| notice.clone());
         let paused = agreed.notices().paused_nodes();
         let paused = paused.map(|(node, _, notice)| (node.to_owned(), notice.clone())).collect();
         let sides = agreed.sides().all().clone();
-        Agreement { nodes, holders, sides, databases, paused, leads }
+        Agreement { nodes, holders, sides, databases, pause, paused, leads }
     }
 }
 

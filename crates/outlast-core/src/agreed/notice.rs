@@ -19,6 +19,11 @@ pub fn node_subject(node: &str) -> String {
     format!("{NODE}{node}")
 }
 
+/// The node that a notice is about.
+pub fn node_of_subject(subject: &str) -> Option<&str> {
+    subject.strip_prefix(NODE)
+}
+
 /// What a notice asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum NoticeKind {
@@ -134,7 +139,7 @@ impl Notices {
     /// Nodes whose members are paused, because people work on them.
     pub fn paused_nodes(&self) -> impl Iterator<Item = (&str, u64, &Notice)> {
         self.of(NoticeKind::Maintenance)
-            .filter_map(|(id, notice)| Some((notice.subject.strip_prefix(NODE)?, id, notice)))
+            .filter_map(|(id, notice)| Some((node_of_subject(&notice.subject)?, id, notice)))
     }
 
     pub(super) fn apply(

@@ -16,6 +16,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use self::rule::acknowledgers;
+use self::switchover::why_not_switch;
 use super::{MemberSight, MemberState, SILENT_AFTER, Wish};
 use crate::agreed::{Confirm, Database, DatabaseCommand};
 use crate::health::Health;
@@ -212,6 +213,21 @@ fn never(scene: &Scene<'_>, node: &str) -> Option<String> {
 /// Whether this member is to be counted on for nothing.
 fn is_aside(scene: &Scene<'_>, node: &str) -> bool {
     scene.resting.contains(node) || scene.agreed.is_some_and(|agreed| agreed.is_remade(node))
+}
+
+/// Why no election chooses this member now.
+pub fn cannot_lead(scene: &Scene<'_>, node: &str) -> Option<String> {
+    scene.agreed.and_then(|_| unfit(scene, node))
+}
+
+/// Why no switchover makes this member primary now; one that is primary needs none.
+pub fn cannot_switch(scene: &Scene<'_>, node: &str) -> Option<String> {
+    let agreed = scene.agreed?;
+    let primary = &agreed.reign.primary;
+    if agreed.election.is_some() {
+        return Some("there is no primary that could hand over".to_owned());
+    }
+    if node == primary { None } else { why_not_switch(scene, primary, node) }
 }
 
 /// Why a member must not be chosen.

@@ -6,3 +6,4 @@ mod found;
 mod judge;
 mod regions;
 mod table;
+mod takeover;

@@ -147,7 +147,7 @@ fn text(status: StatusCode, text: String) -> Response<Full<Bytes>> {
     response
 }
 
-fn no_agent(socket: &Path) -> String {
+pub(crate) fn no_agent(socket: &Path) -> String {
     format!(
         "no agent answers at {}; is `outlast run` running with this file, and may you open its data directory?",
         socket.display()

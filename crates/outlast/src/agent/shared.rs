@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::cluster::ClusterView;
 use outlast_core::agreed::{Database, Notice};
-use outlast_core::database::MemberSight;
+use outlast_core::database::{MemberSight, Wish};
 use outlast_core::event::Target;
 use outlast_core::time::Timestamp;
 use outlast_core::topology::Topology;
@@ -57,15 +57,15 @@ pub struct Picture {
 /// Databases as this node knows them.
 #[derive(Clone, Debug, Default)]
 pub struct DatabasesView {
-    /// By database: with how many other members writes go on while more are away.
-    pub wanted: BTreeMap<String, u32>,
+    /// What people want of each.
+    pub wishes: BTreeMap<String, Wish>,
     pub agreed: BTreeMap<String, Database>,
     /// By database and node: how long ago it was heard, and what it said.
     pub members: BTreeMap<String, BTreeMap<String, (Duration, Option<MemberSight>)>>,
     /// Why the leader does nothing although something is wrong.
     pub stuck: BTreeMap<String, String>,
-    /// Where each node stands, of databases that have a home.
-    pub regions: BTreeMap<String, BTreeMap<String, String>>,
+    /// Nobody takes over by itself now.
+    pub pause: Option<Notice>,
     /// Nodes whose members are paused.
     pub paused: BTreeMap<String, Notice>,
 }

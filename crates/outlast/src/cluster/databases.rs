@@ -9,7 +9,7 @@ use outlast_consensus::boottime;
 use outlast_core::agent::{Agreement, HeldDatabase};
 use outlast_core::agreed::{
     ClientId, Command, DATABASE_LEASE, DatabaseCommand, Entry, Expected, Held, KvCommand,
-    LeaseCommand, NoticeKind, Reply, database_role,
+    LeaseCommand, Reply, database_role,
 };
 use outlast_core::database::{DatabaseSight, Lead, MemberState, SILENT_AFTER, Scene, Seen, Wish};
 use outlast_core::observers::Verdict;
@@ -229,16 +229,13 @@ impl Hub {
         });
         let members = members.collect();
         let held = agreement.databases.get(name);
-        let paused = self.replica.read(|agreed| {
-            agreed.notices().up().values().any(|notice| notice.kind == NoticeKind::Pause)
-        });
         Scene {
             name,
             wish,
             agreed: held.map(|held| &held.database),
             leased: held.is_some_and(|held| held.lease.is_some()),
             members,
-            paused,
+            paused: agreement.pause.is_some(),
             resting: agreement.paused.keys().cloned().collect(),
             wall: wall(),
         }

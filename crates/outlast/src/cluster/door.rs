@@ -24,6 +24,7 @@ use super::agree::{Client, Failure, is_own};
 use super::ask::version;
 use super::thread::Hub;
 use super::topology::TopologyState;
+use crate::agent::admin::{no_agent, socket_path};
 
 /// Bytes of one question or answer.
 const MESSAGE_MAX: usize = 4 << 20;
@@ -342,12 +343,10 @@ pub struct Visitor {
 impl Visitor {
     pub async fn connect(data_dir: &Path) -> anyhow::Result<Visitor> {
         let path = path(data_dir);
-        let stream = UnixStream::connect(&path).await.with_context(|| {
-            format!(
-                "reach the cluster's part of the agent at {}; it runs where the topology has more than one [node]",
-                path.display()
-            )
-        })?;
+        let stream = match UnixStream::connect(&path).await {
+            Ok(stream) => stream,
+            Err(error) => return Err(error).context(nobody(data_dir).await),
+        };
         Ok(Visitor { stream: BufReader::new(stream) })
     }
 
@@ -362,6 +361,18 @@ impl Visitor {
         let bytes = bytes.context("the agent has closed the connection")?;
         Said::from_bytes(&bytes).context("understand the agent")
     }
+}
+
+/// Why the socket may be silent.
+async fn nobody(data_dir: &Path) -> String {
+    let agent = socket_path(data_dir);
+    if UnixStream::connect(&agent).await.is_err() {
+        return no_agent(&agent);
+    }
+    format!(
+        "the agent runs, but not its part in the cluster, at {}: it has one where the topology has more than one [node]",
+        path(data_dir).display()
+    )
 }
 
 const VERSION: u8 = 1;
@@ -534,5 +545,18 @@ impl Code for Said {
             },
             _ => return Err(Malformed("an answer that is not known here")),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_finds_no_agent_is_asked_whether_one_runs() {
+        let error = Visitor::connect(Path::new("/nonexistent")).await.unwrap_err();
+        let said = format!("{error:#}");
+        assert!(said.starts_with("no agent answers at /nonexistent/admin.sock"), "{said}");
+        assert!(said.contains("is `outlast run` running with this file"), "{said}");
     }
 }

@@ -12,7 +12,9 @@ use outlast_core::agreed::{
 use outlast_core::units::show_duration;
 use serde_json::json;
 
-use super::{Format, LOOK_EVERY, confirmed, known, named, status, who, would_wait, write};
+use super::{
+    Format, LOOK_EVERY, WouldWait, confirmed, known, named, status, who, would_wait, write,
+};
 use crate::agreed::duration;
 use crate::cli::AtArgs;
 use crate::{Outcome, output, verbs};
@@ -40,7 +42,8 @@ Exit status:
 pub(crate) const AFTER_HELP_OF_REINIT: &str = "\
 The standby leaves those that acknowledge writes, then its data directory is kept aside (DATA_DIR.aside-MICROSECONDS; the
 two newest stay) and it gets a copy of the primary's. There must be room for both. It is refused for the primary, and where
-writes would have to wait without this copy. A failover ends it before it has begun.
+writes would have to wait without this copy: with two data nodes set `acks_min = 0` with `outlast apply` for that time. A
+failover ends it before it has begun.
 
 What is asked for is agreed on: it goes on if this command is ended.
 
@@ -151,7 +154,7 @@ pub(crate) fn reinit(args: &ReinitArgs) -> anyhow::Result<Outcome> {
             "node `{node}` is the primary, whose data is the database: switch over first"
         );
         if let Some(why) = would_wait(database, &seen, node) {
-            bail!("the copy on node `{node}` is needed: {why}");
+            bail!(needed(&why, name));
         }
         let question = format!(
             "postgres.{name}: the data of node `{node}` is set aside, and it gets a copy of that of node `{primary}`. Do it?"
@@ -171,6 +174,16 @@ pub(crate) fn reinit(args: &ReinitArgs) -> anyhow::Result<Outcome> {
         let (wait, format) = (args.wait, args.format);
         follow(&mut visitor, &Follow { database: name, begun, wait, format }).await
     })
+}
+
+/// Why this copy is not made anew, and what a person can do about it where it is the only other one.
+pub(super) fn needed(why: &WouldWait, name: &str) -> String {
+    let WouldWait { node, left, .. } = why;
+    format!(
+        "the copy on node `{node}` is needed: {why}. Bring another standby back first, or let writes go on with fewer for \
+         that time: set `acks_min = {left}` in [postgres.{name}] with `outlast apply`, give this command again, and set \
+         the old value again once it is done"
+    )
 }
 
 async fn seen(at: &AtArgs, name: &str) -> anyhow::Result<DatabaseStatus> {

@@ -1,6 +1,6 @@
 //! The part of `outlast status` that is about databases.
 
-use outlast::agent::face::status_json::{DatabaseStatus, MemberStatus};
+use outlast::agent::face::status_json::{DatabaseStatus, MemberStatus, PausedStatus};
 
 use super::{Cell, aligned};
 use crate::output::{Ink, Paint, plain};
@@ -67,10 +67,7 @@ pub(super) fn block(name: &str, database: &DatabaseStatus, ink: Ink) -> String {
 }
 
 fn row(node: &str, member: &MemberStatus) -> Vec<Cell> {
-    let paused = member.paused.as_ref().map(|paused| {
-        let why = if paused.why.is_empty() { String::new() } else { format!(": {}", paused.why) };
-        format!("paused by {} until {}{why}", paused.who, paused.until)
-    });
+    let paused = member.paused.as_ref().map(PausedStatus::words);
     let why = [paused, member.trouble.clone().or(member.unfit.clone())];
     let why = why.into_iter().flatten().collect::<Vec<_>>().join("; ");
     let behind = member.lag_seconds.map_or("-".to_owned(), |lag| format!("{lag:.1} s"));

@@ -21,12 +21,19 @@ fn nobody_takes_over_while_failover_is_paused_but_after_it_and_when_asked() {
     let writer = cluster.writer(&[old]);
     let (done, said) = cluster.verb(other, &["pause", "--for", "10m", "--why", "a test"]);
     assert!(done, "{said}");
+    let (done, said) = cluster.verb(other, &["pause"]);
+    assert!(!done && said.contains(": a test already; `outlast resume` comes first"), "{said}");
+    cluster.until(SOON, "the pause is shown", |cluster| {
+        cluster.verb(old, &["status"]).1.contains("failover is paused by")
+    });
     cluster.kill_node(old);
     let took_over = wait::look(NOTHING_HAPPENS, || {
         cluster.primary_but(&[old]).filter(|primary| *primary != old)
     });
     assert_eq!(took_over, None, "although failover is paused");
     let since = Instant::now();
+    let (done, said) = cluster.verb(other, &["resume", "--node", "nosuch"]);
+    assert!(!done && said.contains("there is no node `nosuch`; there is `a`"), "{said}");
     let (done, said) = cluster.verb(other, &["resume"]);
     assert!(done, "{said}");
     let new = cluster.successor(old);
@@ -47,5 +54,9 @@ fn nobody_takes_over_while_failover_is_paused_but_after_it_and_when_asked() {
     cluster.rejoins(new);
     let (done, said) = cluster.verb(other, &["history", "orders"]);
     assert!(done && said.contains("asked for it"), "{said}");
+    let (done, said) = cluster.verb(other, &["history", "nosuch"]);
+    assert!(!done && said.contains("there is orders"), "{said}");
+    let (done, said) = cluster.verb(other, &["resume"]);
+    assert!(done && said.contains("failover is not paused, nor is anything else"), "{said}");
     cluster.audit(writer);
 }

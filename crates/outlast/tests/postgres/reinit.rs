@@ -7,6 +7,7 @@ use crate::cluster::{Cluster, Plan, THREE};
 use crate::wait::{REJOIN, SOON};
 
 const TWO: Plan = Plan { nodes: &["a", "b", "w"], members: &["a", "b"], lines: "" };
+const ALONE: Plan = Plan { lines: "acks_min = 0", ..TWO };
 
 /// Directories beside a member's data that were kept.
 fn kept(cluster: &Cluster, node: &str) -> usize {
@@ -61,6 +62,23 @@ fn a_standby_without_which_writes_would_wait_is_not_made_anew() {
     let standby = TWO.members.iter().copied().find(|node| *node != primary).unwrap();
     let (done, said) = cluster.verb(primary, &["reinit", "orders", "--node", standby, "--yes"]);
     assert!(!done && said.contains("writes would have to wait"), "{said}");
+    assert!(said.contains("set `acks_min = 0` in [postgres.orders]"), "{said}");
     assert_eq!(kept(&cluster, standby), 0);
     cluster.until(SOON, "all is as it was", Cluster::is_whole);
+}
+
+#[test]
+fn the_only_standby_is_made_anew_where_writes_may_go_on_without_it() {
+    if !are_real() {
+        return;
+    }
+    let cluster = Cluster::serving(ALONE);
+    let primary = cluster.primary().unwrap();
+    let standby = ALONE.members.iter().copied().find(|node| *node != primary).unwrap();
+    let writer = cluster.writer(&[]);
+    let (done, said) = cluster.verb(primary, &["reinit", "orders", "--node", standby, "--yes"]);
+    assert!(done && said.contains("was made anew"), "{said}");
+    cluster.until(REJOIN, "both count again", Cluster::is_whole);
+    cluster.flows(&writer);
+    cluster.audit(writer);
 }

@@ -186,17 +186,23 @@ fn token(agreed: &Database, end: Position) -> String {
 
 /// Whether the one that is to become primary could.
 pub(super) fn could_switch(scene: &Scene<'_>, from: &str, to: &str) -> Result<(), String> {
+    let why = why_not_switch(scene, from, to);
+    why.map_or(Ok(()), |why| Err(format!("node `{to}`: {why}")))
+}
+
+/// Why this member could not become primary in the place of that one.
+pub(super) fn why_not_switch(scene: &Scene<'_>, from: &str, to: &str) -> Option<String> {
     if let Some(why) = unfit(scene, to) {
-        return Err(format!("node `{to}`: {why}"));
+        return Some(why);
     }
     if scene.agreed.is_some_and(|agreed| agreed.is_remade(to)) {
-        return Err(format!("node `{to}` is about to be made anew"));
+        return Some("it is about to be made anew".to_owned());
     }
-    let sight = scene.members.get(to).and_then(Seen::fresh);
-    let follows = sight.is_some_and(|sight| {
-        let relay = scene.agreed.map_or(from, |agreed| agreed.upstream(to));
-        let follows = sight.follows.as_deref();
-        sight.state == MemberState::Standby && follows.is_some_and(|f| f == from || f == relay)
-    });
-    if follows { Ok(()) } else { Err(format!("node `{to}` does not follow `{from}`")) }
+    let sight = scene.members.get(to).and_then(Seen::fresh)?;
+    if sight.state != MemberState::Standby {
+        return Some(format!("it is {}", sight.state.word()));
+    }
+    let relay = scene.agreed.map_or(from, |agreed| agreed.upstream(to));
+    let follows = sight.follows.as_deref().is_some_and(|f| f == from || f == relay);
+    (!follows).then(|| format!("it does not receive from `{from}`"))
 }

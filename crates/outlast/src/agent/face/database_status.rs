@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use outlast_core::agreed::{Database, Notice, Position, Upkeep};
-use outlast_core::database::{MemberSight, MemberState};
+use outlast_core::database::{
+    MemberSight, MemberState, Scene, Seen, Wish, cannot_lead, cannot_switch,
+};
 use outlast_core::time::Timestamp;
 use outlast_core::units::show_duration;
 use serde::{Deserialize, Serialize};
@@ -48,7 +50,7 @@ pub struct ScheduledStatus {
     pub who: String,
 }
 
-/// People work on the member's node.
+/// A pause of failover in the whole cluster, or of the members on one node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PausedStatus {
@@ -85,6 +87,10 @@ pub struct MemberStatus {
     pub heard_seconds_ago: f64,
     /// Why it must not be primary.
     pub unfit: Option<String>,
+    /// Why no election chooses it now: `unfit`, or its priority, a pause, silence.
+    pub cannot_lead: Option<String>,
+    /// Why no switchover makes it primary now.
+    pub cannot_switch: Option<String>,
     pub trouble: Option<String>,
     /// Settings that take effect with a restart.
     pub needs_restart: Vec<String>,
@@ -99,11 +105,11 @@ impl DatabaseStatus {
     }
 
     pub(super) fn all(view: &DatabasesView) -> BTreeMap<String, DatabaseStatus> {
-        let all = view.wanted.keys().map(|name| (name.clone(), DatabaseStatus::of(view, name)));
-        all.collect()
+        let all = view.wishes.iter();
+        all.map(|(name, wish)| (name.clone(), DatabaseStatus::of(view, name, wish))).collect()
     }
 
-    fn of(view: &DatabasesView, name: &str) -> DatabaseStatus {
+    fn of(view: &DatabasesView, name: &str, wish: &Wish) -> DatabaseStatus {
         let agreed = view.agreed.get(name);
         let empty = Database::default();
         let database = agreed.unwrap_or(&empty);
@@ -118,14 +124,16 @@ impl DatabaseStatus {
             Some(_) => stuck.or(election),
         };
         let reigns = agreed.is_some() && database.election.is_none();
-        let regions = view.regions.get(name);
-        let region = |node: &str| regions.and_then(|regions| regions.get(node).cloned());
+        let region = |node: &str| wish.regions.get(node).cloned();
+        let scene = scene(view, name, wish);
         let members = members.iter().map(|(node, (ago, sight))| {
             let mut member = MemberStatus::of(database, node, *ago, sight.as_ref(), end);
             let lag = ruler.as_ref().and_then(|ruler| ruler.lags.get(node));
             member.lag_seconds = lag.map(std::time::Duration::as_secs_f64);
             member.paused = view.paused.get(node).map(PausedStatus::of);
             member.region = region(node);
+            member.cannot_lead = cannot_lead(&scene, node);
+            member.cannot_switch = cannot_switch(&scene, node);
             (node.clone(), member)
         });
         DatabaseStatus {
@@ -135,7 +143,7 @@ impl DatabaseStatus {
             open: reigns && database.reign.open,
             why,
             acknowledged_by: database.rule().to_string(),
-            acks_min: view.wanted.get(name).copied().unwrap_or_default(),
+            acks_min: wish.acks_min,
             rule_changes: database.confirms.len() > 1,
             switchover: database.switchover.as_ref().map(|switchover| {
                 format!("to node `{}`: {}", switchover.to, switchover.step.words())
@@ -149,6 +157,24 @@ impl DatabaseStatus {
             upkeep: database.upkeep.as_ref().map(upkeep_words),
             members: members.collect(),
         }
+    }
+}
+
+/// As a leader that knows what this node knows would see who can become primary.
+fn scene<'a>(view: &'a DatabasesView, name: &'a str, wish: &'a Wish) -> Scene<'a> {
+    let members = view.members.get(name).into_iter().flatten().map(|(node, (ago, sight))| {
+        let seen = Seen { sight: sight.clone(), heard_ago: *ago, ..Seen::default() };
+        (node.clone(), seen)
+    });
+    Scene {
+        name,
+        wish,
+        agreed: view.agreed.get(name),
+        leased: false,
+        members: members.collect(),
+        paused: view.pause.is_some(),
+        resting: view.paused.keys().cloned().collect(),
+        wall: Timestamp::default(),
     }
 }
 
@@ -166,10 +192,16 @@ fn upkeep_words(upkeep: &Upkeep) -> String {
 }
 
 impl PausedStatus {
-    fn of(notice: &Notice) -> PausedStatus {
+    pub fn of(notice: &Notice) -> PausedStatus {
         let lasts = i64::try_from(notice.lasts.as_millis()).unwrap_or(i64::MAX);
         let until = Timestamp(notice.posted.wall.0.saturating_add(lasts)).to_string();
         PausedStatus { who: notice.who.clone(), why: notice.why.clone(), until }
+    }
+
+    /// `paused by ann until 2026-12-01T02:00:00Z: new switch`.
+    pub fn words(&self) -> String {
+        let why = if self.why.is_empty() { String::new() } else { format!(": {}", self.why) };
+        format!("paused by {} until {}{why}", self.who, self.until)
     }
 }
 
@@ -201,6 +233,8 @@ impl MemberStatus {
             for_seconds: known.since.as_secs(),
             heard_seconds_ago: heard_ago.as_secs_f64(),
             unfit: known.unfit.clone(),
+            cannot_lead: None,
+            cannot_switch: None,
             trouble: Some(known.trouble.clone()).filter(|trouble| !trouble.is_empty()),
             needs_restart: known.needs_restart.iter().cloned().collect(),
             lag_seconds: None,
@@ -211,5 +245,58 @@ impl MemberStatus {
     /// Since when, for people.
     pub fn lasts(&self) -> String {
         show_duration(std::time::Duration::from_secs(self.for_seconds))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use outlast_core::agreed::{NoticeKind, Reign, Stamp};
+
+    use super::*;
+
+    #[test]
+    fn each_member_says_why_it_could_not_take_over() {
+        let standby = MemberSight {
+            state: MemberState::Standby,
+            follows: Some("a".to_owned()),
+            ..MemberSight::default()
+        };
+        let primary = MemberSight { state: MemberState::Primary, ..MemberSight::default() };
+        let known = |node: &str, sight: &MemberSight, seconds| {
+            (node.to_owned(), (Duration::from_secs(seconds), Some(sight.clone())))
+        };
+        let members = [
+            known("a", &primary, 0),
+            known("b", &standby, 0),
+            known("c", &standby, 0),
+            known("d", &standby, 0),
+            known("e", &standby, 9),
+        ];
+        let names = ["a", "b", "c", "d", "e"].map(str::to_owned);
+        let priorities = [("c".to_owned(), 0)].into();
+        let wish = Wish { members: names.into(), priorities, ..Wish::default() };
+        let (kind, subject) = (NoticeKind::Maintenance, "node.d".to_owned());
+        let lasts = Duration::from_secs(60);
+        let (who, why, posted) = ("ann".to_owned(), String::new(), Stamp::default());
+        let notice = Notice { kind, subject, who, why, lasts, posted };
+        let reign = Reign { primary: "a".to_owned(), open: true, ..Reign::default() };
+        let view = DatabasesView {
+            wishes: [("orders".to_owned(), wish)].into(),
+            agreed: [("orders".to_owned(), Database { reign, ..Database::default() })].into(),
+            members: [("orders".to_owned(), members.into())].into(),
+            paused: [("d".to_owned(), notice)].into(),
+            ..DatabasesView::default()
+        };
+        let all = DatabaseStatus::all(&view);
+        let said = ["a", "b", "c", "d", "e"].map(|node| {
+            let member = &all["orders"].members[node];
+            assert_eq!(member.cannot_lead, member.cannot_switch);
+            member.cannot_switch.as_deref()
+        });
+        let silent = Some("it is silent");
+        let expected = [None, None, Some("its priority is 0"), Some("it is paused"), silent];
+        assert_eq!(said, expected);
     }
 }

@@ -97,6 +97,9 @@ fn banner(html: &mut Html, status: &Status) {
     if status.stopping {
         html.raw("<p class=\"note\">The agent is stopping: it finishes what is open.</p>");
     }
+    if let Some(paused) = &status.failover_paused {
+        html.raw("<p class=\"note\">Failover is ").text(&paused.words()).raw("</p>");
+    }
     if let Some(reason) = &status.pairs_not_saved {
         html.raw("<p class=\"note\">No pair changes sides until it can be written to disk: ");
         html.text(reason).raw("</p>");

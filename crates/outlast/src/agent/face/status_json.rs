@@ -15,7 +15,7 @@ use outlast_core::view::{
 use outlast_proxy::stats::{ErrorKind, Snapshot};
 use serde::{Deserialize, Serialize};
 
-pub use super::database_status::{DatabaseStatus, MemberStatus};
+pub use super::database_status::{DatabaseStatus, MemberStatus, PausedStatus};
 use super::health::UNWATCHED;
 use super::scene::Scene;
 use super::topology_status::TopologyStatus;
@@ -85,6 +85,8 @@ pub struct Status {
     pub generation: u64,
     /// Why no pair can change sides: who serves cannot be written to disk.
     pub pairs_not_saved: Option<String>,
+    /// No database fails over by itself, because people want that.
+    pub failover_paused: Option<PausedStatus>,
     /// Of a topology with more than one node.
     pub agreement: Option<AgreementStatus>,
     pub proxy: ProxyStatus,
@@ -355,6 +357,7 @@ impl Status {
         let of = |(name, service): (&String, &ServiceView)| {
             (name.clone(), service_status(scene, name, service))
         };
+        let databases = picture.databases.as_ref();
         Status {
             v: VERSION,
             cluster: picture.topology.cluster.name.clone(),
@@ -366,6 +369,7 @@ impl Status {
             stopping: scene.stopping,
             generation: view.generation,
             pairs_not_saved: view.not_saved.clone(),
+            failover_paused: databases.and_then(|view| view.pause.as_ref()).map(PausedStatus::of),
             agreement: picture.cluster.as_deref().map(|c| AgreementStatus::of(c, &view.nodes)),
             proxy: ProxyStatus {
                 pid: picture.proxy.pid,
@@ -387,7 +391,7 @@ impl Status {
                 .iter()
                 .map(|(n, e)| (n.clone(), external(scene, e)))
                 .collect(),
-            postgres: picture.databases.as_ref().map(DatabaseStatus::all).unwrap_or_default(),
+            postgres: databases.map(DatabaseStatus::all).unwrap_or_default(),
             unwatched: unwatched.chain(unprobed).collect(),
         }
     }

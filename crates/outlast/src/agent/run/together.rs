@@ -101,19 +101,14 @@ impl Loop {
             }
         }
         let agreed = self.agreement.databases.iter();
+        let wish = |part| databases::Wish::of(&self.topology, part);
+        let wishes = self.topology.postgres.iter().map(|(name, part)| (name.clone(), wish(part)));
         Some(DatabasesView {
-            wanted: self
-                .topology
-                .postgres
-                .iter()
-                .map(|(name, part)| {
-                    (name.clone(), databases::Wish::of(&self.topology, part).acks_min)
-                })
-                .collect(),
+            wishes: wishes.collect(),
             agreed: agreed.map(|(name, held)| (name.clone(), held.database.clone())).collect(),
             members,
             stuck,
-            regions: own.wishes.iter().map(|(n, wish)| (n.clone(), wish.regions.clone())).collect(),
+            pause: self.agreement.pause.clone(),
             paused: self.agreement.paused.clone(),
         })
     }

@@ -202,7 +202,7 @@ impl Postgres {
         let sql = "SELECT redo_lsn FROM pg_control_checkpoint()";
         let redo = self.value(sql, LOOK_LIMIT).await.doing("read the restart point")?;
         let redo: Lsn =
-            redo.parse().map_err(|_| Error::new(format!("no restart point: {redo}")))?;
+            redo.parse().map_err(|_none| Error::new(format!("no restart point: {redo}")))?;
         Ok(redo.min(Lsn(replayed.0.saturating_sub(STANDBY_KEEPS))))
     }
 

@@ -17,6 +17,9 @@ const HANGS_AFTER: u32 = 2;
 /// A write that went through counts for this long.
 const WROTE_WITHIN: Duration = Duration::from_secs(4);
 
+/// And for no longer than this if no look comes back: a look may take some seconds itself.
+const WROTE_MAX: Duration = Duration::from_secs(8);
+
 /// A disk on which less than this is free makes no primary.
 const FREE_MIN: u64 = 64 << 20;
 
@@ -46,6 +49,11 @@ impl Pulse {
             self.wrote = Some(now);
         }
         self.wrote.is_some_and(|at| now.since(at) <= WROTE_WITHIN)
+    }
+
+    /// Whether it may still be taken to do so, although nothing was heard since.
+    pub fn may_write(&self, now: Instant) -> bool {
+        self.wrote.is_some_and(|at| now.since(at) <= WROTE_MAX)
     }
 }
 

@@ -234,9 +234,9 @@ impl Watch {
         self.judge_write(false);
     }
 
-    /// A write that went through counts no more after a while, also if no look comes back.
+    /// A write that went through counts no more after some time, also if no look comes back.
     pub(super) fn expire(&mut self) {
-        self.judge_write(false);
+        self.local.writes &= self.pulse.may_write(boottime());
     }
 
     fn judge_write(&mut self, wrote: bool) {

@@ -82,6 +82,7 @@ fn a_write_counts_for_four_seconds() {
     let writes = [(1, true), (5, false), (6, false), (7, true), (8, false)];
     let writes = writes.map(|(now, wrote)| pulse.writes(at(now), wrote));
     assert_eq!(writes, [true, true, false, true, true]);
+    assert_eq!([15, 16].map(|now| pulse.may_write(at(now))), [true, false]);
 }
 
 #[test]

@@ -564,6 +564,10 @@ impl Running {
                     // People see it, until the configuration is taken: nothing else counts until then, and no start would succeed.
                     self.watch.unread = result.as_ref().err().map(ToString::to_string);
                 }
+                if what == "slots" && result.is_ok() && self.lacks_slots() {
+                    // Others wait until they are seen.
+                    self.look();
+                }
                 if let Err(error) = result {
                     tracing::warn!(database = self.database, what, %error, "beside the orders");
                     match what {
@@ -775,13 +779,17 @@ impl Running {
         followers
     }
 
+    /// Whether a primary does not keep log for all others yet.
+    fn lacks_slots(&self) -> bool {
+        let (local, peers) = (&self.watch.local, &self.postgres.settings().peers);
+        local.server == Server::Primary && local.slots.len() < peers.len()
+    }
+
     /// Slots for the others, on primary and standby.
     fn keep_slots(&mut self, now: Instant, agreed: Option<&Database>) {
         let followers = self.followers(agreed);
         let relayed = (followers.reign, followers.relayed.clone());
-        let local = &self.watch.local;
-        let lacks = local.server == Server::Primary && local.slots.len() < followers.peers.len();
-        let every = if lacks { SLOTS_AGAIN } else { SLOTS_EVERY };
+        let every = if self.lacks_slots() { SLOTS_AGAIN } else { SLOTS_EVERY };
         let ago = self.slots_at.map_or(Duration::MAX, |at| now.since(at));
         let due = every <= ago || self.relayed != relayed && SLOTS_AGAIN <= ago;
         let up = matches!(self.watch.local.server, Server::Primary | Server::Standby);

@@ -12,8 +12,11 @@ use crate::agreed::{Database, DatabaseCommand, TURNS_MAX, Turn, Upkeep, UpkeepKi
 use crate::database::{MemberSight, MemberState};
 use crate::time::Instant;
 
-/// How long a turn may take, less the time in which a copy is made.
+/// How long a turn may take.
 const TURN_MAX: Duration = Duration::from_secs(120);
+
+/// How long one that is to be made anew may copy nothing: it may wait for a primary, or have tried often enough.
+const IDLE_MAX: Duration = Duration::from_secs(45);
 
 /// The same for one that is to be made anew and counts for acknowledgements again.
 const NEEDED_MAX: Duration = Duration::from_secs(20);
@@ -86,7 +89,11 @@ impl Lead {
         let lasts = self.lasts(now, &format!("turn {index}"), !copies);
         // After a failover it may count again, and then it keeps what it has.
         let needed = agreed.is_in_remake(&turn.node) && agreed.counts(&turn.node);
-        let most = if needed { NEEDED_MAX } else { TURN_MAX };
+        let most = match agreed.is_in_remake(&turn.node) {
+            true if needed => NEEDED_MAX,
+            true => IDLE_MAX,
+            false => TURN_MAX,
+        };
         match is_back(agreed, turn, sight) {
             Ok(evidence) => Some(DatabaseCommand::TurnDone { database, turn: index, evidence }),
             Err(why) if most < lasts => {

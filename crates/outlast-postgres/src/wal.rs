@@ -3,15 +3,27 @@
 use std::fs;
 use std::path::Path;
 
+use tokio::sync::Semaphore;
+
 use crate::error::{Doing, Error};
 use crate::lsn::Lsn;
 use crate::postgres::Postgres;
+
+/// Reads that a disk may hold up at a time, of all databases: each holds a thread.
+const READS_MAX: usize = 4;
+static READS: Semaphore = Semaphore::const_new(READS_MAX);
 
 impl Postgres {
     /// Where the log begins that is still here: what lies before, no standby gets from this server any more.
     pub async fn keeps_from(&self) -> Result<Lsn, Error> {
         let dir = self.settings().data_dir.join("pg_wal");
-        self.on_disk(move || oldest(&dir)).await.doing("look for the oldest log")
+        let read = READS.try_acquire().doing("look for the oldest log: earlier reads hang")?;
+        let look = move || {
+            let found = oldest(&dir);
+            drop(read);
+            found
+        };
+        self.on_disk(look).await.doing("look for the oldest log")
     }
 }
 

@@ -4,9 +4,11 @@ use std::fmt;
 use std::pin::Pin;
 
 use outlast_core::codec::Malformed;
+use outlast_core::time::Instant;
 use outlast_raft::{Change, Index, NodeId, Position, Refusal, Term};
 use tokio::sync::watch;
 
+use crate::boottime;
 use crate::engine::{Applied, Consensus, ProposeError, ReadError};
 use crate::standing::Standing;
 
@@ -39,8 +41,14 @@ pub trait Agreement: fmt::Debug + Send + Sync {
     /// Who takes part, who leads, and how fresh that is; changes can be waited for.
     fn standing(&self) -> watch::Receiver<Standing>;
 
+    /// Until when this node may do what only the leader does. Unless its lead is handed over (see [`Standing::handed`]),
+    /// nobody else leads before that, even if this node dies.
+    fn acts_until(&self) -> Instant;
+
     /// Whether this node may do, right now, what only the leader does.
-    fn may_act(&self) -> bool;
+    fn may_act(&self) -> bool {
+        boottime() < self.acts_until()
+    }
 
     /// What another node's part has to say, if `honest` says that its sender is who it says.
     fn deliver(
@@ -80,8 +88,8 @@ impl Agreement for Consensus {
         Consensus::standing(self)
     }
 
-    fn may_act(&self) -> bool {
-        Consensus::may_act(self)
+    fn acts_until(&self) -> Instant {
+        Consensus::acts_until(self)
     }
 
     fn deliver(

@@ -356,10 +356,14 @@ impl Consensus {
         self.standing.clone()
     }
 
+    /// Until when this node may do what only the leader does; later answers put it off.
+    pub fn acts_until(&self) -> Instant {
+        Instant::from_start(Duration::from_nanos(self.acts_until.load(Ordering::Acquire)))
+    }
+
     /// Whether this node may do, right now, what only the leader does.
     pub fn may_act(&self) -> bool {
-        let until = Duration::from_nanos(self.acts_until.load(Ordering::Acquire));
-        boottime() < Instant::from_start(until)
+        boottime() < self.acts_until()
     }
 
     fn ask(&self, event: Event) -> Result<(), ProposeError> {

@@ -22,6 +22,8 @@ pub struct Standing {
     pub quorum_age: Option<Duration>,
     /// A leader that may do what only a leader does, at the time of the picture.
     pub may_act: bool,
+    /// What a leader before this one gave out for the rest of its lease may still count: it ended before that.
+    pub handed: bool,
     /// Whether commands are proposed and the newest is asked for at this node itself; else at the leader.
     pub serves: bool,
     /// What keeps this node from a majority, as far as it can tell.
@@ -52,6 +54,7 @@ impl Standing {
             snapshot,
             quorum_age,
             may_act,
+            handed,
         } = status;
         Standing {
             id,
@@ -65,6 +68,7 @@ impl Standing {
             snapshot,
             quorum_age,
             may_act,
+            handed,
             serves: role == Role::Leader,
             trouble: None,
             failed: None,

@@ -854,6 +854,8 @@ impl<M: Machine> Driver<M> {
             snapshot: self.base.place.index,
             quorum_age: age,
             may_act: self.led,
+            // Whoever gave the key back did so before its lease was over.
+            handed: self.led,
             serves: self.place.is_some() && self.roll.own.is_some(),
             trouble,
             failed: None,

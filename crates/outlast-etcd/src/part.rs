@@ -194,9 +194,8 @@ impl Agreement for Etcd {
         self.standing.clone()
     }
 
-    fn may_act(&self) -> bool {
-        let until = Duration::from_nanos(self.acts_until.load(Ordering::Acquire));
-        boottime() < Instant::from_start(until)
+    fn acts_until(&self) -> Instant {
+        Instant::from_start(Duration::from_nanos(self.acts_until.load(Ordering::Acquire)))
     }
 
     fn deliver(
@@ -222,6 +221,7 @@ pub(crate) fn nobody() -> Standing {
         snapshot: 0,
         quorum_age: None,
         may_act: false,
+        handed: false,
         serves: false,
         trouble: None,
         failed: None,

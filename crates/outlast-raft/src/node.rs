@@ -176,6 +176,8 @@ pub struct Status {
     pub quorum_age: Option<Duration>,
     /// A leader whom a majority has answered within its lease: it may do what only a leader does.
     pub may_act: bool,
+    /// A leader to whom the one before it handed over: that one's lease may not be over yet.
+    pub handed: bool,
 }
 
 #[derive(Debug)]
@@ -204,6 +206,8 @@ pub struct Node {
     pub(crate) leader: Option<NodeId>,
     /// When a leader was last heard, or we started: until its lease is over, nobody gets our vote.
     heard: Instant,
+    /// We stood, or lead, because the leader before us asked for it.
+    pub(crate) handed: bool,
     election_at: Instant,
     dirty: Dirty,
     next_ticket: Ticket,
@@ -233,6 +237,7 @@ impl Node {
             state: State::Follower,
             leader: None,
             heard: now,
+            handed: false,
             election_at: now,
             dirty: Dirty::default(),
             next_ticket: 1,
@@ -266,6 +271,7 @@ impl Node {
             snapshot: self.log.snapshot.index,
             quorum_age,
             may_act: self.may_act(now),
+            handed: self.handed && matches!(self.state, State::Leader(_)),
         }
     }
 
@@ -524,11 +530,22 @@ impl Node {
             self.hard = HardState { term, voted_for: None };
             self.dirty.hard = true;
         }
+        self.keep_the_promise(now);
         if let State::Leader(leader) = core::mem::replace(&mut self.state, State::Follower) {
             out.extend(leader.reads().map(|id| Action::ReadFailed { id }));
             self.wait_for_leader(now);
         }
         self.leader = leader;
+    }
+
+    /// What a leader gave out for the rest of its lease stays true when it steps down early: until then it does not vote
+    /// for anybody to whom it has not handed over.
+    fn keep_the_promise(&mut self, now: Instant) {
+        if let State::Leader(leader) = &self.state
+            && let Some(asked) = leader.quorum_asked(self)
+        {
+            self.heard = self.heard.max(asked.min(now));
+        }
     }
 
     fn hear(&mut self, now: Instant, message: Message, out: &mut Vec<Action>) {

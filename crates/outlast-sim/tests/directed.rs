@@ -40,6 +40,47 @@ fn votes_within_a_lease(bug: Option<Bug>) -> bool {
     said.iter().any(|message| message.body == Body::VoteReply { granted: true })
 }
 
+/// What a leader has given out for the rest of its lease is kept although it hands over, and the message is lost.
+#[test]
+fn a_leader_that_stepped_down_votes_for_nobody_before_its_lease_is_over() {
+    let mut stage = Stage::new(3, 0, None);
+    stage.elect(1);
+    stage.run(100);
+    stage.hold(|m| m.body == Body::TimeoutNow || m.from == NodeId(1));
+    stage.transfer(1, 2).expect("it leads");
+    stage.run(5);
+    assert_eq!(stage.leader(), None, "it has stepped down");
+    let (term, last) = (stage.status(1).term, stage.status(1).last);
+    let body = Body::Vote { last_index: last, last_term: term, transfer: false };
+    let vote = Message { from: NodeId(3), to: NodeId(1), term: term + 1, body };
+    let granted = |stage: &mut Stage| {
+        stage.hold(|m| m.from == NodeId(1));
+        stage.carry(vote.clone());
+        stage.run(5);
+        stage.drop_held().iter().any(|m| m.body == Body::VoteReply { granted: true })
+    };
+    assert!(!granted(&mut stage), "its lease may be what somebody goes by");
+    stage.let_tick(&[]);
+    stage.run(400);
+    assert!(granted(&mut stage), "it is over");
+}
+
+#[test]
+fn a_leader_knows_whether_the_lead_was_handed_to_it() {
+    let mut stage = Stage::new(3, 0, None);
+    stage.elect(1);
+    stage.run(100);
+    stage.let_all_tick();
+    assert!(!stage.status(1).handed);
+    stage.transfer(1, 2).expect("it leads");
+    assert!(stage.wait(1_000, |stage| stage.leader() == Some(2)));
+    assert!(stage.status(2).handed && !stage.status(1).handed);
+    stage.isolate(2);
+    assert!(stage.wait(2_000, |stage| stage.leader().is_some_and(|leader| leader != 2)));
+    let next = stage.leader().expect("waited for");
+    assert!(!stage.status(next).handed);
+}
+
 fn is_append(message: &Message) -> bool {
     matches!(message.body, Body::Append(_) | Body::Snapshot(_))
 }

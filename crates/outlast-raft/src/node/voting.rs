@@ -41,6 +41,7 @@ impl Node {
         self.hard = HardState { term: self.hard.term + 1, voted_for: Some(self.config.id) };
         self.dirty.hard = true;
         self.leader = None;
+        self.handed = transfer;
         self.wait_for_leader(now);
         self.state = State::Candidate { votes: BTreeSet::from([self.config.id]) };
         let (last_index, last_term) = (self.log.last_index(), self.log.last_term());

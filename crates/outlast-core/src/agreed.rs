@@ -7,6 +7,7 @@
 //! What costs time (a lease that runs out, a pause that ends) happens by a command that whoever leads proposes; ids, epochs
 //! and tokens are indices of the log, which never go back.
 
+mod address;
 #[cfg(test)]
 pub(crate) mod bugs;
 mod changes;
@@ -35,6 +36,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
 
+pub use address::{AddressCommand, Addresses, AgreedAddress};
 pub use changes::{Change, Changed, Changes, Watched};
 pub use clients::ClientId;
 pub use clock::{
@@ -124,6 +126,7 @@ pub enum Command {
     Lock(LockCommand),
     Side(SideCommand),
     Database(DatabaseCommand),
+    Address(AddressCommand),
     /// A node adds a line to the history.
     Record {
         node: u64,
@@ -171,7 +174,8 @@ coded_command!(
     9 = Session,
     10 = Lock,
     11 = Side,
-    12 = Database
+    12 = Database,
+    13 = Address
 );
 
 impl Command {
@@ -189,6 +193,7 @@ impl Command {
             Command::Lock(command) => command.check(),
             Command::Side(command) => command.check(),
             Command::Database(command) => command.check(),
+            Command::Address(command) => command.check(),
             Command::Record { text, .. } => Limit::FactBytes.name(text),
         }
     }
@@ -206,6 +211,7 @@ impl Command {
             Command::Session(command) => command.repeatable(),
             Command::Side(command) => command.repeatable(),
             Command::Database(command) => command.repeatable(),
+            Command::Address(command) => command.repeatable(),
             Command::Kv(_) | Command::Lock(_) | Command::Record { .. } => false,
         }
     }
@@ -226,10 +232,12 @@ pub struct Agreed {
     history: History,
     sides: Sides,
     databases: Databases,
+    addresses: Addresses,
 }
 
-/// The version of a snapshot's form. Version 1 had no sides, version 2 no databases; version 3 was never released.
-const FORM: u8 = 4;
+/// The version of a snapshot's form. Version 1 had no sides, version 2 no databases; version 3 was never released;
+/// version 4 had no addresses.
+const FORM: u8 = 5;
 
 impl Code for Agreed {
     fn encode(&self, to: &mut Vec<u8>) {
@@ -246,6 +254,7 @@ impl Code for Agreed {
             history,
             sides,
             databases,
+            addresses,
         } = self;
         index.encode(to);
         clients.encode(to);
@@ -258,11 +267,12 @@ impl Code for Agreed {
         history.encode(to);
         sides.encode(to);
         databases.encode(to);
+        addresses.encode(to);
     }
 
     fn decode(from: &mut Reader<'_>) -> Result<Agreed, Malformed> {
         let form = from.byte()?;
-        if !matches!(form, 1 | 2 | FORM) {
+        if !matches!(form, 1 | 2 | 4 | FORM) {
             return Err(Malformed("a version that is not known here"));
         }
         Ok(Agreed {
@@ -277,6 +287,7 @@ impl Code for Agreed {
             history: Code::decode(from)?,
             sides: if form == 1 { Sides::default() } else { Code::decode(from)? },
             databases: if form < 3 { Databases::default() } else { Code::decode(from)? },
+            addresses: if form < 5 { Addresses::default() } else { Code::decode(from)? },
         })
     }
 }
@@ -330,6 +341,7 @@ impl Agreed {
             Command::Database(command) => {
                 self.databases.apply(at, command, &mut self.leases, &self.registry, history)
             }
+            Command::Address(command) => self.addresses.apply(at, command, history),
             Command::Record { node, text } => {
                 history.add(at, *node, text);
                 Ok(Reply::Done)
@@ -390,6 +402,10 @@ impl Agreed {
 
     pub fn databases(&self) -> &Databases {
         &self.databases
+    }
+
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
     }
 
     pub fn space(&self) -> &Space {

@@ -32,6 +32,8 @@ pub(crate) enum Bug {
     RenewedAfterElection,
     /// A primary is appointed although members that may know more are silent.
     Uncovered,
+    /// An address is moved although it has moved since that was judged.
+    MovedBlindly,
 }
 
 std::thread_local! {

@@ -34,6 +34,7 @@ pub enum Limit {
     Pairs,
     Databases,
     Confirms,
+    Addresses,
 }
 
 coded_enum!(Limit, "a limit that is not known here", {
@@ -41,10 +42,11 @@ coded_enum!(Limit, "a limit that is not known here", {
     8 = SubjectBytes, 9 = WhoBytes, 10 = Maintenance, 11 = Silences, 12 = Procedures, 13 = Steps,
     14 = EvidenceBytes, 15 = KeyBytes, 16 = ValueBytes, 17 = Keys, 18 = SpaceBytes, 19 = Sessions,
     20 = SessionKeys, 21 = Locks, 22 = Waiting, 23 = FactBytes, 24 = Pairs, 25 = Databases, 26 = Confirms,
+    27 = Addresses,
 });
 
 impl Limit {
-    pub const ALL: [Limit; 26] = [
+    pub const ALL: [Limit; 27] = [
         Limit::NameBytes,
         Limit::AddressBytes,
         Limit::Nodes,
@@ -71,6 +73,7 @@ impl Limit {
         Limit::Pairs,
         Limit::Databases,
         Limit::Confirms,
+        Limit::Addresses,
     ];
 
     pub const fn most(self) -> usize {
@@ -101,6 +104,7 @@ impl Limit {
             Limit::Pairs => 1024,
             Limit::Databases => 64,
             Limit::Confirms => 8,
+            Limit::Addresses => 256,
         }
     }
 
@@ -133,6 +137,7 @@ impl Limit {
             Limit::Pairs => "pairs that have changed sides",
             Limit::Databases => "databases",
             Limit::Confirms => "rules for acknowledgements that count at the same time",
+            Limit::Addresses => "addresses, or groups of them, that move",
         }
     }
 

@@ -475,6 +475,7 @@ impl World {
             | Command::Session(_)
             | Command::Lock(_)
             | Command::Database(_)
+            | Command::Address(_)
             | Command::Record { .. } => {}
         }
     }

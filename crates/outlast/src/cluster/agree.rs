@@ -320,6 +320,7 @@ pub(super) fn is_own(command: &Command) -> bool {
         | Command::Lock(_)
         | Command::Side(_)
         | Command::Database(_)
+        | Command::Address(_)
         | Command::Record { .. } => false,
     }
 }

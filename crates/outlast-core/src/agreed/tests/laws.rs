@@ -66,6 +66,7 @@ impl Turn<'_> {
         self.keys()?;
         self.sessions_and_locks(seen)?;
         self.sides()?;
+        self.addresses()?;
         self.databases()?;
         self.snapshot()
     }
@@ -124,6 +125,24 @@ impl Turn<'_> {
             law!(before.epoch <= after.epoch, "a pair's epoch went back");
             let moved = before.side != after.side || before.settled && !after.settled;
             law!(!moved || before.epoch < after.epoch, "a pair moved under an old epoch");
+        }
+        Ok(())
+    }
+
+    fn addresses(&self) -> Law {
+        let (before, after) = (self.before.addresses(), self.after.addresses());
+        let units = before.all().keys().chain(after.all().keys());
+        for unit in units.filter(|unit| before.get(unit) != after.get(unit)) {
+            let was = before.get(unit).map_or(0, |address| address.epoch);
+            let (Command::Address(
+                AddressCommand::Move { from, .. } | AddressCommand::Forget { from, .. },
+            )) = &self.entry.command
+            else {
+                return Err("an address moved by itself".into());
+            };
+            law!(*from == was, "an address moved by what was judged before it moved");
+            let new = after.get(unit).is_none_or(|address| address.epoch == self.index);
+            law!(new, "an address moved under an old epoch");
         }
         Ok(())
     }
@@ -434,7 +453,7 @@ fn every_answer_has_one_form_and_a_sentence() {
     for sentence in sentences {
         assert!(sentence.len() > 3 && !sentence.ends_with('.'), "{sentence}");
     }
-    check_cases::<Limit>(&[], 27);
+    check_cases::<Limit>(&[], 28);
     check_cases::<Changed>(&[], 5);
     check_cases::<Expected>(&[], 4);
     check_cases::<How>(&[], 4);
@@ -494,5 +513,6 @@ fn the_laws_find_every_planted_bug() {
     check_found(Bug::KeysOutliveSession, "has outlived its session");
     check_found(Bug::AppliedTwice, "the answer changed");
     check_found(Bug::OldMoveWins, "epoch");
+    check_found(Bug::MovedBlindly, "judged before it moved");
     check_found(Bug::RenewedAfterElection, "renewed after the reign");
 }

@@ -49,7 +49,8 @@ fn named(command: &Command) -> (String, bool) {
         | Command::Session(_)
         | Command::Lock(_)
         | Command::Side(_)
-        | Command::Database(_) => format!("{first}::{second}"),
+        | Command::Database(_)
+        | Command::Address(_) => format!("{first}::{second}"),
     };
     (name, command.repeatable())
 }

@@ -79,7 +79,8 @@ fn command(agreed: &Agreed, dice: Dice) -> Command {
         12..=15 => Command::Procedure(procedure(agreed, [a, b, c, d, e])),
         16..=19 => Command::Kv(kv(agreed, [a, b, c, d])),
         20 | 21 => Command::Session(session(agreed, [a, b, c])),
-        22 | 23 => Command::Side(side(agreed, [a, b, c])),
+        22 => Command::Side(side(agreed, [a, b, c])),
+        23 => Command::Address(address(agreed, [a, b, c, d])),
         24..=29 => Command::Database(database(agreed, [a, b, c, d, e])),
         _ => Command::Lock(lock(agreed, [a, b, c])),
     }
@@ -96,6 +97,17 @@ fn side(agreed: &Agreed, [a, b, c]: [u8; 3]) -> SideCommand {
             SideCommand::Move { service, to, epoch, settled: settled == 1 }
         }
     }
+}
+
+fn address(agreed: &Agreed, [a, b, c, d]: [u8; 4]) -> AddressCommand {
+    let unit = name(a, &["edge", "inner"]);
+    let current = agreed.addresses().get(&unit).map_or(0, |address| address.epoch);
+    let from = if b % 8 == 0 { current.saturating_sub(u64::from(b)) } else { current };
+    if c % 4 == 0 {
+        return AddressCommand::Forget { unit, from };
+    }
+    let to = (c % 4 != 1).then(|| name(c, &MEMBERS));
+    AddressCommand::Move { unit, from, to, why: text(d) }
 }
 
 const MEMBERS: [&str; 3] = ["db1", "db2", "db3"];

@@ -39,6 +39,7 @@ use core::time::Duration;
 pub use address::{AddressCommand, Addresses, AgreedAddress};
 pub use changes::{Change, Changed, Changes, Watched};
 pub use clients::ClientId;
+pub(crate) use clock::rate_error;
 pub use clock::{
     ACTION_LIMIT, CLOCK_RATE_ERROR, Ended, Held, LeaseClock, Moment, READING_ERROR, STOP_LIMIT,
     Timed,

@@ -127,6 +127,18 @@ impl Code for u32 {
     }
 }
 
+impl Code for i32 {
+    /// The sign is the lowest bit, so that small numbers stay short.
+    fn encode(&self, to: &mut Vec<u8>) {
+        ((self << 1) ^ (self >> 31)).cast_unsigned().encode(to);
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Result<i32, Malformed> {
+        let bits = u32::decode(from)?;
+        Ok((bits >> 1).cast_signed() ^ -(bits & 1).cast_signed())
+    }
+}
+
 impl Code for bool {
     fn encode(&self, to: &mut Vec<u8>) {
         to.push(u8::from(*self));

@@ -3,6 +3,7 @@
 //!
 //! Everything follows from a seed. What must hold is checked after every step, and a seed that breaks a law replays it.
 
+mod address;
 mod check;
 mod database;
 mod joint;
@@ -58,6 +59,22 @@ pub(crate) enum Bug {
     CrossesEarly,
     /// Who steps down for a higher priority says nothing.
     SilentStepDown,
+    /// A grant is counted from when it arrived.
+    CountsFromAnswer,
+    /// What was granted before an address was given back is taken all the same.
+    TakesWhatItGaveBack,
+    /// A leader to whom the lead was handed over waits no longer than any other.
+    HandedNotHeeded,
+    /// A new leader does not wait for what the one before it has granted.
+    NewLeaderHurries,
+    /// A grant outlasts the time in which nobody else can lead.
+    GrantsTooLong,
+    /// What a node said before is believed although it said something else since.
+    OldQuestionCounts,
+    /// An address that is about to move is granted to its old holder.
+    GrantsWhileMoving,
+    /// An address is moved before the last grant is over.
+    MovesEarly,
 }
 
 std::thread_local! {

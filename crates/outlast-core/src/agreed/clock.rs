@@ -27,7 +27,7 @@ pub const STOP_LIMIT: Duration = Duration::from_millis(200);
 /// up this much of its lease, because it would not notice so short a sleep of its machine.
 pub const READING_ERROR: Duration = Duration::from_millis(10);
 
-fn rate_error(of: Duration) -> Duration {
+pub(crate) fn rate_error(of: Duration) -> Duration {
     let share = of.as_nanos().saturating_mul(u128::from(CLOCK_RATE_ERROR)).div_ceil(1_000_000);
     Duration::from_nanos(u64::try_from(share).unwrap_or(u64::MAX))
 }

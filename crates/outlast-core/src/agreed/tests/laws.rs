@@ -134,9 +134,9 @@ impl Turn<'_> {
         let units = before.all().keys().chain(after.all().keys());
         for unit in units.filter(|unit| before.get(unit) != after.get(unit)) {
             let was = before.get(unit).map_or(0, |address| address.epoch);
-            let (Command::Address(
+            let Command::Address(
                 AddressCommand::Move { from, .. } | AddressCommand::Forget { from, .. },
-            )) = &self.entry.command
+            ) = &self.entry.command
             else {
                 return Err("an address moved by itself".into());
             };

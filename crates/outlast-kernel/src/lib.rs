@@ -7,4 +7,5 @@
 pub mod netlink;
 pub mod nft;
 pub mod packet;
+mod ready;
 pub mod route;

@@ -12,6 +12,10 @@ use core::time::Duration;
 
 use crate::health::Thresholds;
 
+mod address;
+
+pub use address::*;
+
 /// Services that listen on one node: their sockets are handed from proxy to proxy in one message.
 pub const LISTENERS_MAX: usize = 512;
 
@@ -617,15 +621,6 @@ pub struct Store {
 pub enum StoreMode {
     Quorum,
     ActiveActive,
-}
-
-/// `[address.NAME]`: an IP address that moves.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Address {
-    pub ip: Network,
-    pub interface: String,
-    pub nodes: Vec<String>,
-    pub vrrp_id: Option<core::num::NonZeroU8>,
 }
 
 /// `[dns."ZONE"]`

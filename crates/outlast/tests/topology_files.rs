@@ -1,12 +1,14 @@
 //! Good files and what they mean; bad ones of every kind that must not bring the parser down.
 
 use std::collections::BTreeSet;
-use std::num::{NonZeroU8, NonZeroU16, NonZeroU32};
+use std::num::{NonZeroI16, NonZeroU8, NonZeroU16, NonZeroU32};
 use std::time::{Duration, Instant};
 
 use outlast::file::{FILE_MAX, parse, schema};
 use outlast_core::health::Thresholds;
 use outlast_core::topology::*;
+use outlast_core::vrrp::Interval;
+use outlast_core::vrrp::wire::Dialect;
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -127,7 +129,11 @@ fn the_example_means_what_it_says() {
     assert_eq!(shop.redis["sessions"].sentinel, Some("0.0.0.0:26379".parse().unwrap()));
     assert_eq!(shop.stores["flags"].mode, StoreMode::ActiveActive);
     assert_eq!(shop.stores["flags"].nodes, ["berlin1", "berlin2", "paris"]);
-    assert_eq!(shop.addresses["entry"].vrrp_id, NonZeroU8::new(17));
+    let entry = &shop.addresses["entry"];
+    assert_eq!(entry.vrrp().map(|vrrp| vrrp.id), NonZeroU8::new(17));
+    assert!(matches!(entry.mode, AddressMode::Lease { follows: None, .. }));
+    assert_eq!(entry.preferred(), ["berlin1", "berlin2"]);
+    assert_eq!((entry.preempt, &entry.track), (Preempt::Never, &Vec::new()));
     assert_eq!(shop.dns["shop.example"].records.len(), 2);
     assert!(http_probe(shop.externals["tax"].probe.as_ref().unwrap()).tls_verify);
     let objective = &shop.objectives["web"];
@@ -223,6 +229,49 @@ fn every_key_is_read() {
     assert!(matches!(&http_probe(both).target, HttpTarget::Url { path, .. } if path == "/"));
     assert_eq!(all.externals["counted"].at_least, count(2));
     assert_eq!(all.cost.revenue_per_hour, Some(1000.0));
+}
+
+#[test]
+fn every_key_of_an_address_is_read() {
+    let all = good(EVERY_KEY);
+    let edge = &all.addresses["edge"];
+    let others = vec!["10.0.0.3".parse().unwrap()];
+    let vrrp = Vrrp {
+        id: NonZeroU8::new(51).unwrap(),
+        advert: Interval::of_centiseconds(10).unwrap(),
+        peers: Peers::Unicast { others },
+        checksum: Some(Dialect::MessageOnly),
+    };
+    assert_eq!(edge.mode, AddressMode::Vrrp(vrrp));
+    assert_eq!(edge.ips.len(), 2);
+    assert_eq!(edge.priorities["a"].get(), 200);
+    assert_eq!(edge.priorities["b"].get(), 100);
+    assert_eq!(edge.preempt, Preempt::After(seconds(10)));
+    assert_eq!(edge.group, all.addresses["edge6"].group);
+    let script = Tracked::Script {
+        command: command(&["/usr/bin/check"]),
+        every: seconds(2),
+        timeout: seconds(1),
+        thresholds: Thresholds { rise: count(1), fall: count(3) },
+    };
+    let weight = NonZeroI16::new;
+    assert_eq!(
+        edge.track,
+        [
+            Track { what: Tracked::Interface("eth1".to_owned()), weight: None },
+            Track { what: Tracked::Part(part(PartKind::Service, "all")), weight: weight(-50) },
+            Track { what: script, weight: weight(20) },
+        ]
+    );
+    let edge6 = all.addresses["edge6"].vrrp().unwrap();
+    assert_eq!((edge6.advert.duration(), &edge6.peers), (seconds(1), &Peers::Multicast));
+    assert_eq!(edge6.checksum, None);
+    assert_eq!(all.addresses["database"].follows(), Some(&part(PartKind::Postgres, "own")));
+    assert_eq!(all.addresses["database"].nodes, ["a", "b"]);
+    assert_eq!(all.addresses["pair"].follows(), Some(&part(PartKind::Service, "hot")));
+    assert_eq!(all.addresses["pair"].nodes, ["a", "b"]);
+    let AddressMode::Lease { split_brain, .. } = all.addresses["split"].mode else { panic!() };
+    assert_eq!(split_brain, SplitBrain::Accept);
 }
 
 #[test]
@@ -659,7 +708,8 @@ fn keys_of_file(value: &toml::Value, path: &str, keys: &mut BTreeSet<String>) {
         "notify",
         "backup",
     ];
-    const FREE: [&str; 5] = ["priorities", "environment", "parameters", "headers", "latency"];
+    const FREE: [&str; 6] =
+        ["priorities", "priority", "environment", "parameters", "headers", "latency"];
     for (key, value) in value.as_table().into_iter().flatten() {
         let path = format!("{path}.{key}").trim_start_matches('.').to_owned();
         keys.insert(path.clone());

@@ -7,25 +7,17 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 
-use rustix::net::Protocol;
+use outlast_kernel::netlink::{ASK, Attributes, CREATE, Messages, Socket};
+use outlast_kernel::route::{
+    ADDRESS_FLAGS, ADDRESS_LOCAL, ADDRESS_PEER, DELETE_LINK, LINK_HARDWARE_ADDRESS, LINK_NAME,
+    NEW_ADDRESS, NEW_LINK, NEW_ROUTE, NO_DUPLICATE_DETECTION, ROUTE, UP, family, octets,
+};
 use rustix::net::netdevice::name_to_index;
-
-use super::netlink::{ASK, Attributes, CREATE, Messages, Socket};
-
-/// NETLINK_ROUTE, which is 0 and so has no name in rustix.
-const ROUTE: Option<Protocol> = None;
 
 const BRIDGE: &str = "lab";
 const LOOPBACK: &str = "lo";
 
-// linux/rtnetlink.h
-const NEW_LINK: u16 = 16;
-const DELETE_LINK: u16 = 17;
-const NEW_ADDRESS: u16 = 20;
-const NEW_ROUTE: u16 = 24;
 // linux/if_link.h
-const LINK_HARDWARE_ADDRESS: u16 = 1;
-const LINK_NAME: u16 = 3;
 const LINK_MASTER: u16 = 10;
 const LINK_INFO: u16 = 18;
 const LINK_NAMESPACE_OF_PID: u16 = 19;
@@ -33,14 +25,6 @@ const INFO_KIND: u16 = 1;
 const INFO_DATA: u16 = 2;
 const VETH_PEER: u16 = 1;
 const BRIDGE_MULTICAST_SNOOPING: u16 = 23;
-// linux/if.h
-const UP: u32 = 1;
-// linux/if_addr.h
-const ADDRESS_PEER: u16 = 1;
-const ADDRESS_LOCAL: u16 = 2;
-const ADDRESS_FLAGS: u16 = 8;
-/// IFA_F_NODAD: the file says that no two nodes have the same address, so nobody need be asked.
-const NO_DUPLICATE_DETECTION: u32 = 2;
 // linux/rtnetlink.h
 const ROUTE_INTERFACE: u16 = 4;
 const ROUTE_SOURCE: u16 = 7;
@@ -115,11 +99,8 @@ pub fn dress(interface: &str, address: IpAddr) -> io::Result<()> {
     set_up(&route, LOOPBACK, true)?;
     set_up(&route, interface, true)?;
     let index = name_to_index(route.as_fd(), interface)?;
-    // AF_INET, AF_INET6 of linux/socket.h.
-    let (family, bytes, scope): (u8, Vec<u8>, u8) = match address {
-        IpAddr::V4(ip) => (2, ip.octets().to_vec(), SCOPE_LINK),
-        IpAddr::V6(ip) => (10, ip.octets().to_vec(), SCOPE_UNIVERSE),
-    };
+    let (family, bytes) = (family(address), octets(address));
+    let scope = if address.is_ipv4() { SCOPE_LINK } else { SCOPE_UNIVERSE };
     let bits = u8::try_from(bytes.len() * 8).expect("an address has at most 128 bits");
     let mut ask = Messages::default();
     let index = index.to_ne_bytes();
@@ -127,6 +108,7 @@ pub fn dress(interface: &str, address: IpAddr) -> io::Result<()> {
     ask.add(NEW_ADDRESS, ASK | CREATE, &fixed, |a| {
         a.put(ADDRESS_LOCAL, &bytes);
         a.put(ADDRESS_PEER, &bytes);
+        // The file says that no two nodes have the same address, so nobody need be asked.
         a.put(ADDRESS_FLAGS, &NO_DUPLICATE_DETECTION.to_ne_bytes());
     });
     route.ask(ask.bytes())?;

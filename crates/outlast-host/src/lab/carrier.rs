@@ -4,22 +4,19 @@
 //! packets and unfinished checksums keep their form: the kernel says in a header before each packet what is left to do,
 //! and is told the same when the packet goes on.
 
-#![expect(unsafe_code, reason = "rustix knows neither addresses nor options of packet sockets")]
-
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::hash::{BuildHasher as _, RandomState};
 use std::io::{self, PipeReader, PipeWriter};
-use std::mem::size_of;
-use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use outlast_kernel::packet::{ALL, Socket};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::netdevice::name_to_index;
 use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_recv_buffer_size_force};
-use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socket_with};
+use rustix::net::{RecvFlags, recv};
 
 /// Packets and bytes that are under way at one time; more are lost, as in a router whose queue is full.
 const PACKETS_MAX: usize = 1 << 16;
@@ -32,8 +29,6 @@ const PACKET_MAX: usize = 80 << 10;
 const TURN_MAX: usize = 256;
 /// struct virtio_net_hdr, linux/virtio_net.h.
 const NOTE: usize = 10;
-/// What linux/if_packet.h calls it; missing in some versions of libc's headers.
-const IGNORE_OUTGOING: libc::c_int = 23;
 const OF_A_MILLION: u64 = 1_000_000;
 
 /// One way between two ports of the bridge.
@@ -63,7 +58,7 @@ impl Carrier {
     pub fn start(ways: &[Way]) -> io::Result<Carrier> {
         let outlet = open()?;
         let index = |port: &str| match name_to_index(&outlet, port) {
-            Ok(index) => Ok(Some(i32::try_from(index).map_err(io::Error::other)?)),
+            Ok(index) => Ok(Some(index)),
             Err(Errno::NODEV) => Ok(None),
             Err(errno) => Err(io::Error::from(errno)),
         };
@@ -105,9 +100,9 @@ impl Drop for Carrier {
 
 /// Where what a machine sends comes out, and where it may go from there.
 struct Inlet {
-    index: i32,
-    socket: OwnedFd,
-    ways: Vec<(i32, Way)>,
+    index: u32,
+    socket: Socket,
+    ways: Vec<(u32, Way)>,
 }
 
 /// A packet under way; the earliest is the greatest.
@@ -116,12 +111,12 @@ struct Packet {
     due: Instant,
     /// Of two that are due at one time the first goes first.
     count: u64,
-    to: i32,
+    to: u32,
     bytes: Vec<u8>,
 }
 
 struct Road {
-    outlet: OwnedFd,
+    outlet: Socket,
     waiting: BinaryHeap<Reverse<Packet>>,
     bytes: usize,
     count: u64,
@@ -175,7 +170,7 @@ impl Road {
         }
     }
 
-    fn accept(&mut self, now: Instant, to: i32, way: &Way, packet: &[u8]) {
+    fn accept(&mut self, now: Instant, to: u32, way: &Way, packet: &[u8]) {
         self.count += 1;
         let chance = self.chance.hash_one((self.count, to));
         let is_lost = chance % OF_A_MILLION < u64::from(way.lost_of_a_million);
@@ -199,63 +194,25 @@ impl Road {
         {
             self.bytes -= packet.bytes.len();
             // A machine that is off by now gets nothing, as with any cable.
-            send(&self.outlet, packet.to, &packet.bytes).ok();
+            self.outlet.send(packet.to, &packet.bytes).ok();
         }
     }
 }
 
-/// A packet socket with a note before each packet; it receives nothing before it is bound.
-fn open() -> io::Result<OwnedFd> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, flags, None)?;
-    set(&socket, libc::PACKET_VNET_HDR)?;
+/// A packet socket with a note before each packet.
+fn open() -> io::Result<Socket> {
+    let socket = Socket::open()?;
+    socket.with_notes()?;
     Ok(socket)
 }
 
 /// A socket that receives all that the machine behind this port sends.
-fn listen(index: i32) -> io::Result<OwnedFd> {
+fn listen(index: u32) -> io::Result<Socket> {
     let socket = open()?;
-    set(&socket, IGNORE_OUTGOING)?;
+    socket.ignore_outgoing()?;
     // Without root the system's limit holds (net.core.rmem_max): bursts may lose packets, which senders repeat.
     set_socket_recv_buffer_size_force(&socket, BUFFER)
         .or_else(|_refused| set_socket_recv_buffer_size(&socket, BUFFER))?;
-    let address = address(index, libc::ETH_P_ALL);
-    // SAFETY: the address is a `sockaddr_ll` of the length given, and outlives the call.
-    let done = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), LENGTH) };
-    if done == 0 { Ok(socket) } else { Err(io::Error::last_os_error()) }
-}
-
-fn send(socket: &OwnedFd, index: i32, packet: &[u8]) -> io::Result<()> {
-    let address = address(index, 0);
-    let (start, len) = (packet.as_ptr().cast(), packet.len());
-    let to = (&raw const address).cast();
-    // SAFETY: the packet is `len` bytes from `start`, the address a `sockaddr_ll`; both outlive the call.
-    let sent =
-        unsafe { libc::sendto(socket.as_raw_fd(), start, len, libc::MSG_DONTWAIT, to, LENGTH) };
-    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "a struct of 20 bytes")]
-const LENGTH: libc::socklen_t = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
-
-fn address(index: i32, protocol: libc::c_int) -> libc::sockaddr_ll {
-    libc::sockaddr_ll {
-        sll_family: u16::try_from(libc::AF_PACKET).expect("it is 17"),
-        sll_protocol: u16::try_from(protocol).expect("it is 0 or ETH_P_ALL").to_be(),
-        sll_ifindex: index,
-        sll_hatype: 0,
-        sll_pkttype: 0,
-        sll_halen: 0,
-        sll_addr: [0; 8],
-    }
-}
-
-fn set(socket: &OwnedFd, option: libc::c_int) -> io::Result<()> {
-    let (on, fd): (libc::c_int, _) = (1, socket.as_raw_fd());
-    let value = (&raw const on).cast();
-    #[expect(clippy::cast_possible_truncation, reason = "four bytes")]
-    let len = size_of::<libc::c_int>() as libc::socklen_t;
-    // SAFETY: the value is a C int of the length given, and outlives the call.
-    let done = unsafe { libc::setsockopt(fd, libc::SOL_PACKET, option, value, len) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    socket.bind(index, ALL)?;
+    Ok(socket)
 }

@@ -10,7 +10,6 @@ mod cable;
 mod carrier;
 mod machine;
 mod mounts;
-mod netlink;
 mod rules;
 mod spaces;
 

@@ -1,16 +1,17 @@
 //! Reads `outlast.toml` into an exact topology, or says everything that is wrong with it at once.
 
+mod address;
 mod cluster;
 mod complaint;
 mod data;
 mod desk;
 mod difference;
+mod dns;
 mod goals;
 mod item;
 mod names;
 mod probe;
 mod process;
-mod reach;
 mod regions;
 mod schema;
 mod section;
@@ -110,8 +111,9 @@ fn read<'t>(desk: &'t Desk<'t>, names: &'t Names, root: &'t DeTable<'t>) -> Opti
         named(&file, "postgres", |s, name| data::postgres(s, name, data_dir, &mut notes));
     let redis = named(&file, "redis", |s, name| data::redis(s, name, &mut notes));
     let stores = named(&file, "store", |s, name| data::store(s, name, &mut notes));
-    let addresses = named(&file, "address", |section, _| reach::address(section));
-    let dns = named(&file, "dns", |section, name| reach::zone(section, name, &mut notes));
+    let beside = address::Beside { nodes: &nodes, services: &services, postgres: &postgres };
+    let addresses = named(&file, "address", |section, _| address::read(section, &beside));
+    let dns = named(&file, "dns", |section, name| dns::zone(section, name, &mut notes));
     let externals = named(&file, "external", |section, _| process::external(section));
     let objectives = named(&file, "objective", |section, _| goals::objective(section));
     let agreements = named(&file, "agreement", |section, _| goals::agreement(section));
@@ -119,7 +121,8 @@ fn read<'t>(desk: &'t Desk<'t>, names: &'t Names, root: &'t DeTable<'t>) -> Opti
     let notify = named(&file, "notify", |section, _| goals::notify(section));
     let backups = named(&file, "backup", |section, _| data::backup(section));
     cluster::complain_of_same_address(&nodes);
-    reach::complain_of_same_address(&addresses, &nodes);
+    address::complain_of_same(&addresses, &nodes);
+    address::complain_of_groups(&addresses);
     regions::complain(&postgres, &nodes, consensus.as_ref());
     if let (Some(cluster), Some(section)) = (&cluster, &cluster_section) {
         cluster::note_links(cluster, section, &nodes, &mut notes);

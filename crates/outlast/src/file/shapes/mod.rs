@@ -1,9 +1,11 @@
 //! Every section and key of `outlast.toml`, with its default and what it means.
 
+mod address;
 mod service;
 
 use outlast_core::topology::PartKind;
 
+pub(crate) use address::*;
 pub(crate) use service::*;
 
 use super::shape::{Key, Kind, Shape};
@@ -412,26 +414,6 @@ static STORE: Shape = Shape {
         AVAILABILITY,
         MTBF,
         MTTR,
-    ],
-};
-
-static ADDRESS: Shape = Shape {
-    title: "[address.NAME]",
-    about: "An IP address that moves to a healthy node.",
-    keys: &[
-        Key::new("ip", Kind::Text("10.0.0.100/24"), "The address and its prefix length.")
-            .required()
-            .elsewhere(&["address", "vip", "cidr"]),
-        Key::new("interface", Kind::Text("eth0"), "The network interface that gets it.")
-            .required()
-            .elsewhere(&["device", "dev", "nic"]),
-        PART_NODES,
-        Key::new(
-            "vrrp_id",
-            Kind::Count { min: 1, max: 255 },
-            "The virtual router's number, to speak VRRP.",
-        )
-        .elsewhere(&["virtual_router_id", "vrid"]),
     ],
 };
 

@@ -1,64 +1,16 @@
-//! Reads how clients reach a part from outside: `[address.NAME]` and `[dns."ZONE"]`.
+//! Reads zones: `[dns."ZONE"]`.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::num::NonZeroU8;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use outlast_core::topology::{Address, Node, Record, RecordKind, RecordPolicy, Zone};
+use outlast_core::topology::{Record, RecordKind, RecordPolicy, Zone};
 
-use super::Parts;
 use super::complaint::quote;
 use super::desk::Span;
 use super::item::Item;
 use super::section::Section;
 use super::together::Notes;
 use super::words;
-
-pub(super) fn address(section: &Section<'_>) -> Option<Address> {
-    let ip = section.item("ip").map(|item| item.parsed(words::prefixed));
-    let interface = section.item("interface").map(|item| item.parsed(words::interface));
-    let nodes = section.nodes();
-    let vrrp_id = section
-        .optional("vrrp_id", |item| u8::try_from(item.count()?).ok().and_then(NonZeroU8::new));
-    Some(Address { ip: ip??, interface: interface??, nodes: nodes?, vrrp_id: vrrp_id? })
-}
-
-/// Complains of addresses that move but are somebody's already, and of virtual routers with one number.
-pub(super) fn complain_of_same_address(addresses: &Parts<'_, Address>, nodes: &Parts<'_, Node>) {
-    let mut ips: BTreeMap<IpAddr, Span> = BTreeMap::new();
-    let mut routers: BTreeMap<(&str, NonZeroU8), Span> = BTreeMap::new();
-    for (_, section, address) in addresses.good() {
-        let ip = address.ip.address;
-        let (span, desk) = (section.span_of("ip"), section.desk);
-        if let Some((node, ..)) = nodes.good().find(|(_, _, node)| node.address == ip) {
-            desk.complain(
-                span.clone(),
-                format!("{ip} is the address of node {} itself", quote(node)),
-                "write an address that no machine has",
-            );
-        }
-        if let Some(first) = ips.insert(ip, span.clone()) {
-            let also = Some((first, "here".to_owned()));
-            desk.complain_with(
-                span,
-                format!("another part has the address {ip} already"),
-                "write another address",
-                also,
-            );
-        }
-        if let Some(id) = address.vrrp_id
-            && let Some(first) =
-                routers.insert((&address.interface, id), section.span_of("vrrp_id"))
-        {
-            desk.complain_with(
-                section.span_of("vrrp_id"),
-                format!("another part has `vrrp_id` {id} on {} already", quote(&address.interface)),
-                "write another number from 1 to 255",
-                Some((first, "here".to_owned())),
-            );
-        }
-    }
-}
 
 pub(super) fn zone(section: &Section<'_>, name: &str, notes: &mut Notes) -> Option<Zone> {
     let listen = section.optional("listen", |item| item.listen());

@@ -4,76 +4,110 @@
 //! kernel works while `sendto` runs, so the answers lie ready when it returns.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{
-    AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto,
+    AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, sendto,
     socket_with,
 };
 
 /// Bytes of one answer: netlink messages are at most this long (NLMSG_GOODSIZE is 8 KiB).
-pub(super) const ANSWER_MAX: usize = 32 << 10;
-/// Answers to one question.
+pub const ANSWER_MAX: usize = 32 << 10;
+/// Datagrams that are read as the answer to one question.
 const ANSWERS_MAX: usize = 4096;
 
 const HEADER: usize = 16;
 /// linux/netlink.h: NLMSG_ERROR, also the acknowledgement when its code is 0.
 const ERROR: u16 = 2;
+/// NLMSG_DONE: the end of a list.
+const DONE: u16 = 3;
 /// linux/netlink.h: NLA_F_NESTED.
 const NESTED: u16 = 1 << 15;
 
 /// NLM_F_REQUEST | NLM_F_ACK
-pub(super) const ASK: u16 = 0x1 | 0x4;
+pub const ASK: u16 = 0x1 | 0x4;
+/// NLM_F_REQUEST | NLM_F_DUMP: a list of all.
+pub const LIST: u16 = 0x1 | 0x300;
 /// NLM_F_EXCL | NLM_F_CREATE: fail if it is there.
-pub(super) const CREATE: u16 = 0x200 | 0x400;
+pub const CREATE: u16 = 0x200 | 0x400;
+/// NLM_F_CREATE: let it be if it is there.
+pub const CREATE_OR_KEEP: u16 = 0x400;
+/// NLM_F_REPLACE | NLM_F_CREATE: change it if it is there.
+pub const CREATE_OR_CHANGE: u16 = 0x100 | 0x400;
 /// NLM_F_APPEND
-pub(super) const APPEND: u16 = 0x800;
+pub const APPEND: u16 = 0x800;
 
+/// A connection to one part of the kernel.
 #[derive(Debug)]
-pub(super) struct Socket(OwnedFd);
+pub struct Socket(OwnedFd);
 
 impl Socket {
     /// Belongs to the network namespace that the calling thread is in, for good.
-    pub(super) fn open(protocol: Option<Protocol>) -> io::Result<Socket> {
+    pub fn open(protocol: Option<Protocol>) -> io::Result<Socket> {
         let flags = SocketFlags::CLOEXEC;
         let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)?;
         Ok(Socket(socket))
     }
 
+    /// Belongs to the groups as well: the kernel says there by itself what has changed.
+    pub fn listen(protocol: Option<Protocol>, groups: u32) -> io::Result<Socket> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)?;
+        bind(&socket, &SocketAddrNetlink::new(0, groups))?;
+        Ok(Socket(socket))
+    }
+
     /// Sends messages and reads all that is said about them; the first complaint is the result.
-    pub(super) fn ask(&self, messages: &[u8]) -> io::Result<()> {
+    pub fn ask(&self, messages: &[u8]) -> io::Result<()> {
+        self.query(messages, |_, _| {})
+    }
+
+    /// The same, and hands on each message of the answer: its type, and what follows its header.
+    pub fn query(&self, messages: &[u8], mut each: impl FnMut(u16, &[u8])) -> io::Result<()> {
         self.send(messages)?;
-        let mut acknowledged = 0;
+        let mut acknowledged = false;
         let mut buffer = vec![0; ANSWER_MAX];
         for _ in 0..ANSWERS_MAX {
             let len = match recv(&self.0, buffer.as_mut_slice(), RecvFlags::DONTWAIT) {
                 Ok((len, _)) => len,
-                Err(Errno::AGAIN) if 0 < acknowledged => return Ok(()),
+                Err(Errno::AGAIN) if acknowledged => return Ok(()),
                 Err(Errno::AGAIN) => return Err(io::Error::other("the kernel said nothing")),
                 Err(Errno::INTR) => continue,
                 Err(errno) => return Err(errno.into()),
             };
             for (kind, body) in messages_of(&buffer[..len]) {
-                if kind == ERROR {
-                    let code =
-                        body.get(..4).and_then(|b| b.try_into().ok()).map(i32::from_ne_bytes);
-                    match code {
-                        Some(0) => acknowledged += 1,
-                        Some(code) => {
-                            self.forget();
-                            return Err(io::Error::from_raw_os_error(code.saturating_neg()));
-                        }
-                        None => return Err(io::Error::other("a netlink error is cut short")),
-                    }
+                match kind {
+                    ERROR => self.judge(body)?,
+                    DONE => {}
+                    _ => each(kind, body),
                 }
+                acknowledged |= kind == ERROR || kind == DONE;
             }
         }
         Err(io::Error::other("the kernel says too much"))
     }
 
-    pub(super) fn send(&self, messages: &[u8]) -> io::Result<()> {
+    /// What an acknowledgement says; after a complaint nothing is left to be read.
+    fn judge(&self, body: &[u8]) -> io::Result<()> {
+        match body.first_chunk().map(|code| i32::from_ne_bytes(*code)) {
+            Some(0) => Ok(()),
+            Some(code) => {
+                self.forget();
+                Err(io::Error::from_raw_os_error(code.saturating_neg()))
+            }
+            None => Err(io::Error::other("a netlink error is cut short")),
+        }
+    }
+
+    /// Reads what the kernel has said by itself, into the buffer.
+    pub fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(recv(&self.0, buffer, RecvFlags::DONTWAIT)?.0)
+    }
+
+    /// Sends messages without a look at what is said about them.
+    pub fn send(&self, messages: &[u8]) -> io::Result<()> {
         loop {
             match sendto(&self.0, messages, SendFlags::empty(), &SocketAddrNetlink::new(0, 0)) {
                 Ok(len) if len == messages.len() => return Ok(()),
@@ -95,6 +129,12 @@ impl Socket {
     }
 }
 
+impl AsRawFd for Socket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
@@ -102,7 +142,7 @@ impl AsFd for Socket {
 }
 
 /// The messages of one datagram: their types and what follows their headers. What is cut short is left out.
-pub(super) fn messages_of(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub fn messages_of(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let len = usize::try_from(u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?)).ok()?;
         let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
@@ -112,16 +152,27 @@ pub(super) fn messages_of(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])
     })
 }
 
+/// The attributes of a message or of another attribute: their types and values. What is cut short is left out.
+pub fn attributes_of(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let len = usize::from(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?));
+        let kind = u16::from_ne_bytes(bytes.get(2..4)?.try_into().ok()?);
+        let value = bytes.get(4..len)?;
+        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind & !NESTED, value))
+    })
+}
+
 /// One message, or several in a row.
 #[derive(Debug, Default)]
-pub(super) struct Messages {
+pub struct Messages {
     bytes: Vec<u8>,
     count: u32,
 }
 
 impl Messages {
     /// Adds a message: its type, flags, fixed part and attributes.
-    pub(super) fn add(
+    pub fn add(
         &mut self,
         kind: u16,
         flags: u16,
@@ -138,11 +189,12 @@ impl Messages {
         self.bytes.extend_from_slice(fixed);
         pad(&mut self.bytes);
         fill(&mut Attributes(&mut self.bytes));
-        let len = u32::try_from(self.bytes.len() - start).expect("a message of a lab is short");
+        let len = u32::try_from(self.bytes.len() - start).expect("no message holds 4 GiB");
         self.bytes[start..start + 4].copy_from_slice(&len.to_ne_bytes());
     }
 
-    pub(super) fn bytes(&self) -> &[u8] {
+    /// As they are sent.
+    pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 }
@@ -153,36 +205,34 @@ fn pad(bytes: &mut Vec<u8>) {
 
 /// Where attributes are written.
 #[derive(Debug)]
-pub(super) struct Attributes<'b>(&'b mut Vec<u8>);
+pub struct Attributes<'b>(&'b mut Vec<u8>);
 
 impl Attributes<'_> {
-    pub(super) fn put(&mut self, kind: u16, value: &[u8]) {
+    /// A value as it is.
+    pub fn put(&mut self, kind: u16, value: &[u8]) {
         self.with(kind, |inner| inner.0.extend_from_slice(value));
     }
 
-    pub(super) fn put_be32(&mut self, kind: u16, value: u32) {
+    /// A number in network order, as nftables wants it.
+    pub fn put_be32(&mut self, kind: u16, value: u32) {
         self.put(kind, &value.to_be_bytes());
     }
 
     /// A text with the zero that ends it.
-    pub(super) fn put_text(&mut self, kind: u16, text: &str) {
+    pub fn put_text(&mut self, kind: u16, text: &str) {
         self.with(kind, |inner| {
             inner.0.extend_from_slice(text.as_bytes());
             inner.0.push(0);
         });
     }
 
-    pub(super) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
+    /// An attribute that holds attributes.
+    pub fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
         self.with(kind | NESTED, fill);
     }
 
     /// An attribute that begins with a fixed part, like the other end of a veth.
-    pub(super) fn nest_after(
-        &mut self,
-        kind: u16,
-        fixed: &[u8],
-        fill: impl FnOnce(&mut Attributes<'_>),
-    ) {
+    pub fn nest_after(&mut self, kind: u16, fixed: &[u8], fill: impl FnOnce(&mut Attributes<'_>)) {
         self.with(kind | NESTED, |inner| {
             inner.0.extend_from_slice(fixed);
             fill(inner);
@@ -194,7 +244,7 @@ impl Attributes<'_> {
         self.0.extend_from_slice(&[0; 2]);
         self.0.extend_from_slice(&kind.to_ne_bytes());
         fill(&mut Attributes(self.0));
-        let len = u16::try_from(self.0.len() - start).expect("an attribute of a lab is short");
+        let len = u16::try_from(self.0.len() - start).expect("no attribute holds 64 KiB");
         self.0[start..start + 2].copy_from_slice(&len.to_ne_bytes());
         pad(self.0);
     }
@@ -203,17 +253,6 @@ impl Attributes<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// The attributes of a message: their types and values.
-    fn attributes_of(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-        std::iter::from_fn(move || {
-            let len = usize::from(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?));
-            let kind = u16::from_ne_bytes(bytes.get(2..4)?.try_into().ok()?);
-            let value = bytes.get(4..len)?;
-            bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
-            Some((kind & !NESTED, value))
-        })
-    }
 
     fn sample() -> Messages {
         let mut messages = Messages::default();

@@ -14,16 +14,21 @@
 
 mod hold;
 mod lead;
+mod plan;
 
 use alloc::collections::BTreeMap;
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
 
 pub use hold::{Hold, Order};
 pub use lead::{Decision, Lead, Scene};
+pub use plan::{Plan, plans};
 
+use crate::agreed::AgreedAddress;
 use crate::agreed::form::{coded_enum, coded_struct};
+use crate::event::{AddressChange, Fact};
 
 /// How long a holder may answer after it last asked.
 pub const GRANT: Duration = Duration::from_millis(300);
@@ -112,3 +117,24 @@ pub struct Grants {
 }
 
 coded_struct!(Grants version 1 { units });
+
+/// What is to be written down where other holders were agreed on.
+pub fn moves(
+    before: &BTreeMap<String, AgreedAddress>,
+    after: &BTreeMap<String, AgreedAddress>,
+) -> Vec<Fact> {
+    let new = |(unit, agreed): &(&String, &AgreedAddress)| {
+        before.get(*unit).is_none_or(|before| before.epoch < agreed.epoch)
+    };
+    let fact = |(unit, agreed): (&String, &AgreedAddress)| {
+        let holder = agreed.holder.as_deref().unwrap_or("nobody");
+        let text = format!("it is agreed that {holder} holds it: {}", agreed.why);
+        Fact::Address {
+            unit: unit.clone(),
+            epoch: agreed.epoch,
+            change: AddressChange::Moved,
+            text,
+        }
+    };
+    after.iter().filter(new).map(fact).collect()
+}

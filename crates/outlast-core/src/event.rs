@@ -181,6 +181,13 @@ pub enum Fact {
         change: DatabaseChange,
         text: String,
     },
+    /// What this node did with an address that moves, or an address did that all agree on.
+    Address {
+        unit: String,
+        epoch: u64,
+        change: AddressChange,
+        text: String,
+    },
     OrderRefused {
         service: String,
         epoch: Epoch,
@@ -295,6 +302,38 @@ impl DatabaseChange {
     }
 }
 
+/// What has changed about an address that moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AddressChange {
+    /// All nodes have agreed on another holder.
+    Moved,
+    /// This node answers on it.
+    Taken,
+    /// This node has let go of it, as it was told to.
+    LetGo,
+    /// This node answers on it no more because nobody has granted it more time.
+    Lost,
+    /// Somebody else claims it.
+    Rival,
+    /// This node cannot hold it, or can again.
+    Unable,
+    Able,
+}
+
+impl AddressChange {
+    fn name(self) -> &'static str {
+        match self {
+            AddressChange::Moved => "address_moved",
+            AddressChange::Taken => "address_taken",
+            AddressChange::LetGo => "address_let_go",
+            AddressChange::Lost => "address_lost",
+            AddressChange::Rival => "address_rival",
+            AddressChange::Unable => "address_unable",
+            AddressChange::Able => "address_able",
+        }
+    }
+}
+
 /// A field's value as a program reads it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
@@ -340,6 +379,7 @@ impl Fact {
             Fact::PairsNotSaved { .. } => "pairs_not_saved",
             Fact::PairsSaved => "pairs_saved",
             Fact::Database { change, .. } => change.name(),
+            Fact::Address { change, .. } => change.name(),
             Fact::OrderRefused { .. } => "order_refused",
             Fact::PartUnreachable { .. } => "part_unreachable",
             Fact::LinkUp { .. } => "link_up",
@@ -367,6 +407,7 @@ impl Fact {
             | Fact::PairsNotSaved { .. }
             | Fact::PairsSaved => "agent".to_owned(),
             Fact::Database { database, .. } => alloc::format!("postgres.{database}"),
+            Fact::Address { unit, .. } => alloc::format!("address.{unit}"),
             Fact::TopologyApplied { .. }
             | Fact::TopologyRefused { .. }
             | Fact::TopologyProposed { .. }
@@ -479,7 +520,7 @@ impl Fact {
                 alloc::vec![("epoch", Number(epoch.0)), ("reason", text(reason))]
             }
             Fact::BothDown { .. } | Fact::BothDownEnded { .. } | Fact::PairsSaved => Vec::new(),
-            Fact::Database { epoch, text: what, .. } => {
+            Fact::Database { epoch, text: what, .. } | Fact::Address { epoch, text: what, .. } => {
                 alloc::vec![("epoch", Number(*epoch)), ("text", text(what))]
             }
             Fact::OrderRefused { epoch, obeyed, .. } => {
@@ -569,6 +610,10 @@ impl Fact {
                     | DatabaseChange::UpkeepFailed,
                 ..
             }
+            | Fact::Address {
+                change: AddressChange::Lost | AddressChange::Rival | AddressChange::Unable,
+                ..
+            }
             | Fact::FileDiffers { .. } => Severity::Warn,
             Fact::AgentStarted { .. }
             | Fact::AgentStopping { .. }
@@ -593,6 +638,7 @@ impl Fact {
             | Fact::TopologyProposed { .. }
             | Fact::TopologyInForce { .. }
             | Fact::Database { .. }
+            | Fact::Address { .. }
             | Fact::PairsSaved => Severity::Info,
         }
     }
@@ -684,7 +730,7 @@ impl fmt::Display for Fact {
             Fact::PairsNotSaved { reason } => {
                 write!(f, "no pair changes sides until it can be written down: {reason}")
             }
-            Fact::Database { text, .. } => f.write_str(text),
+            Fact::Database { text, .. } | Fact::Address { text, .. } => f.write_str(text),
             Fact::PairsSaved => f.write_str("who serves each pair can be written down again"),
             Fact::OrderRefused { epoch, obeyed, .. } => {
                 write!(

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use outlast_consensus::{
     Agreement, Answering, Applied, Change, Index, Machine, Members, NodeId, Position, ProposeError,
-    ReadError, Refusal, Role, Running, Standing, Term, boottime,
+    ReadError, Refusal, Role, Running, Standing, Term,
 };
 use outlast_core::codec::Malformed;
 use outlast_core::time::Instant;

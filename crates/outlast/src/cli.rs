@@ -100,6 +100,9 @@ pub(crate) enum Verb {
     /// The process that keeps a PostgreSQL; started by the agent.
     #[command(hide = true, name = outlast::database::KEEP)]
     PostgresKeeper { run_dir: PathBuf },
+    /// Lets go of addresses when the agent dies; started by the agent.
+    #[command(hide = true, name = outlast::addresses::GUARDIAN)]
+    AddressGuardian,
 }
 
 #[derive(Debug, Subcommand)]

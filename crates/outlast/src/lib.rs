@@ -1,5 +1,6 @@
 //! The binary's library: the file, its report, the agent and its data plane.
 
+pub mod addresses;
 pub mod agent;
 pub mod authority;
 pub mod cluster;

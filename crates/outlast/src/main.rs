@@ -66,6 +66,7 @@ fn main() -> ExitCode {
         Verb::Lab(verb) => lab::run(&verb),
         Verb::Proxy(args) => verbs::proxy(&args),
         Verb::PostgresKeeper { run_dir } => verbs::keep_postgres(&run_dir),
+        Verb::AddressGuardian => verbs::guard_addresses(),
     };
     let outcome = outcome.unwrap_or_else(|error| {
         output::complain(&format!("error: {error:#}\n"));

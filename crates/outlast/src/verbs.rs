@@ -29,6 +29,11 @@ pub(crate) fn keep_postgres(run_dir: &std::path::Path) -> anyhow::Result<Outcome
     Ok(Outcome::Fine)
 }
 
+pub(crate) fn guard_addresses() -> anyhow::Result<Outcome> {
+    outlast::addresses::guard()?;
+    Ok(Outcome::Fine)
+}
+
 /// `RUST_LOG` says how much; `info` if it is silent.
 fn log_to_stderr(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| EnvFilter::new("info"));

@@ -9,7 +9,9 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::{Action, Agent, Now, Unsaved, say};
-use crate::agreed::{Agreed, AgreedSide, Database, Notice, SideCommand, Stamp, database_role};
+use crate::agreed::{
+    Agreed, AgreedAddress, AgreedSide, Database, Notice, SideCommand, Stamp, database_role,
+};
 use crate::event::{Fact, Target};
 use crate::health::Health;
 use crate::observers::{
@@ -49,6 +51,7 @@ pub struct Agreement {
     pub holders: BTreeSet<String>,
     pub sides: BTreeMap<String, AgreedSide>,
     pub databases: BTreeMap<String, Held>,
+    pub addresses: BTreeMap<String, AgreedAddress>,
     /// People want no automatic failover now.
     pub pause: Option<Notice>,
     /// Nodes whose members of databases are paused, because people work on them.
@@ -88,7 +91,8 @@ impl Agreement {
         let paused = agreed.notices().paused_nodes();
         let paused = paused.map(|(node, _, notice)| (node.to_owned(), notice.clone())).collect();
         let sides = agreed.sides().all().clone();
-        Agreement { nodes, holders, sides, databases, pause, paused, leads }
+        let addresses = agreed.addresses().all().clone();
+        Agreement { nodes, holders, sides, databases, addresses, pause, paused, leads }
     }
 }
 

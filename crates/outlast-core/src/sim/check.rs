@@ -271,7 +271,8 @@ impl Check {
             Fact::TopologyApplied { .. }
             | Fact::PairsNotSaved { .. }
             | Fact::PairsSaved
-            | Fact::Database { .. } => {}
+            | Fact::Database { .. }
+            | Fact::Address { .. } => {}
             Fact::AgentStarted { .. }
             | Fact::AgentStopping { .. }
             | Fact::TopologyRefused { .. }

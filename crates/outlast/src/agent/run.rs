@@ -35,6 +35,7 @@ use super::standby::Fence;
 use super::start::{self, Options};
 use super::table::{self, Certificates};
 use super::{admin, face, ports, state};
+use crate::addresses::{self, Addresses};
 use crate::cluster::{self, Cluster};
 use crate::database::{Databases, Home};
 use crate::dataplane::link::FromLink;
@@ -162,8 +163,12 @@ struct Loop {
     reports: mpsc::Receiver<Report>,
     face: face::Face,
     /// `None` where there is only one node.
+    /// Before the cluster, because the leader is told of their end.
+    addresses: Option<Addresses>,
     cluster: Option<Cluster>,
     databases: Option<Databases>,
+    /// Tells others of the topology that this node runs.
+    in_force: watch::Sender<Arc<Topology>>,
     /// What is agreed on databases has changed, and the data plane does not have it yet.
     databases_changed: bool,
     /// Until when this node may route to pairs, if it holds its lease; told to the data plane once that is up to date.
@@ -242,9 +247,10 @@ impl Loop {
             recent: recent.clone(),
         };
         let admin = admin::Admin::open(&data_dir, shared.clone(), sender.clone())?;
-        let face = face::Face::open(topology.cluster.face, shared)?;
+        let face = face::Face::open(topology.cluster.face, shared.clone())?;
         let (tell_facts, facts_told) = mpsc::channel(FACTS_MAX);
         let (say_databases, says_databases) = watch::channel(cluster::Databases::default());
+        let (in_force, follow) = watch::channel(topology.clone());
         let (accord, running, errands) = accord::lines(running, options.file.clone());
         let cluster = if cluster::wanted(&topology) {
             let mut topology = topology.as_ref().clone();
@@ -257,10 +263,22 @@ impl Loop {
                 running,
                 errands,
                 databases: says_databases.clone(),
+                in_force: follow.clone(),
             })?)
         } else {
             None
         };
+        let addresses = cluster.as_ref().map(|cluster| {
+            let home = addresses::Home {
+                node: node.clone(),
+                base: base.clone(),
+                topology: follow,
+                picture: shared.picture.clone(),
+                facts: tell_facts.clone(),
+            };
+            Addresses::start(home, cluster.of_addresses())
+        });
+        let addresses = addresses.transpose()?;
         let databases = cluster.as_ref().map(|cluster| {
             let home = Home { node: node.clone(), data_dir: data_dir.clone(), base: base.clone() };
             let of = cluster.of_databases();
@@ -304,6 +322,8 @@ impl Loop {
             face,
             cluster,
             databases,
+            addresses,
+            in_force,
             databases_changed: false,
             lease: None,
             agreement: Agreement::default(),

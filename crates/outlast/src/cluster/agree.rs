@@ -167,7 +167,10 @@ impl Hub {
                     Answer::NotLeader { .. } => why = no_majority(&standing.borrow()),
                     Answer::Busy => why = "too much is under way".to_owned(),
                     Answer::Refused { reason } => why = reason,
-                    Answer::Who(_) | Answer::Index { .. } | Answer::Told { .. } => {
+                    Answer::Who(_)
+                    | Answer::Index { .. }
+                    | Answer::Told { .. }
+                    | Answer::Grants(_) => {
                         why = "an answer to another question".to_owned();
                     }
                 }

@@ -113,6 +113,11 @@ impl Hub {
                 self.ask_loop(|answer| Asked::Failback { service, answer }).await
             }
             Ask::Standby(order) => self.ask_loop(|answer| Asked::Standby(order, answer)).await,
+            Ask::Address(question) => self.grant(from, &question),
+            Ask::AskNow => {
+                self.be_nudged();
+                Answer::Told { text: String::new() }
+            }
         }
     }
 

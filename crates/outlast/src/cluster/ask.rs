@@ -1,5 +1,6 @@
 //! What nodes ask each other besides what the log itself needs.
 
+use outlast_core::address::{Grants, Question};
 use outlast_core::agreed::{Entry, Reply};
 use outlast_core::codec::{Code, Malformed, Reader};
 
@@ -22,6 +23,10 @@ pub(super) enum Ask {
     Failback { service: String },
     /// For the node on which a backup runs: obey this, and answer when it is done.
     Standby(StandbyOrder),
+    /// For the leader: which addresses may this node answer on, and how long?
+    Address(Question),
+    /// For a node that may hold an address: ask that now.
+    AskNow,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +53,7 @@ pub(super) enum Answer {
     Told {
         text: String,
     },
+    Grants(Grants),
 }
 
 /// Who a node is, to one that has no place yet.
@@ -91,6 +97,11 @@ impl Code for Ask {
                 epoch.encode(to);
                 stop.encode(to);
             }
+            Ask::Address(question) => {
+                to.push(7);
+                question.encode(to);
+            }
+            Ask::AskNow => to.push(8),
         }
     }
 
@@ -107,6 +118,8 @@ impl Code for Ask {
                 epoch: Code::decode(from)?,
                 stop: Code::decode(from)?,
             }),
+            7 => Ask::Address(Code::decode(from)?),
+            8 => Ask::AskNow,
             _ => return Err(Malformed("a question that is not known here")),
         })
     }
@@ -147,6 +160,10 @@ impl Code for Answer {
                 to.push(8);
                 text.encode(to);
             }
+            Answer::Grants(grants) => {
+                to.push(9);
+                grants.encode(to);
+            }
         }
     }
 
@@ -167,6 +184,7 @@ impl Code for Answer {
             6 => Answer::Unknown,
             7 => Answer::Refused { reason: Code::decode(from)? },
             8 => Answer::Told { text: Code::decode(from)? },
+            9 => Answer::Grants(Code::decode(from)?),
             _ => return Err(Malformed("an answer that is not known here")),
         })
     }

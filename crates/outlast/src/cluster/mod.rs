@@ -3,6 +3,7 @@
 //! All of it runs on threads of its own. The agent's loop and the traffic can be as busy as they like: heartbeats and votes
 //! go out in time.
 
+mod addresses;
 mod agree;
 mod answer;
 mod ask;
@@ -21,6 +22,7 @@ mod thread;
 pub mod topology;
 mod view;
 
+pub use addresses::{Asked as AskedOfLeader, OfAddresses};
 pub use databases::{AllHeard, Databases, HeardDatabases, PrimaryLease, PrimaryLeases, Secrets};
 pub use lease::LeaseWish;
 pub use share::{Answering, Asked, News, StandbyOrder};

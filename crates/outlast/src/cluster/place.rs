@@ -143,7 +143,8 @@ impl Hub {
                         | Answer::Busy
                         | Answer::Unknown
                         | Answer::Refused { .. }
-                        | Answer::Told { .. },
+                        | Answer::Told { .. }
+                        | Answer::Grants(_),
                     )
                     | Err(_) => None,
                 }

@@ -202,7 +202,8 @@ impl Hub {
                 | Answer::Index { .. }
                 | Answer::NotLeader { .. }
                 | Answer::Busy
-                | Answer::Unknown,
+                | Answer::Unknown
+                | Answer::Grants(_),
             ) => Err(format!("node `{node}` could not do it now")),
             Err(error) => Err(format!("node `{node}` answers what is not known here: {error}")),
         }
@@ -221,7 +222,13 @@ impl Hub {
             Ok(Answer::NotLeader { .. }) => Err("another node leads".to_owned()),
             Ok(Answer::Busy) => Err("too much is under way".to_owned()),
             Ok(Answer::Refused { reason }) => Err(reason),
-            Ok(Answer::Unknown | Answer::Who(_) | Answer::Index { .. } | Answer::Told { .. })
+            Ok(
+                Answer::Unknown
+                | Answer::Who(_)
+                | Answer::Index { .. }
+                | Answer::Told { .. }
+                | Answer::Grants(_),
+            )
             | Err(_) => Err("no majority has answered in time".to_owned()),
         }
     }

@@ -17,6 +17,7 @@ use outlast_link::{Channel, Identity as Certificates, IdentityFiles, Inboxes, Li
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use super::addresses::{Asked, Desk, OfAddresses};
 use super::agree::Client;
 use super::databases::{AllHeard, Databases, PrimaryLeases, Secrets, Shelf};
 use super::door;
@@ -27,6 +28,9 @@ use super::replica::Replica;
 use super::share::{Answering, NEWS_MAX, News, StandbyOrder, WISHES_MAX, Wish};
 use super::topology::{Errand, Running};
 use super::view::{ClusterView, Phase};
+
+/// Questions of this node about addresses that wait.
+const ASKED_MAX: usize = 8;
 
 /// Events of links that wait.
 const EVENTS_MAX: usize = 1024;
@@ -53,6 +57,8 @@ pub struct Settings {
     pub errands: mpsc::Sender<Errand>,
     /// What this node sees of databases.
     pub databases: watch::Receiver<Databases>,
+    /// The topology that this node runs.
+    pub in_force: watch::Receiver<Arc<Topology>>,
 }
 
 /// The cluster's part of an agent. Dropped, it ends.
@@ -64,6 +70,7 @@ pub struct Cluster {
     say: watch::Sender<Report>,
     want_lease: watch::Sender<LeaseWish>,
     of_databases: OfDatabases,
+    of_addresses: OfAddresses,
     stop: watch::Sender<bool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -127,9 +134,13 @@ impl Cluster {
             stuck: shelf.stuck.subscribe(),
             secrets: shelf.secrets.subscribe(),
         };
+        let (questions, asked) = mpsc::channel(ASKED_MAX);
+        let desk = Desk::new(settings.in_force.clone());
+        let of_addresses = OfAddresses { questions, nudges: desk.nudge.subscribe() };
         let hub = Hub {
             replica,
             shelf,
+            desk,
             consensus: OnceLock::new(),
             links: OnceLock::new(),
             heard: Arc::default(),
@@ -145,7 +156,7 @@ impl Cluster {
         let thread = std::thread::Builder::new()
             .name("cluster".to_owned())
             .spawn(move || {
-                let from_loop = FromLoop { wishes: to_grant, lease_wanted };
+                let from_loop = FromLoop { wishes: to_grant, lease_wanted, asked };
                 hub.run(listener, security, home, &addresses, from_loop, stopping);
             })
             .context("start the cluster's thread")?;
@@ -156,6 +167,7 @@ impl Cluster {
             say,
             want_lease,
             of_databases,
+            of_addresses,
             stop,
             thread: Some(thread),
         })
@@ -174,6 +186,11 @@ impl Cluster {
     /// What it tells those who run databases.
     pub fn of_databases(&self) -> OfDatabases {
         self.of_databases.clone()
+    }
+
+    /// What it tells those who carry addresses.
+    pub fn of_addresses(&self) -> OfAddresses {
+        self.of_addresses.clone()
     }
 
     /// Tells the other nodes what this one sees.
@@ -224,10 +241,11 @@ impl Drop for Cluster {
     }
 }
 
-/// What the agent's loop sends.
+/// What the rest of the agent sends.
 struct FromLoop {
     wishes: mpsc::Receiver<Wish>,
     lease_wanted: watch::Receiver<LeaseWish>,
+    asked: mpsc::Receiver<Asked>,
 }
 
 /// What was agreed on in one way does not move to the other by itself.
@@ -282,6 +300,7 @@ fn security(settings: &Settings) -> anyhow::Result<(Security, Option<IdentityFil
 pub(super) struct Hub {
     pub(super) replica: Arc<Replica>,
     pub(super) shelf: Shelf,
+    pub(super) desk: Desk,
     pub(super) consensus: OnceLock<Box<dyn Agreement>>,
     pub(super) links: OnceLock<Arc<Links>>,
     /// Names of ids that spoke to us before we had a registry to look them up.
@@ -397,6 +416,8 @@ impl Hub {
         tasks.spawn(self.clone().lead_databases());
         tasks.spawn(self.clone().hold_databases());
         tasks.spawn(self.clone().share_secrets());
+        tasks.spawn(self.clone().lead_addresses());
+        tasks.spawn(self.clone().carry_questions(from_loop.asked));
         tasks.spawn(self.clone().answer_all(requests));
         tasks.spawn(self.clone().hear_links(events));
         tasks.spawn(self.clone().draw());

@@ -151,6 +151,7 @@ impl Loop {
         self.topology = Arc::new(self.core.topology().clone());
         self.probes.follow(&self.topology);
         self.processes.follow(&self.topology);
+        self.in_force.send_replace(self.topology.clone());
         if let Some(databases) = &self.databases {
             databases.follow(self.topology.clone());
         }

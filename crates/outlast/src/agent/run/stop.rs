@@ -32,6 +32,13 @@ impl Loop {
         self.record_all(facts);
     }
 
+    /// Others take them at once, before anything here ends.
+    pub(super) async fn let_go_of_addresses(&mut self) {
+        if let Some(mut addresses) = self.addresses.take() {
+            addresses.end().await;
+        }
+    }
+
     /// Not ready first, then drain, then the end by force.
     pub(super) async fn stop(
         &mut self,
@@ -42,6 +49,7 @@ impl Loop {
         self.record(Fact::AgentStopping { reason: reason.to_owned() });
         self.stopping.send_replace(true);
         self.accord.close();
+        self.let_go_of_addresses().await;
         // Until the listeners close, clients still come: probes and failover go on.
         let lead_ends = tokio::time::Instant::now() + lead;
         while tokio::time::Instant::now() < lead_ends {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use outlast_consensus::boottime;
+use outlast_core::address;
 use outlast_core::agent::{Agreement, Input};
 use outlast_core::agreed::SideCommand;
 use outlast_core::database::{self as databases, MemberSight};
@@ -119,6 +120,10 @@ impl Loop {
         for (name, held) in &next.databases {
             let before = self.agreement.databases.get(name).map(|held| &held.database);
             facts.extend(databases::changes(name, before, &held.database));
+        }
+        // Where they were when this agent started is no news.
+        if self.agreed {
+            facts.extend(address::moves(&self.agreement.addresses, &next.addresses));
         }
         self.record_all(facts);
     }

@@ -1,0 +1,113 @@
+//! Which units a topology has, and where those belong that follow something.
+
+use alloc::borrow::ToOwned as _;
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use super::{Member, Unit};
+use crate::agent::Agreement;
+use crate::pair::Side;
+use crate::topology::{
+    Address, AddressMode, Network, PartKind, PartRef, Pool, Preempt, Topology, Track,
+};
+
+/// What one unit is, to those who decide on it and to those who carry it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    pub unit: Unit,
+    /// Where that is, it is.
+    pub follows: Option<PartRef>,
+    /// Each address and its interface.
+    pub places: Vec<(Network, String)>,
+    pub track: Vec<Track>,
+}
+
+/// The units of a topology that are held by lease: each address by itself, and each group as one.
+pub fn plans(topology: &Topology) -> BTreeMap<String, Plan> {
+    let mut plans: BTreeMap<String, Plan> = BTreeMap::new();
+    for (name, address) in &topology.addresses {
+        if matches!(address.mode, AddressMode::Vrrp(_)) {
+            continue;
+        }
+        let unit = match &address.group {
+            Some(group) => format!("group:{group}"),
+            None => name.clone(),
+        };
+        let own = Plan::of(address);
+        match plans.entry(unit) {
+            alloc::collections::btree_map::Entry::Vacant(place) => drop(place.insert(own)),
+            alloc::collections::btree_map::Entry::Occupied(mut group) => group.get_mut().join(own),
+        }
+    }
+    plans
+}
+
+impl Plan {
+    fn of(address: &Address) -> Plan {
+        let priority =
+            |node: &String| address.priorities.get(node).map_or(0, |p| i32::from(p.get()));
+        let members = address.preferred().into_iter();
+        let members = members.map(|node| Member { node: node.clone(), priority: priority(node) });
+        let preempt = match address.preempt {
+            Preempt::Never => None,
+            Preempt::After(delay) => Some(delay),
+        };
+        let follows = address.follows().cloned();
+        let unit = Unit { members: members.collect(), preempt, follows: follows.is_some() };
+        let places = address.ips.iter().map(|ip| (*ip, address.interface.clone())).collect();
+        Plan { unit, follows, places, track: address.track.clone() }
+    }
+
+    /// Another address of the same group: what either of them needs, both need. The slowest to return decides.
+    fn join(&mut self, other: Plan) {
+        self.places.extend(other.places);
+        for track in other.track {
+            if !self.track.contains(&track) {
+                self.track.push(track);
+            }
+        }
+        let slowest = |a: Duration, b: Duration| a.max(b);
+        self.unit.preempt = self.unit.preempt.zip(other.unit.preempt).map(|(a, b)| slowest(a, b));
+        self.follows = self.follows.take().or(other.follows);
+        self.unit.follows = self.follows.is_some();
+    }
+
+    /// The node where what this unit follows is now, if that is known.
+    pub fn wanted(&self, topology: &Topology, agreement: &Agreement) -> Option<String> {
+        let part = self.follows.as_ref()?;
+        match part.kind {
+            PartKind::Postgres => {
+                let held = agreement.databases.get(&part.name)?;
+                held.database.serving().cloned()
+            }
+            PartKind::Service => {
+                let Pool::Pair(pair) = &topology.services.get(&part.name)?.pool else {
+                    return None;
+                };
+                let agreed = agreement.sides.get(&part.name);
+                if agreed.is_some_and(|agreed| !agreed.settled) {
+                    return None;
+                }
+                let side = agreed.map_or(Side::Primary, |agreed| agreed.side);
+                let server = match side {
+                    Side::Primary => &pair.primary,
+                    Side::Backup => &pair.backup,
+                };
+                let mut there = topology
+                    .nodes
+                    .iter()
+                    .filter(|(_, node)| Ok(node.address) == server.host.parse());
+                let (name, _) = there.next()?;
+                there.next().is_none().then(|| name.to_owned())
+            }
+            PartKind::Process
+            | PartKind::Redis
+            | PartKind::Store
+            | PartKind::Address
+            | PartKind::External => None,
+        }
+    }
+}

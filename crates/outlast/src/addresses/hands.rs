@@ -1,0 +1,386 @@
+//! One unit in the hands of this node.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use outlast_consensus::boottime;
+use outlast_core::address::{Grant, Hold, Order, Plan, Said};
+use outlast_core::event::{AddressChange, Fact};
+use outlast_core::time::Instant;
+use outlast_vip::{Event, Guard, Guardian, Place, Rivals, Timetable};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::{GUARDIAN, Home, Seen, track};
+
+/// After something that this node's kernel refused.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// What the tasks beside a unit have heard or seen.
+#[derive(Debug)]
+pub(super) enum Heard {
+    Of {
+        unit: String,
+        event: Event,
+    },
+    /// Nothing can be heard any more.
+    Deaf {
+        unit: String,
+        why: String,
+    },
+    /// Something that is tracked has changed, by its place in the list.
+    Tracked {
+        unit: String,
+        index: usize,
+        down: Option<String>,
+    },
+}
+
+impl Heard {
+    pub(super) fn unit(&self) -> &str {
+        match self {
+            Heard::Of { unit, .. } | Heard::Deaf { unit, .. } | Heard::Tracked { unit, .. } => unit,
+        }
+    }
+}
+
+/// What holds an address here, and what sees to its end.
+struct Grip {
+    guard: Guard,
+    guardian: Guardian,
+}
+
+pub(super) struct Hands {
+    name: String,
+    plan: Plan,
+    priority: i32,
+    hold: Hold,
+    facts: mpsc::Sender<Fact>,
+    tell: mpsc::Sender<Heard>,
+    /// `None`: the kernel refused, and it is tried again.
+    grip: Option<Grip>,
+    refused: Option<String>,
+    try_at: Instant,
+    announce: Option<Timetable>,
+    /// Interfaces that are down.
+    down: Vec<String>,
+    /// Why each thing that is tracked is down, if it is.
+    tracked: Vec<Option<String>>,
+    /// As last said in the journal.
+    was_able: bool,
+    leaving: bool,
+    /// They listen and look for this unit, and end with it.
+    beside: JoinSet<()>,
+}
+
+impl Hands {
+    pub(super) fn new(home: &Home, name: String, plan: Plan, tell: mpsc::Sender<Heard>) -> Hands {
+        let own = plan.unit.members.iter().find(|member| member.node == home.node);
+        let priority = own.map_or(0, |member| member.priority);
+        let tracked = plan.track.iter().map(|_| None).collect();
+        let mut beside = JoinSet::new();
+        for (index, track) in plan.track.iter().enumerate() {
+            let (unit, tell) = (name.clone(), tell.clone());
+            beside.spawn(track::watch(home.clone(), unit, index, track.what.clone(), tell));
+        }
+        let mut hands = Hands {
+            name,
+            plan,
+            priority,
+            hold: Hold::default(),
+            facts: home.facts.clone(),
+            tell,
+            grip: None,
+            refused: None,
+            try_at: boottime(),
+            announce: None,
+            down: Vec::new(),
+            tracked,
+            was_able: true,
+            leaving: false,
+            beside,
+        };
+        hands.grip();
+        hands
+    }
+
+    /// Whether these hands can go on with this plan.
+    pub(super) fn fits(&self, plan: &Plan) -> bool {
+        self.plan == *plan
+    }
+
+    fn places(&self) -> Vec<Place> {
+        let places = self.plan.places.iter();
+        places
+            .map(|(network, interface)| Place { network: *network, interface: interface.clone() })
+            .collect()
+    }
+
+    /// Puts up what the kernel needs to know.
+    fn grip(&mut self) {
+        match self.get_grip() {
+            Ok(grip) => (self.grip, self.refused) = (Some(grip), None),
+            Err(why) => {
+                self.refused = Some(why);
+                self.try_at = boottime() + AGAIN;
+            }
+        }
+    }
+
+    fn get_grip(&mut self) -> Result<Grip, String> {
+        let places = self.places();
+        let said = |error: outlast_vip::Error| error.to_string();
+        let guard = Guard::open(&self.name, &places).map_err(said)?;
+        let guardian = Guardian::spawn(guardian_command(), &self.name, &places).map_err(said)?;
+        let rivals = Rivals::open(&self.name, &places).map_err(said)?;
+        self.beside.spawn(listen(self.name.clone(), rivals, self.tell.clone()));
+        Ok(Grip { guard, guardian })
+    }
+
+    /// Why this node cannot hold the unit.
+    fn unable(&self) -> Option<String> {
+        if let Some(why) = &self.refused {
+            return Some(why.clone());
+        }
+        if let Some(interface) = self.down.first() {
+            return Some(format!("interface {interface} is down"));
+        }
+        let mut tracked = self.plan.track.iter().zip(&self.tracked);
+        tracked.find_map(|(track, down)| down.clone().filter(|_| track.weight.is_none()))
+    }
+
+    /// Less what is down, more what is up.
+    fn effective(&self) -> i32 {
+        let tracked = self.plan.track.iter().zip(&self.tracked);
+        let sum: i32 = tracked
+            .filter_map(|(track, down)| {
+                let weight = i32::from(track.weight?.get());
+                (weight < 0 && down.is_some() || weight > 0 && down.is_none()).then_some(weight)
+            })
+            .sum();
+        self.priority + sum
+    }
+
+    pub(super) fn said(&mut self, number: u64) -> Said {
+        let able = !self.leaving && self.unable().is_none();
+        let priority = self.effective();
+        self.hold.said(number, able, priority)
+    }
+
+    pub(super) fn seen(&self) -> Seen {
+        let amiss = self.tracked.iter().flatten().next().cloned();
+        Seen { holds: self.hold.epoch(), trouble: self.unable().or(amiss) }
+    }
+
+    /// When there is something to do without being asked.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let announce = self.announce.as_ref().map(Timetable::next);
+        let again = self.grip.is_none().then_some(self.try_at);
+        [self.hold.until(), announce, again].into_iter().flatten().min()
+    }
+
+    /// Ceases what is over, and says again what is due. True: the leader should know at once.
+    pub(super) fn pass(&mut self) -> bool {
+        let now = boottime();
+        if self.grip.is_none() && self.try_at <= now && !self.leaving {
+            self.grip();
+        }
+        if self.grip.as_mut().is_some_and(|grip| grip.guardian.has_ended()) {
+            let ordered = self.hold.let_go();
+            self.obey(ordered, AddressChange::LetGo, "its guardian has ended; it is started anew");
+            self.grip = None;
+            self.grip();
+        }
+        let mut changed = false;
+        if let Some(order) = self.hold.pass(now) {
+            self.obey(Some(order), AddressChange::Lost, "nobody has granted this node more time");
+            changed = true;
+        }
+        if let Some(why) = self.unable()
+            && let Some(order) = self.hold.let_go()
+        {
+            self.obey(Some(order), AddressChange::LetGo, &why);
+            changed = true;
+        }
+        self.announce_if_due(now);
+        self.note_ability();
+        changed
+    }
+
+    fn announce_if_due(&mut self, now: Instant) {
+        let (Some(timetable), Some(grip)) = (&mut self.announce, &self.grip) else { return };
+        if now < timetable.next() {
+            return;
+        }
+        timetable.said(now);
+        if let Err(error) = grip.guard.announce() {
+            tracing::warn!(unit = self.name, %error, "announce an address");
+        }
+    }
+
+    fn note_ability(&mut self) {
+        let why = self.unable();
+        if why.is_none() == self.was_able || self.leaving {
+            return;
+        }
+        self.was_able = why.is_none();
+        match why {
+            Some(why) => {
+                self.note(AddressChange::Unable, format!("this node cannot hold it: {why}"))
+            }
+            None => self.note(AddressChange::Able, "this node can hold it".to_owned()),
+        }
+    }
+
+    /// Does what was granted. True: the leader should be asked at once.
+    pub(super) fn answered(&mut self, number: u64, sent: Instant, grant: Grant) -> bool {
+        if self.leaving || self.unable().is_some() {
+            return false;
+        }
+        let order = self.hold.answered(number, sent, boottime(), grant);
+        let lets_go = order == Some(Order::Drop);
+        self.obey(order, AddressChange::LetGo, "it goes to another node");
+        lets_go
+    }
+
+    fn obey(&mut self, order: Option<Order>, change: AddressChange, why: &str) {
+        let Some(grip) = &mut self.grip else { return };
+        let epoch = self.hold.epoch();
+        let result = match order {
+            None => return,
+            Some(Order::Take { until }) => {
+                let taken = grip.guard.take(until);
+                if taken.is_ok() {
+                    self.announce = Some(Timetable::begin(boottime()));
+                    self.note(AddressChange::Taken, format!("this node answers on {}", self.ips()));
+                }
+                taken
+            }
+            Some(Order::Keep { until, tell }) => {
+                let kept = grip.guard.refresh(until);
+                if let (true, Some(timetable)) = (tell, &mut self.announce) {
+                    timetable.again(boottime());
+                }
+                kept
+            }
+            Some(Order::Drop) => {
+                self.announce = None;
+                let dropped = grip.guard.drop_all();
+                self.note(change, format!("this node has let go of {}: {why}", self.ips()));
+                dropped
+            }
+        };
+        if let Err(error) = result {
+            tracing::error!(unit = self.name, %error, ?order, "carry an address");
+            self.fail(epoch, error.to_string());
+        }
+    }
+
+    /// The kernel refuses: all is let go of, and built anew after a while.
+    fn fail(&mut self, epoch: Option<u64>, why: String) {
+        self.hold.let_go();
+        (self.announce, self.grip) = (None, None);
+        if epoch.is_some() {
+            self.note(AddressChange::LetGo, format!("this node has let go of it: {why}"));
+        }
+        self.refused = Some(why);
+        self.try_at = boottime() + AGAIN;
+    }
+
+    /// True: the leader should know at once.
+    pub(super) fn hear(&mut self, heard: Heard) -> bool {
+        match heard {
+            Heard::Of { event: Event::Rival { address, mac }, .. } => {
+                if let Some(timetable) = &mut self.announce {
+                    timetable.again(boottime());
+                    self.note(
+                        AddressChange::Rival,
+                        format!("{} claims {address}, which is held here", written(mac)),
+                    );
+                }
+                false
+            }
+            Heard::Of { event: Event::Link { interface, up }, .. } => {
+                self.down.retain(|down| *down != interface);
+                if !up {
+                    self.down.push(interface);
+                } else if let Some(timetable) = &mut self.announce {
+                    timetable.again(boottime());
+                }
+                true
+            }
+            Heard::Deaf { why, .. } => {
+                tracing::error!(unit = self.name, why, "nothing is heard of an address any more");
+                let epoch = self.hold.epoch();
+                self.fail(epoch, why);
+                true
+            }
+            Heard::Tracked { index, down, .. } => {
+                let Some(place) = self.tracked.get_mut(index) else { return false };
+                let changed = place.is_some() != down.is_some();
+                *place = down;
+                changed
+            }
+        }
+    }
+
+    /// Lets go of it for good. True: it was held.
+    pub(super) fn leave(&mut self) -> bool {
+        self.leaving = true;
+        let order = self.hold.let_go();
+        self.obey(order, AddressChange::LetGo, "this agent ends");
+        order.is_some()
+    }
+
+    /// Takes away what was put up in the kernel.
+    pub(super) fn close(mut self) {
+        if let Some(Grip { guard, guardian }) = self.grip.take() {
+            let closed = guard.close().and_then(|()| guardian.goodbye());
+            if let Err(error) = closed {
+                tracing::warn!(unit = self.name, %error, "take away the guards of an address");
+            }
+        }
+    }
+
+    fn ips(&self) -> String {
+        let ips: Vec<String> =
+            self.plan.places.iter().map(|(network, _)| network.address.to_string()).collect();
+        ips.join(", ")
+    }
+
+    fn note(&self, change: AddressChange, text: String) {
+        let epoch = self.hold.epoch().unwrap_or_default();
+        let fact = Fact::Address { unit: self.name.clone(), epoch, change, text };
+        if let Err(error) = self.facts.try_send(fact) {
+            tracing::warn!(%error, "the journal does not keep up with the addresses");
+        }
+    }
+}
+
+fn written(mac: [u8; 6]) -> String {
+    let bytes: Vec<String> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
+    bytes.join(":")
+}
+
+/// This binary, even if another one lies at its path by now.
+fn guardian_command() -> Command {
+    let mut command = Command::new(PathBuf::from("/proc/self/exe"));
+    command.arg(GUARDIAN);
+    command
+}
+
+/// Passes on what is heard, until nothing can be.
+async fn listen(unit: String, mut rivals: Rivals, tell: mpsc::Sender<Heard>) {
+    loop {
+        let unit = unit.clone();
+        let heard = match rivals.next().await {
+            Ok(event) => Heard::Of { unit, event },
+            Err(error) => Heard::Deaf { unit, why: error.to_string() },
+        };
+        let ends = matches!(heard, Heard::Deaf { .. });
+        if tell.send(heard).await.is_err() || ends {
+            return;
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! The addresses that this node may hold: it asks whoever leads for them, and its hands do what is granted.
+//!
+//! All of it runs on a thread of its own, so that nothing else delays a question. What happens when this thread is late,
+//! stopped or dead is the kernel's business: see [`outlast_vip::Guard`].
+
+mod hands;
+mod track;
+
+use std::collections::BTreeMap;
+use std::future::pending;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use outlast_consensus::boottime;
+use outlast_core::address::{ASK_EVERY, Grants, Question, plans};
+use outlast_core::event::Fact;
+use outlast_core::time::Instant;
+use outlast_core::topology::Topology;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+use crate::agent::shared::{Picture, wall};
+use crate::cluster::OfAddresses;
+use hands::{Hands, Heard};
+
+/// The hidden verb of a guardian's process.
+pub const GUARDIAN: &str = "address-guardian";
+
+/// What was heard about addresses and waits.
+const HEARD_MAX: usize = 256;
+
+/// How long a node that ends waits until the leader knows that it holds nothing any more.
+const GOODBYE_LIMIT: Duration = Duration::from_millis(300);
+
+/// What the hands of this node need to know.
+#[derive(Clone, Debug)]
+pub struct Home {
+    pub node: String,
+    /// Relative paths of the file count from here.
+    pub base: PathBuf,
+    pub topology: watch::Receiver<Arc<Topology>>,
+    pub picture: watch::Receiver<Arc<Picture>>,
+    pub facts: mpsc::Sender<Fact>,
+}
+
+/// What this node does about a unit, for people.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// The epoch under which it answers on it.
+    pub holds: Option<u64>,
+    /// Why it cannot hold it, or what makes it hold it less gladly.
+    pub trouble: Option<String>,
+}
+
+/// By unit.
+pub type AllSeen = BTreeMap<String, Seen>;
+
+/// The addresses of this node. Dropped, it lets go of them.
+#[derive(Debug)]
+pub struct Addresses {
+    seen: watch::Receiver<AllSeen>,
+    stop: watch::Sender<bool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Addresses {
+    pub fn start(home: Home, cluster: OfAddresses) -> anyhow::Result<Addresses> {
+        let (stop, stopping) = watch::channel(false);
+        let (show, seen) = watch::channel(AllSeen::new());
+        let thread = std::thread::Builder::new()
+            .name("addresses".to_owned())
+            .spawn(move || run(home, cluster, show, stopping))
+            .context("start the thread for addresses")?;
+        Ok(Addresses { seen, stop, thread: Some(thread) })
+    }
+
+    pub fn seen(&self) -> AllSeen {
+        self.seen.borrow().clone()
+    }
+
+    /// Lets go of every address; returns once that is done.
+    pub async fn end(&mut self) {
+        self.stop.send_replace(true);
+        if let Some(thread) = self.thread.take() {
+            // Each step of it has a limit.
+            tokio::task::spawn_blocking(move || thread.join()).await.ok();
+        }
+    }
+}
+
+impl Drop for Addresses {
+    fn drop(&mut self) {
+        self.stop.send_replace(true);
+        if let Some(thread) = self.thread.take() {
+            thread.join().ok();
+        }
+    }
+}
+
+fn run(
+    home: Home,
+    cluster: OfAddresses,
+    show: watch::Sender<AllSeen>,
+    stop: watch::Receiver<bool>,
+) {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "start the runtime for addresses");
+            return;
+        }
+    };
+    runtime.block_on(Desk::new(home, cluster, show).live(stop));
+    // A script that hangs is not waited for.
+    runtime.shutdown_background();
+}
+
+/// An answer, and which question it belongs to.
+type Answered = (u64, Instant, Option<Grants>);
+
+/// Everything of this node's addresses.
+struct Desk {
+    home: Home,
+    cluster: OfAddresses,
+    show: watch::Sender<AllSeen>,
+    life: u64,
+    number: u64,
+    ask_at: Instant,
+    units: BTreeMap<String, Hands>,
+    answers: JoinSet<Answered>,
+    tell: mpsc::Sender<Heard>,
+    heard: mpsc::Receiver<Heard>,
+}
+
+impl Desk {
+    fn new(home: Home, cluster: OfAddresses, show: watch::Sender<AllSeen>) -> Desk {
+        let (tell, heard) = mpsc::channel(HEARD_MAX);
+        // Later runs of an agent have higher numbers, unless somebody sets the clock back: then the leader waits until
+        // nothing can be left of the run before.
+        let life = u64::try_from(wall().0).unwrap_or_default();
+        let (units, answers) = (BTreeMap::new(), JoinSet::new());
+        Desk {
+            home,
+            cluster,
+            show,
+            life,
+            number: 0,
+            ask_at: boottime(),
+            units,
+            answers,
+            tell,
+            heard,
+        }
+    }
+
+    async fn live(mut self, mut stop: watch::Receiver<bool>) {
+        let mut topology = self.home.topology.clone();
+        self.follow(&topology.borrow_and_update().clone());
+        loop {
+            self.pass();
+            if self.ask_at <= boottime() {
+                self.ask();
+            }
+            self.show();
+            let wake = self.next_wake();
+            let pause = async move {
+                match wake {
+                    Some(at) => tokio::time::sleep(at.since(boottime())).await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                () = pause => {}
+                Some(Ok(answered)) = self.answers.join_next() => self.answered(answered),
+                Some(heard) = self.heard.recv() => self.hear(heard),
+                Ok(()) = self.cluster.nudges.changed(), if !self.units.is_empty() => {
+                    self.ask_at = boottime();
+                }
+                Ok(()) = topology.changed() => {
+                    let now = topology.borrow_and_update().clone();
+                    self.follow(&now);
+                }
+                _ = stop.wait_for(|stop| *stop) => break,
+            }
+        }
+        self.end().await;
+    }
+
+    /// The units of this node, as the topology has them now.
+    fn follow(&mut self, topology: &Topology) {
+        let mut plans = plans(topology);
+        plans
+            .retain(|_, plan| plan.unit.members.iter().any(|member| member.node == self.home.node));
+        self.units.retain(|name, hands| plans.get(name).is_some_and(|plan| hands.fits(plan)));
+        for (name, plan) in plans {
+            let (home, tell) = (&self.home, &self.tell);
+            self.units
+                .entry(name.clone())
+                .or_insert_with(|| Hands::new(home, name, plan, tell.clone()));
+        }
+        self.ask_at = boottime();
+    }
+
+    /// Ceases what is over, and says again what is due.
+    fn pass(&mut self) {
+        let mut changed = false;
+        for hands in self.units.values_mut() {
+            changed |= hands.pass();
+        }
+        if changed {
+            // The leader need not wait for the end of a grant that nobody uses.
+            self.ask_at = boottime();
+        }
+    }
+
+    fn next_wake(&self) -> Option<Instant> {
+        let asks = (!self.units.is_empty()).then_some(self.ask_at);
+        self.units.values().filter_map(Hands::deadline).chain(asks).min()
+    }
+
+    fn ask(&mut self) {
+        let sent = boottime();
+        self.ask_at = sent + ASK_EVERY;
+        self.number += 1;
+        let number = self.number;
+        let units = self.units.iter_mut().map(|(name, hands)| (name.clone(), hands.said(number)));
+        let question = Question { life: self.life, number, units: units.collect() };
+        if question.units.is_empty() {
+            return;
+        }
+        let (answer, answered) = oneshot::channel();
+        if self.cluster.questions.try_send((question, answer)).is_ok() {
+            self.answers.spawn(async move { (number, sent, answered.await.ok()) });
+        }
+    }
+
+    fn answered(&mut self, (number, sent, grants): Answered) {
+        for (name, grant) in grants.into_iter().flat_map(|grants| grants.units) {
+            if let Some(hands) = self.units.get_mut(&name)
+                && hands.answered(number, sent, grant)
+            {
+                self.ask_at = boottime();
+            }
+        }
+    }
+
+    fn hear(&mut self, heard: Heard) {
+        if let Some(hands) = self.units.get_mut(heard.unit())
+            && hands.hear(heard)
+        {
+            self.ask_at = boottime();
+        }
+    }
+
+    fn show(&self) {
+        let seen = self.units.iter().map(|(name, hands)| (name.clone(), hands.seen()));
+        let seen: AllSeen = seen.collect();
+        self.show.send_if_modified(|before| {
+            let changed = *before != seen;
+            *before = seen;
+            changed
+        });
+    }
+
+    /// Lets go of everything, and tells the leader so, so that others can take it at once.
+    async fn end(mut self) {
+        let mut held = false;
+        for hands in self.units.values_mut() {
+            held |= hands.leave();
+        }
+        if held {
+            self.ask();
+            let number = self.number;
+            let told = async {
+                while let Some(Ok((answered, ..))) = self.answers.join_next().await {
+                    if answered == number {
+                        break;
+                    }
+                }
+            };
+            tokio::time::timeout(GOODBYE_LIMIT, told).await.ok();
+        }
+        for hands in self.units.into_values() {
+            hands.close();
+        }
+    }
+}
+
+/// The work of a guardian's process.
+pub fn guard() -> anyhow::Result<()> {
+    outlast_vip::guardian(std::io::stdin().lock(), std::io::stdout().lock())?;
+    Ok(())
+}

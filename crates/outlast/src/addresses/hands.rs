@@ -17,6 +17,9 @@ use super::{GUARDIAN, Home, Seen, track};
 /// After something that this node's kernel refused.
 const AGAIN: Duration = Duration::from_secs(2);
 
+/// How often the address is announced while a member does not ask, or has only just come back.
+const TELL_EVERY: Duration = Duration::from_millis(80);
+
 /// What the tasks beside a unit have heard or seen.
 #[derive(Debug)]
 pub(super) enum Heard {
@@ -63,6 +66,8 @@ pub(super) struct Hands {
     refused: Option<String>,
     try_at: Instant,
     announce: Option<Timetable>,
+    /// When it was announced last, but for the moment of taking it.
+    told_at: Instant,
     /// Interfaces that are down.
     down: Vec<String>,
     /// Why each thing that is tracked is down, if it is.
@@ -95,6 +100,7 @@ impl Hands {
             refused: None,
             try_at: boottime(),
             announce: None,
+            told_at: boottime(),
             down: Vec::new(),
             tracked,
             was_able: true,
@@ -209,11 +215,17 @@ impl Hands {
     }
 
     fn announce_if_due(&mut self, now: Instant) {
-        let (Some(timetable), Some(grip)) = (&mut self.announce, &self.grip) else { return };
-        if now < timetable.next() {
-            return;
+        if let Some(timetable) = &mut self.announce
+            && timetable.next() <= now
+        {
+            timetable.said(now);
+            self.announce_now();
         }
-        timetable.said(now);
+    }
+
+    fn announce_now(&mut self) {
+        let Some(grip) = &self.grip else { return };
+        self.told_at = boottime();
         if let Err(error) = grip.guard.announce() {
             tracing::warn!(unit = self.name, %error, "announce an address");
         }
@@ -259,8 +271,9 @@ impl Hands {
             }
             Some(Order::Keep { until, tell }) => {
                 let kept = grip.guard.refresh(until);
-                if let (true, Some(timetable)) = (tell, &mut self.announce) {
-                    timetable.again(boottime());
+                // Somebody who cannot be reached may be reached at any moment.
+                if tell && self.told_at + TELL_EVERY <= boottime() {
+                    self.announce_now();
                 }
                 kept
             }

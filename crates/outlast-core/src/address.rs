@@ -24,7 +24,7 @@ use core::time::Duration;
 
 pub use hold::{Hold, Order};
 pub use lead::{Decision, Lead, Scene};
-pub use plan::{Plan, plans};
+pub use plan::{Plan, plans, unit_of};
 
 use crate::agreed::AgreedAddress;
 use crate::agreed::form::{coded_enum, coded_struct};

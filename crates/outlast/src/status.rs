@@ -1,5 +1,6 @@
 //! `outlast status`: what is up, what is not, since when, why, and what comes next, on one screen.
 
+mod addresses;
 mod databases;
 mod topology;
 
@@ -84,6 +85,9 @@ fn table(status: &Status, ink: Ink) -> String {
     let at = |name: &String| elsewhere(status, name, ink);
     blocks.extend(status.services.iter().map(|(n, s)| block(n, s, ink) + &at(n)));
     blocks.extend(status.postgres.iter().map(|(name, d)| databases::block(name, d, ink)));
+    if !status.addresses.is_empty() {
+        blocks.push(addresses::block(&status.addresses, ink));
+    }
     if let Some(parts) = parts(status, ink) {
         blocks.push(parts);
     }

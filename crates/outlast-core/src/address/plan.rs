@@ -32,17 +32,21 @@ pub fn plans(topology: &Topology) -> BTreeMap<String, Plan> {
         if matches!(address.mode, AddressMode::Vrrp(_)) {
             continue;
         }
-        let unit = match &address.group {
-            Some(group) => format!("group:{group}"),
-            None => name.clone(),
-        };
         let own = Plan::of(address);
-        match plans.entry(unit) {
+        match plans.entry(unit_of(name, address)) {
             alloc::collections::btree_map::Entry::Vacant(place) => drop(place.insert(own)),
             alloc::collections::btree_map::Entry::Occupied(mut group) => group.get_mut().join(own),
         }
     }
     plans
+}
+
+/// The unit of an address: its group, or itself.
+pub fn unit_of(name: &str, address: &Address) -> String {
+    match &address.group {
+        Some(group) => format!("group:{group}"),
+        None => name.to_owned(),
+    }
 }
 
 impl Plan {

@@ -81,6 +81,13 @@ impl Addresses {
         self.seen.borrow().clone()
     }
 
+    /// Returns once that is something else.
+    pub async fn changed(&mut self) {
+        if self.seen.changed().await.is_err() {
+            pending().await
+        }
+    }
+
     /// Lets go of every address; returns once that is done.
     pub async fn end(&mut self) {
         self.stop.send_replace(true);

@@ -385,6 +385,7 @@ impl Loop {
                 Some(report) = self.reports.recv() => self.hear_process(report),
                 news = together::next_news(&mut self.cluster) => self.hear_cluster(news),
                 Some(fact) = self.facts_told.recv() => self.record(fact),
+                () = together::address_news(&mut self.addresses) => self.publish(),
                 errand = self.accord.errand() => self.hear_errand(errand),
                 () = tokio::time::sleep(wake) => {
                     self.look_after_proxies();
@@ -554,6 +555,7 @@ impl Loop {
             vitals: self.vitals,
             cluster: self.cluster.as_ref().map(|cluster| cluster.view().borrow().clone()),
             databases: self.databases_view(),
+            addresses: self.addresses_view(),
             at: wall(),
         };
         self.picture.send_replace(Arc::new(picture));

@@ -5,8 +5,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::addresses::AllSeen;
 use crate::cluster::ClusterView;
-use outlast_core::agreed::{Database, Notice};
+use outlast_core::agreed::{AgreedAddress, Database, Notice};
 use outlast_core::database::{MemberSight, Wish};
 use outlast_core::event::Target;
 use outlast_core::time::Timestamp;
@@ -50,8 +51,18 @@ pub struct Picture {
     pub cluster: Option<Arc<ClusterView>>,
     /// `None` where nobody could agree on them.
     pub databases: Option<DatabasesView>,
+    /// `None` where nobody could agree on them.
+    pub addresses: Option<AddressesView>,
     /// When it was made.
     pub at: Timestamp,
+}
+
+/// Addresses that move, as this node knows them, by unit.
+#[derive(Clone, Debug, Default)]
+pub struct AddressesView {
+    pub agreed: BTreeMap<String, AgreedAddress>,
+    /// Those that this node may hold.
+    pub seen: AllSeen,
 }
 
 /// Databases as this node knows them.

@@ -1,5 +1,6 @@
 //! The face: /health, /metrics and the status page, for people and for other machines.
 
+pub mod address_status;
 pub mod database_status;
 pub mod health;
 pub mod metrics;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use outlast_core::time::Timestamp;
-use outlast_core::topology::Service;
+use outlast_core::topology::{Address, AddressMode, Service};
 use outlast_core::view::{ServiceState, ServiceView};
 use outlast_proxy::stats::{BackendStats, ServiceStats, Stats};
 
@@ -120,7 +120,10 @@ impl Scene {
         let postgres = databases.map(|name| ("postgres", name));
         let redis = topology.redis.keys().map(|name| ("redis", name));
         let stores = topology.stores.keys().map(|name| ("store", name));
-        let addresses = topology.addresses.keys().map(|name| ("address", name));
+        let none = self.picture.addresses.is_none();
+        let alone = |address: &Address| none || matches!(address.mode, AddressMode::Vrrp(_));
+        let addresses = topology.addresses.iter().filter(|(_, address)| alone(address));
+        let addresses = addresses.map(|(name, _)| ("address", name));
         let zones = topology.dns.keys().map(|name| ("dns", name));
         postgres.chain(redis).chain(stores).chain(addresses).chain(zones).collect()
     }

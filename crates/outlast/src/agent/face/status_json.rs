@@ -15,6 +15,7 @@ use outlast_core::view::{
 use outlast_proxy::stats::{ErrorKind, Snapshot};
 use serde::{Deserialize, Serialize};
 
+use super::address_status::AddressStatus;
 pub use super::database_status::{DatabaseStatus, MemberStatus, PausedStatus};
 use super::health::UNWATCHED;
 use super::scene::Scene;
@@ -96,6 +97,8 @@ pub struct Status {
     pub externals: BTreeMap<String, ExternalStatus>,
     /// Databases, by `NAME` of `[postgres.NAME]`.
     pub postgres: BTreeMap<String, DatabaseStatus>,
+    /// Addresses that move, by `NAME` of `[address.NAME]`.
+    pub addresses: BTreeMap<String, AddressStatus>,
     /// Parts of the file that nobody watches, and why not.
     pub unwatched: BTreeMap<String, String>,
 }
@@ -392,6 +395,7 @@ impl Status {
                 .map(|(n, e)| (n.clone(), external(scene, e)))
                 .collect(),
             postgres: databases.map(DatabaseStatus::all).unwrap_or_default(),
+            addresses: AddressStatus::all(picture),
             unwatched: unwatched.chain(unprobed).collect(),
         }
     }

@@ -182,6 +182,7 @@ fn picture() -> Picture {
     };
     Picture {
         databases: None,
+        addresses: None,
         cluster: None,
         view: view(),
         topology: Arc::new(crate::file::parse("shop.toml", FILE).unwrap()),

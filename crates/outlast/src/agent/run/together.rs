@@ -15,8 +15,9 @@ use outlast_core::topology::{Pool, Topology};
 use tokio::sync::oneshot;
 
 use super::{Loop, Said};
+use crate::addresses::Addresses;
 use crate::agent::ports::Known;
-use crate::agent::shared::DatabasesView;
+use crate::agent::shared::{AddressesView, DatabasesView};
 use crate::agent::{standby, state};
 use crate::cluster::{Answering, Asked, Cluster, LeaseWish, News, StandbyOrder};
 use crate::database::Databases;
@@ -31,6 +32,14 @@ const TRAVEL_MAX: Duration = Duration::from_secs(5);
 pub(super) async fn next_news(cluster: &mut Option<Cluster>) -> Option<News> {
     match cluster {
         Some(cluster) => cluster.news().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Returns once this node does something else about an address; never, where there is none.
+pub(super) async fn address_news(addresses: &mut Option<Addresses>) {
+    match addresses {
+        Some(addresses) => addresses.changed().await,
         None => std::future::pending().await,
     }
 }
@@ -114,7 +123,13 @@ impl Loop {
         })
     }
 
-    /// Writes down what has changed about databases.
+    /// Addresses that move, for people.
+    pub(super) fn addresses_view(&self) -> Option<AddressesView> {
+        let addresses = self.addresses.as_ref()?;
+        Some(AddressesView { agreed: self.agreement.addresses.clone(), seen: addresses.seen() })
+    }
+
+    /// Writes down what has changed about databases and addresses.
     fn note_databases(&mut self, next: &Agreement) {
         let mut facts = Vec::new();
         for (name, held) in &next.databases {
@@ -134,6 +149,7 @@ impl Loop {
             Some(News::Heard { node, report }) => self.step(Input::Heard { node, report }),
             Some(News::Agreed(agreement)) => {
                 let changed = self.agreement.databases != agreement.databases
+                    || self.agreement.addresses != agreement.addresses
                     || self.agreement.paused != agreement.paused;
                 self.note_databases(&agreement);
                 self.agreement.clone_from(&agreement);

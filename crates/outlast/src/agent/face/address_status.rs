@@ -1,0 +1,55 @@
+//! Addresses that move, as `/v1/status` tells of them.
+
+use std::collections::BTreeMap;
+
+use outlast_core::address::unit_of;
+use outlast_core::topology::{Address, AddressMode};
+use serde::{Deserialize, Serialize};
+
+use crate::agent::shared::{AddressesView, Picture};
+
+/// One `[address.NAME]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AddressStatus {
+    /// With their prefixes.
+    pub ips: Vec<String>,
+    /// Null while nobody has ever held it.
+    pub holder: Option<String>,
+    /// The epoch under which that is agreed.
+    pub epoch: u64,
+    /// Since when, by the wall clock of whoever led then.
+    pub since: Option<String>,
+    /// Why it went there.
+    pub why: Option<String>,
+    /// This node answers on it now.
+    pub here: bool,
+    /// Why this node cannot hold it, or what makes it hold it less gladly.
+    pub trouble: Option<String>,
+}
+
+impl AddressStatus {
+    /// Those that are held by lease.
+    pub(super) fn all(picture: &Picture) -> BTreeMap<String, AddressStatus> {
+        let Some(view) = &picture.addresses else { return BTreeMap::new() };
+        let leased = picture.topology.addresses.iter();
+        let leased = leased.filter(|(_, address)| !matches!(address.mode, AddressMode::Vrrp(_)));
+        leased
+            .map(|(name, address)| (name.clone(), AddressStatus::of(name, address, view)))
+            .collect()
+    }
+
+    fn of(name: &str, address: &Address, view: &AddressesView) -> AddressStatus {
+        let unit = unit_of(name, address);
+        let (agreed, seen) = (view.agreed.get(&unit), view.seen.get(&unit));
+        AddressStatus {
+            ips: address.ips.iter().map(|ip| format!("{}/{}", ip.address, ip.prefix)).collect(),
+            holder: agreed.and_then(|agreed| agreed.holder.clone()),
+            epoch: agreed.map_or(0, |agreed| agreed.epoch),
+            since: agreed.map(|agreed| agreed.moved.wall.to_string()),
+            why: agreed.map(|agreed| agreed.why.clone()),
+            here: seen.is_some_and(|seen| seen.holds.is_some()),
+            trouble: seen.and_then(|seen| seen.trouble.clone()),
+        }
+    }
+}

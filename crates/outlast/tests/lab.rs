@@ -5,6 +5,7 @@
 
 #![cfg(test)]
 
+mod addresses;
 mod clients;
 mod storm;
 

@@ -50,8 +50,8 @@ struct Matter {
     given_back: bool,
     /// Where it is about to go: the holder is asked to let go.
     leaving: Option<(String, String)>,
-    /// A move away from this epoch was proposed: it may still come true.
-    proposed: Option<u64>,
+    /// A move away from this epoch was proposed, and why: it may still come true.
+    proposed: Option<(u64, String)>,
     /// The holder in force was told that it is.
     nudged: Option<u64>,
     /// Who would be better than the holder, and since when.
@@ -142,7 +142,7 @@ impl Lead {
         let to = matter.next(&look);
         let nudge = matter.nudge(&look);
         let command = to.map(|(to, why)| {
-            matter.proposed = Some(epoch);
+            matter.proposed = Some((epoch, why.clone()));
             AddressCommand::Move { unit: name.to_owned(), from: epoch, to: Some(to), why }
         });
         Decision { command, nudge }
@@ -214,7 +214,7 @@ impl Matter {
         if self.leaving.is_some() || !said.able {
             return Some(Grant::LetGo { epoch });
         }
-        let proposed = self.proposed == Some(epoch);
+        let proposed = self.proposed.as_ref().is_some_and(|(from, _)| *from == epoch);
         #[cfg(test)]
         let proposed = instead(Bug::GrantsWhileMoving, proposed, false);
         if proposed {
@@ -238,7 +238,7 @@ impl Matter {
     }
 
     fn forget_what_is_past(&mut self, epoch: u64) {
-        if self.proposed.is_some_and(|from| from != epoch) {
+        if self.proposed.as_ref().is_some_and(|(from, _)| *from != epoch) {
             (self.proposed, self.leaving, self.better) = (None, None, None);
         }
         if self.granted.is_some_and(|(of, _)| of != epoch) {
@@ -278,9 +278,9 @@ impl Matter {
 
     /// Where the unit goes now, and why.
     fn next(&mut self, look: &Look<'_>) -> Option<(String, String)> {
-        if self.proposed.is_some() {
+        if let Some((_, why)) = &self.proposed {
             // It may or may not have been agreed on; nobody is granted anything before that is known.
-            return self.best(look, None).map(|(to, _)| (to, "asked again".to_owned()));
+            return self.best(look, None).map(|(to, _)| (to, why.clone()));
         }
         if look.scene.paused {
             (self.leaving, self.better) = (None, None);

@@ -1,0 +1,112 @@
+//! Addresses that move, on real machines of a lab: held by one node, moved when it dies, is cut off or stops.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::{Lab, each_user, wait, wait_until};
+
+const FILE: &str = r#"
+[cluster]
+name = "moving"
+data_dir = "/var/lib/outlast-of-a-test"
+face = "[::]:8900"
+proxy_threads = 1
+[node.a]
+address = "10.0.0.1"
+[node.b]
+address = "10.0.0.2"
+[node.c]
+address = "10.0.0.3"
+[node.client]
+address = "10.0.0.4"
+[consensus]
+voters = ["a", "b", "c"]
+[address.edge]
+ips = ["10.0.0.100/24", "fd00:5::100/64"]
+interface = "eth0"
+nodes = ["a", "b", "c"]
+"#;
+
+const CANDIDATES: [&str; 3] = ["a", "b", "c"];
+
+/// Longer than a grant, and long enough for a look at every machine.
+const NO_LONGER_GRANTED: Duration = Duration::from_millis(400);
+
+/// The node that says, through the address, that it is the one.
+fn answers(lab: &Lab) -> Option<String> {
+    let url = "http://10.0.0.100:8900/v1/status";
+    let output = lab.exec("client", &["curl", "-s", "-m", "1", url]);
+    let status: Value = serde_json::from_slice(&output.stdout).ok()?;
+    status["node"].as_str().map(str::to_owned)
+}
+
+/// What a node says of the address.
+fn seen_by(lab: &Lab, node: &str) -> Value {
+    let output = lab.exec(node, &["outlast", "status", "--format", "json"]);
+    let status: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    status["addresses"]["edge"].clone()
+}
+
+/// Nodes that take themselves for the holder.
+fn holders(lab: &Lab, among: &[&str]) -> Vec<String> {
+    let holds = |node: &&&str| seen_by(lab, node)["here"] == true;
+    among.iter().filter(holds).map(|node| (*node).to_owned()).collect()
+}
+
+fn without<'a>(node: &str) -> Vec<&'a str> {
+    CANDIDATES.into_iter().filter(|other| *other != node).collect()
+}
+
+#[test]
+fn an_address_is_held_by_one_node_and_moves_when_that_dies_is_cut_off_or_stops() {
+    each_user(|user| {
+        let lab = Lab::up(user, FILE);
+        let first = wait("somebody answers on the address", || answers(&lab));
+        // The first of the file is the preferred one.
+        assert_eq!(first, "a");
+        assert_eq!(holders(&lab, &CANDIDATES), ["a"]);
+
+        lab.good(&["kill", &first]);
+        let second = wait("another one answers", || answers(&lab).filter(|now| *now != first));
+        assert_eq!(holders(&lab, &without(&first)), [second.as_str()]);
+        lab.good(&["start", &first]);
+        wait_until("the first one is back", || seen_by(&lab, &first)["holder"] == second.as_str());
+        // It is not taken back from one that is well.
+        assert_eq!(holders(&lab, &CANDIDATES), [second.as_str()]);
+
+        lab.good(&["cut", &second, "--for", "60s"]);
+        let third = wait("another one answers", || answers(&lab).filter(|now| *now != second));
+        let cut = Instant::now();
+        wait_until("who was cut off has let go", || holders(&lab, &[&second]).is_empty());
+        // Whatever its agent says, its kernel has ended it before anybody else could answer.
+        let ping = ["ping", "-c", "1", "-W", "1", "-I", "10.0.0.100", "10.0.0.100"];
+        assert!(cut.elapsed() > NO_LONGER_GRANTED || !lab.exec(&second, &ping).status.success());
+        lab.good(&["heal"]);
+        wait_until("it knows who holds it", || seen_by(&lab, &second)["holder"] == third.as_str());
+
+        lab.good(&["stop", &third]);
+        let fourth = wait("another one answers", || answers(&lab).filter(|now| *now != third));
+        let why = seen_by(&lab, &fourth)["why"].as_str().unwrap_or_default().to_owned();
+        // If it led as well, the next leader may know only that it is gone.
+        assert!(why.starts_with(&third), "{why}");
+    });
+}
+
+#[test]
+fn both_kinds_of_address_are_reached_and_go_together() {
+    each_user(|user| {
+        let lab = Lab::up(user, FILE);
+        wait("somebody answers on the address", || answers(&lab));
+        let route = ["ip", "-6", "route", "replace", "fd00:5::/64", "dev", "eth0"];
+        assert!(lab.exec("client", &route).status.success());
+        let reached = || {
+            let ping = ["ping", "-6", "-c", "1", "-W", "1", "fd00:5::100"];
+            lab.exec("client", &ping).status.success()
+        };
+        wait_until("the address of version 6 is reached", reached);
+        lab.good(&["pause", "a", "--for", "60s"]);
+        wait("another one answers", || answers(&lab).filter(|now| now != "a"));
+        wait_until("the address of version 6 is reached again", reached);
+    });
+}

@@ -10,6 +10,8 @@ mod bench;
 mod cases;
 #[path = "moves/field.rs"]
 mod field;
+#[path = "moves/vrrp.rs"]
+mod vrrp;
 
 use std::io;
 use std::process::{Command, ExitCode};
@@ -31,8 +33,12 @@ fn main() -> ExitCode {
     }
 }
 
+fn cases() -> impl Iterator<Item = &'static Case> {
+    cases::CASES.iter().chain(vrrp::CASES).chain(bench::CASES)
+}
+
 fn list() -> ExitCode {
-    for (name, _) in cases::CASES.iter().chain(bench::CASES) {
+    for (name, _) in cases() {
         println!("{name}: test");
     }
     ExitCode::SUCCESS
@@ -64,7 +70,7 @@ fn keeper(arguments: &[String]) -> ExitCode {
     };
     let field = field::Field::build();
     let mut failed = Vec::new();
-    for (name, case) in cases::CASES.iter().chain(bench::CASES).filter(|(name, _)| is_meant(name)) {
+    for (name, case) in cases().filter(|(name, _)| is_meant(name)) {
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| case(&field)));
         println!("test {name} ... {}", if done.is_ok() { "ok" } else { "FAILED" });
         if done.is_err() {

@@ -435,7 +435,7 @@ fn links(field: &Field) {
     watch.join().unwrap();
 }
 
-fn in_runtime<T>(work: impl Future<Output = T>) -> T {
+pub(crate) fn in_runtime<T>(work: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let limited = async { tokio::time::timeout(LIMIT, work).await };
     runtime.unwrap().block_on(limited).expect("nothing was heard")

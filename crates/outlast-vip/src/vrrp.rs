@@ -1,4 +1,4 @@
-//! The sockets of VRRP: says advertisements on one interface, and hears those of others.
+//! VRRP: says advertisements on one interface, hears those of others, and does what follows from them.
 //!
 //! Who is active is decided by `outlast_core::vrrp`. What is heard is taken from the wire, because only there the hops and
 //! the goal of a packet of IPv6 are known; rules of a firewall against it therefore have to be the switch's or the sender's.
@@ -24,6 +24,10 @@ use rustix::net::{
 use tokio::io::unix::AsyncFd;
 
 use crate::error::Error;
+
+mod part;
+
+pub use part::{HOLD_MIN, Part, Status};
 
 /// Others that are spoken to one by one.
 pub const PEERS_MAX: usize = 64;

@@ -4,22 +4,26 @@ use std::net::{IpAddr, SocketAddr};
 use std::num::{NonZeroU8, NonZeroU32};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use outlast_core::vrrp::Interval;
 use outlast_core::vrrp::wire::{Advert, Dialect, GROUP_V4, PROTOCOL};
-use outlast_vip::vrrp::{Said, Speaker, own_address};
+use outlast_core::vrrp::{Event, Interval, Settings, State};
+use outlast_vip::vrrp::{HOLD_MIN, Part, Said, Speaker, Status, own_address};
 use rustix::net::sockopt::{set_ip_multicast_if_with_ifindex, set_ip_multicast_ttl};
 use rustix::net::{AddressFamily, Protocol, SendFlags, SocketType, bind, sendto, socket};
 
+use tokio::sync::{mpsc, watch};
+
 use crate::Case;
 use crate::cases::in_runtime;
-use crate::field::{Field, INTERFACE, LIMIT, Machine, wait_until};
+use crate::field::{Field, INTERFACE, LIMIT, Machine, pause, place, wait_until};
 
 pub(crate) const CASES: &[Case] = &[
     ("an_advertisement_is_heard_by_the_group_in_ipv4", |f| heard(f, true)),
     ("an_advertisement_is_heard_by_the_group_in_ipv6", |f| heard(f, false)),
     ("peers_are_spoken_to_one_by_one_and_strangers_not_heard", peers),
     ("an_advertisement_that_has_crossed_a_router_is_none", far),
+    ("the_higher_priority_has_the_address_and_the_other_one_after_it", two_parts),
 ];
 
 fn advert(priority: u8) -> Advert {
@@ -124,4 +128,64 @@ fn far(field: &Field) {
     say(&one, from, Vec::new(), 0, Dialect::PseudoHeader);
     assert_eq!(said.recv_timeout(LIMIT).unwrap().advert.priority, 0);
     assert_eq!(thread.join().unwrap(), 1);
+}
+
+/// Takes part until the sender is dropped.
+fn take_part(
+    machine: &Machine,
+    own: IpAddr,
+    priority: u8,
+) -> (mpsc::Sender<Event>, watch::Receiver<Status>, JoinHandle<()>) {
+    let settings = Settings {
+        priority: NonZeroU8::new(priority).unwrap(),
+        interval: Interval::of_centiseconds(10).unwrap(),
+        preempt: true,
+        preempt_delay: Duration::ZERO,
+        refresh: Duration::from_secs(1),
+        address: own,
+    };
+    let (orders, ordered) = mpsc::channel(1);
+    let (sender, status) = channel();
+    let thread = machine.start(move || {
+        in_runtime(async move {
+            let speaker = Speaker::open(INTERFACE, own, &[]).unwrap();
+            let places = [place("10.1.0.200", 24)];
+            let part = Part::new(NonZeroU8::new(7).unwrap(), settings, speaker, &places).unwrap();
+            sender.send(part.status()).unwrap();
+            part.run(ordered).await.unwrap();
+        });
+    });
+    (orders, status.recv_timeout(LIMIT).unwrap(), thread)
+}
+
+fn two_parts(field: &Field) {
+    let (one, other, client) = (field.machine(), field.machine(), field.machine());
+    let ip = "10.1.0.200".parse().unwrap();
+    let is = |status: &watch::Receiver<Status>, state| status.borrow().state == state;
+    let _echoes = [one.echo(ip), other.echo(ip)];
+    let mut asks = client.client(ip);
+    let (low_orders, low, low_thread) = take_part(&other, own(&other, true), 100);
+    wait_until("who is alone becomes active", || is(&low, State::Active));
+    asks.wait_for_answer();
+    let (high_orders, high, high_thread) = take_part(&one, own(&one, true), 200);
+    wait_until("the higher priority takes over", || {
+        is(&high, State::Active) && is(&low, State::Backup)
+    });
+    wait_until("the address has moved", || one.has(ip) && !other.has(ip));
+    asks.wait_for_answer();
+    // Longer than the addresses are held at one time.
+    let until = Instant::now() + 2 * HOLD_MIN;
+    while Instant::now() < until {
+        asks.wait_for_answer();
+        pause(Duration::from_millis(20));
+    }
+    drop(high_orders);
+    high_thread.join().unwrap();
+    wait_until("the other one is active again", || is(&low, State::Active));
+    asks.wait_for_answer();
+    assert!(!one.has(ip) && other.has(ip));
+    drop(low_orders);
+    low_thread.join().unwrap();
+    assert!(!other.has(ip));
+    assert_eq!(low.borrow().unsaid, None);
 }

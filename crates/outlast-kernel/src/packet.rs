@@ -8,8 +8,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
-/// ETH_P_ALL, ETH_P_ARP and ETH_P_IPV6 of linux/if_ether.h.
+/// ETH_P_ALL, ETH_P_IP, ETH_P_ARP and ETH_P_IPV6 of linux/if_ether.h.
 pub const ALL: u16 = 0x0003;
+pub const IPV4: u16 = 0x0800;
 pub const ARP: u16 = 0x0806;
 pub const IPV6: u16 = 0x86dd;
 

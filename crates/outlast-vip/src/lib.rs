@@ -8,7 +8,7 @@
 //! - the address itself has a lifetime of seconds, so that nothing is left for long.
 //!
 //! A [`Guardian`] is a small process that ends both at once when this one dies. [`Rivals`] hears others who claim an
-//! address, and sees links go up and down.
+//! address, and sees links go up and down. [`vrrp`] has the sockets of the mode without a quorum.
 //!
 //! Moments are of the clock that goes on while the machine is suspended ([`boottime`]). The kernel's own ends do not count
 //! that time: a machine that was suspended comes back with the rest of its lease, until somebody looks at the clock.
@@ -21,6 +21,7 @@ mod guard;
 mod guardian;
 mod rivals;
 mod tables;
+pub mod vrrp;
 
 pub use address::{ADDRESSES_MAX, Place};
 pub use announce::{ANNOUNCE_AT, ANNOUNCE_EVERY, QUIET_MIN, Timetable};

@@ -242,7 +242,7 @@ pub(crate) fn sort_key<'a>(wire: &[u8], room: &'a mut [u8; KEY_MAX]) -> &'a [u8]
         let length = usize::from(wire.get(start).copied().unwrap_or(0));
         for &byte in wire.get(start + 1..start + 1 + length).unwrap_or_default() {
             // 0 ends a label, so 0 and 1 become two bytes that keep their order.
-            let escaped = [1, byte + 1];
+            let escaped = [1, byte.wrapping_add(1)];
             let put: &[u8] = if byte < 2 { &escaped } else { std::slice::from_ref(&byte) };
             if let Some(place) = room.get_mut(end..end + put.len()) {
                 place.copy_from_slice(put);

@@ -2,6 +2,7 @@
 //!
 //! [`table::Table::build`] makes the answers of all zones, signatures included; [`respond::respond`] is what a message is answered
 //! with, as a function. [`server::Server`] is that with sockets: UDP on a thread for each core, TCP, transfers, updates.
+//! [`remote::update`] changes records in other people's servers.
 #![forbid(unsafe_code)]
 
 mod cookie;
@@ -9,6 +10,7 @@ pub mod dnssec;
 mod edns;
 mod limit;
 pub mod name;
+pub mod remote;
 pub mod respond;
 pub mod server;
 pub mod table;

@@ -193,6 +193,11 @@ struct Rest<'q> {
     is_signed: bool,
 }
 
+/// Whether a message that has a head has been cut.
+pub(crate) fn is_cut(message: &[u8]) -> bool {
+    message.get(2).is_some_and(|flags| flags & TC != 0)
+}
+
 /// Number `n` of the four counts of a head.
 pub(crate) fn count(message: &[u8], n: usize) -> u16 {
     message.get(4 + 2 * n..6 + 2 * n).map_or(0, |two| u16::from_be_bytes([two[0], two[1]]))

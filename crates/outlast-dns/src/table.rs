@@ -14,7 +14,7 @@ use std::sync::Arc;
 use crate::name::{KEY_MAX, Name, labels, sort_key, strip};
 use crate::zone::{Record, Rtype};
 
-pub use build::{BadTable, CHAIN_MAX, LEAVES_MAX, NAMES_MAX};
+pub use build::{BadTable, CHAIN_MAX, LEAVES_MAX, NAMES_MAX, ZONES_MAX};
 use choose::Tree;
 pub(crate) use choose::{Client, Random};
 pub(crate) use piece::Piece;

@@ -3,12 +3,15 @@
 use std::collections::BTreeSet;
 
 use crate::name::Name;
-use crate::respond::{HEAD, Question, Rcode, count};
-use crate::wire::{IN, read_record};
+use crate::respond::{Question, Rcode, UPDATE, count};
+use crate::wire::{IN, Message, read_record};
 use crate::zone::{Rdata, Record, Rtype};
 
 /// Records of an update, prerequisites included.
 pub const UPDATE_RECORDS_MAX: u32 = 1_000;
+
+/// Bytes of an update that is written, before its signature.
+const WRITTEN_MAX: usize = 64_000;
 
 /// Classes that say what is to be done (RFC 2136 2.4, 2.5).
 const NONE: u16 = 254;
@@ -107,7 +110,6 @@ impl Update {
                 update.changes.push(change(read.record, read.class)?);
             }
         }
-        debug_assert!(at >= HEAD, "records follow the head");
         Ok(update)
     }
 
@@ -154,6 +156,28 @@ impl Update {
     }
 }
 
+/// Writes an update; none if it is too large for one message.
+pub(crate) fn write(
+    id: u16,
+    zone: &Name,
+    prerequisites: &[Prerequisite],
+    changes: &[Change],
+) -> Option<Vec<u8>> {
+    let mut message = Message::new(id, [UPDATE << 3, 0], zone, Rtype::SOA);
+    let mut put = |section, (record, class): (Record, u16)| {
+        message.push(section, &record, class, WRITTEN_MAX)
+    };
+    let required =
+        prerequisites.iter().flat_map(Prerequisite::records).all(|record| put(1, record));
+    let changed = changes.iter().map(Change::record).all(|record| put(2, record));
+    (required && changed).then_some(message.0)
+}
+
+/// A record without data, whose class says what is meant.
+fn bare(owner: &Name, rtype: Rtype, class: u16) -> (Record, u16) {
+    (Record { owner: owner.clone(), rtype, ttl: 0, data: Rdata(Vec::new()) }, class)
+}
+
 /// Reads a record of the update section.
 fn change(record: Record, class: u16) -> Result<Change, Rcode> {
     let Record { owner, rtype, ttl, data } = record;
@@ -173,6 +197,22 @@ fn change(record: Record, class: u16) -> Result<Change, Rcode> {
 }
 
 impl Prerequisite {
+    /// The records that say it.
+    fn records(&self) -> Vec<(Record, u16)> {
+        match self {
+            Prerequisite::NameInUse(name) => vec![bare(name, Rtype::ANY, ANY)],
+            Prerequisite::NameNotInUse(name) => vec![bare(name, Rtype::ANY, NONE)],
+            Prerequisite::SetExists(name, rtype) => vec![bare(name, *rtype, ANY)],
+            Prerequisite::SetDoesNotExist(name, rtype) => vec![bare(name, *rtype, NONE)],
+            Prerequisite::SetIs(name, rtype, set) => {
+                let (head, class) = bare(name, *rtype, IN);
+                set.iter()
+                    .map(|data| (Record { data: data.clone(), ..head.clone() }, class))
+                    .collect()
+            }
+        }
+    }
+
     fn check(&self, records: &[Record]) -> Result<(), UpdateAnswer> {
         let has_name = |name: &Name| records.iter().any(|record| record.owner == *name);
         let set = |name: &Name, rtype: Rtype| -> BTreeSet<Rdata> {
@@ -197,6 +237,19 @@ impl Prerequisite {
 }
 
 impl Change {
+    /// The record that says it.
+    fn record(&self) -> (Record, u16) {
+        match self {
+            Change::Add(record) => (record.clone(), IN),
+            Change::DeleteSet(name, rtype) => bare(name, *rtype, ANY),
+            Change::DeleteName(name) => bare(name, Rtype::ANY, ANY),
+            Change::DeleteRecord(name, rtype, data) => {
+                let (head, class) = bare(name, *rtype, NONE);
+                (Record { data: data.clone(), ..head }, class)
+            }
+        }
+    }
+
     /// Does it (RFC 2136 3.4.2). What must not be done is passed over without a word.
     fn apply(&self, zone: &Name, records: &mut Vec<Record>) {
         match self {
@@ -268,6 +321,36 @@ mod tests {
         changes: Vec<Change>,
     ) -> Result<Vec<Record>, UpdateAnswer> {
         Update { zone: name("z"), key: name("k"), prerequisites, changes }.apply(&zone())
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        use Prerequisite::{NameInUse, NameNotInUse, SetDoesNotExist, SetExists, SetIs};
+        let (a, b) = (name("a.z"), name("b.z"));
+        let set = ["192.0.2.1", "192.0.2.2"].map(|text| Rdata::parse("A", text).unwrap().1);
+        let update = Update {
+            zone: name("z"),
+            key: name("k"),
+            prerequisites: vec![
+                NameInUse(a.clone()),
+                NameNotInUse(b.clone()),
+                SetExists(a.clone(), Rtype::A),
+                SetDoesNotExist(b.clone(), Rtype::TXT),
+                SetIs(a.clone(), Rtype::A, set.clone().into()),
+            ],
+            changes: vec![
+                Change::Add(record("b.z", "MX", "10 a.z.")),
+                Change::DeleteSet(b.clone(), Rtype::A),
+                Change::DeleteName(b),
+                Change::DeleteRecord(a, Rtype::A, set[0].clone()),
+            ],
+        };
+        let message = write(9, &update.zone, &update.prerequisites, &update.changes).unwrap();
+        assert_eq!(Update::read(&message, &update.key), Ok(update));
+        for length in 0..message.len() {
+            let read = Update::read(&message[..length], &name("k"));
+            assert_eq!(read, Err(Rcode::FORMERR), "{length}");
+        }
     }
 
     #[test]

@@ -31,20 +31,17 @@ pub(super) async fn run(world: Arc<World>, mut changes: watch::Receiver<Vec<Name
     let mut told: BTreeMap<Name, u32> = BTreeMap::new();
     let mut telling: BTreeMap<Name, JoinSet<()>> = BTreeMap::new();
     while changes.changed().await.is_ok() {
-        changes.mark_unchanged();
         // All zones are looked at: a change of one may have been overtaken by that of another.
         let serials = world.table().serials();
         telling.retain(|name, _| serials.contains_key(name));
-        for (name, serial) in
-            serials.iter().filter(|(name, serial)| told.get(*name) != Some(*serial))
-        {
+        let is_new = |(name, serial): &(&Name, &u32)| told.get(*name) != Some(*serial);
+        for (name, _) in serials.iter().filter(is_new) {
             let mut tasks = JoinSet::new();
             for secondary in world.config.secondaries.clone() {
                 tasks.spawn_local(tell(world.clone(), name.clone(), secondary));
             }
             // The tasks for an older serial end with their set.
             telling.insert(name.clone(), tasks);
-            debug_assert!(told.get(name) != Some(serial), "not told yet");
         }
         told = serials;
     }

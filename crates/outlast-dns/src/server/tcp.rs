@@ -97,7 +97,6 @@ async fn serve(slow: &Slow, mut stream: TcpStream, source: SocketAddr) {
     // Without it, an answer might wait for the acknowledgement of the one before.
     drop(stream.set_nodelay(true));
     let mut cached = Cached::new(&slow.world);
-    let mut out = Vec::new();
     while let Ok(Some(message)) = timeout(IDLE_TIMEOUT, read(&mut stream)).await {
         cached.refresh(&slow.world, &slow.world.version);
         let asker = Asker {
@@ -106,7 +105,8 @@ async fn serve(slow: &Slow, mut stream: TcpStream, source: SocketAddr) {
             now: super::now(),
             chance: super::seed(),
         };
-        out.resize(MESSAGE_MAX, 0);
+        // Not kept while the connection rests.
+        let mut out = vec![0; MESSAGE_MAX];
         let reply = respond(&message, asker, &cached.table, &slow.world.state, &mut out);
         slow.counters.count(reply);
         let goes_on = match reply {

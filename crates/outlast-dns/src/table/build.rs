@@ -17,6 +17,9 @@ pub const CHAIN_MAX: usize = 8;
 /// Answers among which is chosen for one name and type.
 pub const LEAVES_MAX: usize = 1024;
 
+/// Zones of a table.
+pub const ZONES_MAX: usize = 10_000;
+
 /// Names of a zone.
 pub const NAMES_MAX: usize = 1 << 20;
 
@@ -43,6 +46,9 @@ impl Table {
         signatures: &mut Signatures,
         now: u32,
     ) -> Result<Table, BadTable> {
+        if zones.len() > ZONES_MAX {
+            return Err(BadTable(vec![format!("more than {ZONES_MAX} zones")]));
+        }
         signatures.begin();
         let mut table = Table::default();
         let mut faults = Vec::new();

@@ -3,7 +3,14 @@
 use std::net::UdpSocket;
 use std::process::{Child, Command, Stdio};
 
-use super::{Dir, Secondary, address, are_real, ask, build, key, spec, start, wait_for};
+use outlast_dns::remote::{self, RemoteError};
+use outlast_dns::update::{Change, Prerequisite};
+use outlast_dns::zone::{Rdata, Record};
+use outlast_dns::{Algorithm, TsigKey};
+
+use super::{
+    Dir, SECRET, Secondary, ZONE, address, are_real, ask, build, key, name, spec, start, wait_for,
+};
 use outlast_dns::zone::Rtype;
 
 /// A program that is killed at the end.
@@ -54,4 +61,48 @@ fn knot_follows_by_notify_and_incremental_transfer() {
         .count();
     assert_eq!(is_incremental, 2, "{log}");
     assert!(log.contains("notify, incoming") && !log.contains("fallback to AXFR"), "{log}");
+}
+
+#[test]
+fn knot_takes_our_updates() {
+    if !are_real() {
+        return;
+    }
+    let knot = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let dir = Dir::new("remote");
+    let here = dir.0.display();
+    let conf = format!(
+        "server:\n  listen: 127.0.0.1@{}\n  rundir: {here}\n\
+         database:\n  storage: {here}\n\
+         key:\n  - id: k\n    algorithm: hmac-sha256\n    secret: aGVsbG9oZWxsb2hlbGxvaGVsbG9oZWxsb2hlbGxvIQ==\n\
+         acl:\n  - id: ours\n    action: update\n    key: k\n\
+         zone:\n  - domain: example.com\n    acl: ours\n    storage: {here}\n    file: zone\n",
+        knot.port()
+    );
+    let file = dir.0.join("knot.conf");
+    std::fs::write(&file, conf).unwrap();
+    std::fs::write(dir.0.join("zone"), ZONE).unwrap();
+    let child = Command::new("/usr/sbin/knotd").arg("-c").arg(&file).stdout(Stdio::null()).spawn();
+    let _knot = Running(child.expect("start knotd"));
+    wait_for("knot", || ask("kdig", knot, "+short example.com SOA").contains(" 7 "));
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let zone = name("example.com");
+    let update = |key: &TsigKey, prerequisites: &[Prerequisite], changes: &[Change]| {
+        runtime.block_on(remote::update(knot, &zone, key, prerequisites, changes))
+    };
+    let new = name("new.example.com");
+    let data = Rdata::a([10, 0, 0, 7].into());
+    let add = Change::Add(Record { owner: new.clone(), rtype: Rtype::A, ttl: 30, data });
+    assert!(update(&key(), &[], std::slice::from_ref(&add)).is_ok());
+    assert!(ask("kdig", knot, "+short new.example.com A").contains("10.0.0.7"));
+    let absent = [Prerequisite::NameNotInUse(new.clone())];
+    let refused = update(&key(), &absent, &[Change::DeleteName(new.clone())]);
+    assert!(matches!(refused, Err(RemoteError::Refused(6))), "{refused:?}");
+    let present = [Prerequisite::NameInUse(new.clone())];
+    assert!(update(&key(), &present, &[Change::DeleteName(new)]).is_ok());
+    assert!(ask("kdig", knot, "new.example.com A").contains("NXDOMAIN"));
+    let stranger = TsigKey::new(&name("stranger"), Algorithm::Sha256, SECRET).unwrap();
+    let refused = update(&stranger, &[], &[add]);
+    assert!(matches!(refused, Err(RemoteError::NotSigned(9))), "{refused:?}");
 }

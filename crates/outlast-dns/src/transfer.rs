@@ -188,3 +188,6 @@ fn changes(soa: &Record, diffs: Vec<Arc<Diff>>) -> Vec<Part> {
     parts.push(Part::One(soa.clone()));
     parts
 }
+
+#[cfg(test)]
+mod tests;

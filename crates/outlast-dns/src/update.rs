@@ -353,6 +353,31 @@ mod tests {
         }
     }
 
+    /// Messages that were good once: no panic, and what is read can be written again.
+    #[test]
+    fn broken_updates_are_refused_or_mean_something() {
+        let changes = [
+            Change::Add(record("b.z", "MX", "10 a.z.")),
+            Change::Add(record("s.z", "SRV", "1 2 3 a.z.")),
+            Change::DeleteRecord(name("a.z"), Rtype::A, Rdata::a([192, 0, 2, 1].into())),
+        ];
+        let good = write(9, &name("z"), &[Prerequisite::NameInUse(name("a.z"))], &changes).unwrap();
+        let mut random = crate::table::Random(20_261_129);
+        let mut below = |limit: usize| usize::try_from(random.next() >> 33).unwrap() % limit;
+        for _ in 0..100_000 {
+            let mut message = good.clone();
+            for _ in 0..=below(4) {
+                let place = below(message.len());
+                message[place] = u8::try_from(below(256)).unwrap();
+            }
+            message.truncate(good.len() - below(3) * below(20));
+            if let Ok(update) = Update::read(&message, &name("k")) {
+                assert!(write(9, &update.zone, &update.prerequisites, &update.changes).is_some());
+                update.apply(&zone()).ok();
+            }
+        }
+    }
+
     #[test]
     fn nothing_changes_unless_all_holds() {
         use Prerequisite::{NameInUse, NameNotInUse, SetDoesNotExist, SetExists, SetIs};

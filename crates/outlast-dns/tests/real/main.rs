@@ -7,7 +7,7 @@
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use outlast_dns::dnssec::{Signatures, ZoneKey};
@@ -111,6 +111,16 @@ impl Drop for Dir {
     }
 }
 
+/// A server of another make, which is asked to end at the end, so that it ends its children.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        run("kill", &[&self.0.id().to_string()], "");
+        self.0.wait().ok();
+    }
+}
+
 /// Runs a tool; what it says, on both ways.
 fn run(program: &str, args: &[&str], input: &str) -> String {
     let mut child = Command::new(program)
@@ -131,10 +141,15 @@ fn ask(program: &str, server: SocketAddr, args: &str) -> String {
     run(program, &args, "")
 }
 
-fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
+fn wait_for(what: &str, is_so: impl FnMut() -> bool) {
+    wait_for_or(what, String::new, is_so);
+}
+
+/// Waits until something is so; if it does not come about, `log` is shown.
+fn wait_for_or(what: &str, log: impl Fn() -> String, mut is_so: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(20);
     while !is_so() {
-        assert!(Instant::now() < end, "{what}");
+        assert!(Instant::now() < end, "{what}\n{}", log());
         std::thread::yield_now();
     }
 }

@@ -5,10 +5,10 @@
 use std::fmt::Write as _;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use super::{Dir, name, now, run, wait_for};
+use super::{Dir, Running, name, now, run, wait_for};
 use outlast_dns::dnssec::{Signatures, ZoneKey};
 use outlast_dns::server::{Config, Server};
 use outlast_dns::table::Table;
@@ -31,16 +31,6 @@ struct Subject {
     asks: &'static [&'static str],
     /// Microseconds per query, those in user mode, and queries per second, of each round.
     rounds: Vec<(f64, f64, f64)>,
-}
-
-/// A program that is killed at the end.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.0.kill().ok();
-        self.0.wait().ok();
-    }
 }
 
 fn zone_file() -> String {
@@ -97,7 +87,7 @@ fn nsd(dir: &Path) -> (Running, SocketAddr) {
     let (at, here) = (free(), dir.display());
     let conf = format!(
         "server:\n  ip-address: 127.0.0.1@{}\n  server-count: 1\n  username: \"\"\n  zonesdir: {here}\n  pidfile: {here}/nsd.pid\n\
-         \x20 xfrdfile: {here}/xfrd\n  xfrdir: {here}\n  zonelistfile: {here}/list\n  rrl-ratelimit: 0\n  rrl-whitelist-ratelimit: 0\n\
+         \x20 xfrdfile: {here}/xfrd\n  xfrdir: {here}\n  zonelistfile: {here}/list\n  database: \"\"\n  rrl-ratelimit: 0\n  rrl-whitelist-ratelimit: 0\n\
          remote-control:\n  control-enable: no\nzone:\n  name: example.com\n  zonefile: zone\n",
         at.port()
     );

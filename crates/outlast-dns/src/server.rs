@@ -221,13 +221,12 @@ impl Server {
     /// Puts a table in force and tells the secondaries of zones whose serial it changes.
     pub fn publish(&self, table: Table) {
         let table = Arc::new(table);
-        let mut place = self.world.table.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = std::mem::replace(&mut *place, table.clone());
+        // One publication at a time. The history is noted first, so that it always reaches as far as the table in force.
         let mut history = self.world.history.lock().unwrap_or_else(PoisonError::into_inner);
-        let changed = history.note(&before, &table);
-        drop(history);
+        let changed = history.note(&self.world.table(), &table);
+        *self.world.table.lock().unwrap_or_else(PoisonError::into_inner) = table;
         self.world.version.fetch_add(1, Release);
-        drop(place);
+        drop(history);
         if !changed.is_empty() {
             self.changed.send_replace(changed);
         }

@@ -57,11 +57,13 @@ impl History {
         changed
     }
 
-    /// The changes that lead from a serial to what the zone has now; none if they are not all kept.
+    /// The changes that lead from a serial to that of the zone; none if they are not all kept.
     fn since(&self, zone: &Zone, serial: u32) -> Option<Vec<Arc<Diff>>> {
         let kept = self.0.get(&zone.name)?;
-        let start = kept.iter().position(|diff| serial_of(&diff.from.data.0) == Some(serial))?;
-        Some(kept.iter().skip(start).cloned().collect())
+        let at = |soa: &Record, serial| serial_of(&soa.data.0) == Some(serial);
+        let start = kept.iter().position(|diff| at(&diff.from, serial))?;
+        let length = kept.iter().skip(start).position(|diff| at(&diff.to, zone.serial))?;
+        Some(kept.iter().skip(start).take(length + 1).cloned().collect())
     }
 }
 

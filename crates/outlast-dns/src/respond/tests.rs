@@ -2,7 +2,7 @@ use super::*;
 use crate::dnssec::{Signatures, ZoneKey};
 use crate::name::Name;
 use crate::wire::read_record;
-use crate::zone::{Choice, Rrset, ZoneSpec};
+use crate::zone::{Choice, Rdata, Rrset, ZoneSpec};
 
 const ZONE: &str = "\
 $TTL 60
@@ -34,11 +34,11 @@ fn name(text: &str) -> Name {
 
 fn spec(signed: bool) -> ZoneSpec {
     let mut spec = ZoneSpec::from_zone_file(&name("example.com"), ZONE).unwrap();
-    let big: Vec<_> = (0..100).map(|n| crate::zone::Rdata::a([192, 0, 2, n].into())).collect();
+    let big: Vec<_> = (0..100).map(|n| Rdata::a([192, 0, 2, n].into())).collect();
     let set = |owner: &str, rtype, choice| Rrset { owner: name(owner), rtype, ttl: 30, choice };
     spec.sets.push(set("big.example.com", Rtype::A, Choice::One(big)));
     spec.sets.push(set("empty.example.com", Rtype::A, Choice::Empty));
-    let one = |n| Choice::One(vec![crate::zone::Rdata::a([10, 0, 0, n].into())]);
+    let one = |n| Choice::One(vec![Rdata::a([10, 0, 0, n].into())]);
     let prefix = crate::zone::Prefix { address: [198, 51, 100, 0].into(), length: 24 };
     let by = Choice::ByClient { prefixes: vec![(prefix, one(1))], default: Box::new(one(2)) };
     spec.sets.push(set("geo.example.com", Rtype::A, by));
@@ -352,4 +352,20 @@ fn broken_zones_are_refused() {
     ] {
         assert_eq!(build(&format!("{head}{text}")).map_err(|bad| bad.len()), wanted, "{text}");
     }
+}
+
+/// Aliases that choose among aliases: refused before their answers fill the memory.
+#[test]
+fn answers_that_multiply_are_refused() {
+    let mut spec = spec(false);
+    for n in 0..8 {
+        let targets = (0..50).map(|_| {
+            (1, Choice::One(vec![Rdata::name(&name(&format!("m{}.example.com", n + 1)))]))
+        });
+        let owner = name(&format!("m{n}.example.com"));
+        let choice = Choice::Weighted(targets.collect());
+        spec.sets.push(Rrset { owner, rtype: Rtype::CNAME, ttl: 5, choice });
+    }
+    let bad = Table::build(&[spec], &mut Signatures::default(), 0).map(drop).unwrap_err();
+    assert!(bad.0.iter().any(|fault| fault.starts_with("m0.example.com.: more than")), "{bad}");
 }

@@ -127,6 +127,8 @@ struct Builder<'a> {
     chain: Vec<(Name, Rdata)>,
     signatures: &'a mut Signatures,
     now: u32,
+    /// Answers made for one name and type. Aliases that choose among aliases would multiply them.
+    made: usize,
     faults: Vec<String>,
 }
 
@@ -137,7 +139,7 @@ fn build_zone(spec: &ZoneSpec, signatures: &mut Signatures, now: u32) -> Result<
     if !faults.is_empty() {
         return Err(faults);
     }
-    let mut builder = Builder { spec, places, chain: Vec::new(), signatures, now, faults };
+    let mut builder = Builder { spec, places, chain: Vec::new(), signatures, now, made: 0, faults };
     if spec.key.is_some() {
         builder.chain = builder.nsec_chain();
     }
@@ -307,49 +309,63 @@ impl Builder<'_> {
         // Names that a wildcard stands for end with what it stands below.
         let base = if name.is_wildcard() { name.parent() } else { None };
         let base = base.unwrap_or_else(|| name.clone());
-        let mut types = self.types_behind(name, 0);
-        types.remove(&Rtype::CNAME);
-        let alias = self.places[name].sets.contains_key(&Rtype::CNAME).then_some(Rtype::CNAME);
-        let mut sets: Vec<(Rtype, Tree<Leaf>)> = Vec::new();
-        for rtype in alias.into_iter().chain(types) {
-            let contents = self.resolve(&Owner::Asked, name, Some(rtype), 0);
-            if contents.leaves() > LEAVES_MAX {
-                self.faults
-                    .push(format!("{name}: more than {LEAVES_MAX} answers of type {}", rtype.0));
-                continue;
-            }
-            sets.push((rtype, self.leaves(&contents, &base)));
-        }
-        let other = self.resolve(&Owner::Asked, name, None, 0);
-        let other = self.leaves(&other, &base);
+        let mut sets = self.sets(name, &base);
+        let other = self.tree(name, None, &base);
         let own_link = self.chain.binary_search_by(|(owner, _)| owner.cmp(name)).ok();
-        let own_link = own_link.and_then(|place| u32::try_from(place).ok());
-        if let Some(place) = own_link {
-            let data = self.chain[usize::try_from(place).unwrap_or_default()].1.clone();
-            let answer = self.proof(Owner::Asked, name, Rtype::NSEC, &data);
-            let answer: Vec<Rr> = answer
-                .into_iter()
-                .map(|rr| Rr { is_proof: rr.rtype == Rtype::RRSIG, ..rr })
-                .collect();
-            let both = self.both([&answer, &[], &[]], &base);
-            sets.push((Rtype::NSEC, Tree::Leaf(Leaf { is_nxdomain: false, both })));
+        if let Some((_, data)) = own_link.and_then(|place| self.chain.get(place)).cloned() {
+            sets.push((Rtype::NSEC, self.own_nsec(name, &data, &base)));
         }
         let star = name.child(b"*");
-        let wildcard = star.as_ref().and_then(|star| nodes.get(star.wire()).copied());
-        let no_wildcard = star.map_or(0, |star| self.cover(&star));
-        let cut = self.places[name].is_cut.then(|| self.referral(name));
-        Node { sets: sets.into(), other, cut, wildcard, no_wildcard, own_link }
+        Node {
+            sets: sets.into(),
+            other,
+            cut: self.places[name].is_cut.then(|| self.referral(name)),
+            wildcard: star.as_ref().and_then(|star| nodes.get(star.wire()).copied()),
+            no_wildcard: star.map_or(0, |star| self.cover(&star)),
+            own_link: own_link.and_then(|place| u32::try_from(place).ok()),
+        }
+    }
+
+    /// The answers for each type that a name has, itself or by its alias; the alias first.
+    fn sets(&mut self, name: &Name, base: &Name) -> Vec<(Rtype, Tree<Leaf>)> {
+        let mut types = self.types_behind(name);
+        types.remove(&Rtype::CNAME);
+        let alias = self.places[name].sets.contains_key(&Rtype::CNAME).then_some(Rtype::CNAME);
+        let types = alias.into_iter().chain(types);
+        types.map(|rtype| (rtype, self.tree(name, Some(rtype), base))).collect()
+    }
+
+    /// The answers for a type, or for those that are not here.
+    fn tree(&mut self, name: &Name, rtype: Option<Rtype>, base: &Name) -> Tree<Leaf> {
+        self.made = 0;
+        let contents = self.resolve(&Owner::Asked, name, rtype, 0);
+        if self.made > LEAVES_MAX {
+            self.faults.push(format!("{name}: more than {LEAVES_MAX} answers for one type"));
+        }
+        self.leaves(&contents, base)
+    }
+
+    /// The answer to who asks for the proof itself: its signature is only for those who want signatures.
+    fn own_nsec(&mut self, name: &Name, data: &Rdata, base: &Name) -> Tree<Leaf> {
+        let mut answer = self.proof(Owner::Asked, name, Rtype::NSEC, data);
+        answer.iter_mut().for_each(|rr| rr.is_proof = rr.rtype == Rtype::RRSIG);
+        Tree::Leaf(Leaf { is_nxdomain: false, both: self.both([&answer, &[], &[]], base) })
     }
 
     /// The types that a name has, itself or where its alias leads.
-    fn types_behind(&self, name: &Name, depth: usize) -> BTreeSet<Rtype> {
-        let Some(place) = self.places.get(name) else { return BTreeSet::new() };
-        let mut types: BTreeSet<Rtype> = place.sets.keys().copied().collect();
-        if let Some(set) = place.sets.get(&Rtype::CNAME).filter(|_| depth < CHAIN_MAX) {
-            for target in targets(&set.choice) {
+    fn types_behind(&self, name: &Name) -> BTreeSet<Rtype> {
+        let (mut types, mut seen) = (BTreeSet::new(), BTreeSet::new());
+        let mut open = vec![name.clone()];
+        while let Some(name) = open.pop() {
+            let Some(place) = self.places.get(&name).filter(|_| seen.insert(name.clone())) else {
+                continue;
+            };
+            types.extend(place.sets.keys());
+            let alias = place.sets.get(&Rtype::CNAME).map(|set| targets(&set.choice));
+            for target in alias.unwrap_or_default() {
                 match self.way(&target) {
-                    Way::Here(to) => types.extend(self.types_behind(to, depth + 1)),
-                    Way::Wildcard(to) => types.extend(self.types_behind(&to, depth + 1)),
+                    Way::Here(to) => open.push(to.clone()),
+                    Way::Wildcard(to) => open.push(to),
                     Way::Nowhere(_) | Way::Out => {}
                 }
             }
@@ -392,6 +408,7 @@ impl Builder<'_> {
         if let Some(set) = own {
             let (rtype, ttl) = (set.rtype, set.ttl);
             return tree(&set.choice).flat_map(&mut |records| {
+                self.made += 1;
                 Tree::Leaf(match &records[..] {
                     [] => self.nodata(name, Some(rtype)),
                     records => {
@@ -406,6 +423,7 @@ impl Builder<'_> {
         };
         let ttl = alias.ttl;
         tree(&alias.choice).flat_map(&mut |records| {
+            self.made += 1;
             let target = records.first().and_then(|data| Name::from_wire(&data.0));
             let Some(target) = target else {
                 return Tree::Leaf(self.nodata(name, Some(Rtype::CNAME)));
@@ -421,7 +439,7 @@ impl Builder<'_> {
 
     /// What the target of an alias adds to an answer.
     fn follow(&mut self, target: &Name, rtype: Option<Rtype>, depth: usize) -> Tree<Content> {
-        if depth > CHAIN_MAX {
+        if depth > CHAIN_MAX || self.made > LEAVES_MAX {
             return Tree::Leaf(Content::default());
         }
         let owner = Owner::Name(target.clone());
@@ -561,7 +579,7 @@ impl Builder<'_> {
             set.choice.default_records().iter().map(rr).collect()
         };
         let sets = self.places[name].sets.clone();
-        let Some(servers) = sets.get(&Rtype::NS) else { unreachable!("a cut has name servers") };
+        let servers = sets.get(&Rtype::NS).expect("a cut is where name servers are");
         let mut authority = plain(servers, &owner);
         let glue: Vec<Rr> = servers
             .choice

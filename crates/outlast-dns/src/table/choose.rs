@@ -84,15 +84,6 @@ impl<T> Tree<T> {
         }
     }
 
-    /// How many answers there are.
-    pub(crate) fn leaves(&self) -> usize {
-        match self {
-            Tree::Leaf(_) => 1,
-            Tree::Weighted(branches) => branches.iter().map(|branch| branch.tree.leaves()).sum(),
-            Tree::ByClient(by) => by.branches.iter().map(Tree::leaves).sum(),
-        }
-    }
-
     /// Puts a tree in the place of each answer.
     pub(crate) fn flat_map<U>(&self, make: &mut dyn FnMut(&T) -> Tree<U>) -> Tree<U> {
         match self {

@@ -17,6 +17,7 @@ pub mod database;
 pub mod event;
 pub mod health;
 pub mod linear;
+pub mod names;
 pub mod observers;
 pub mod pair;
 pub mod proxies;

@@ -13,8 +13,10 @@ use core::time::Duration;
 use crate::health::Thresholds;
 
 mod address;
+mod zone;
 
 pub use address::*;
+pub use zone::*;
 
 /// Services that listen on one node: their sockets are handed from proxy to proxy in one message.
 pub const LISTENERS_MAX: usize = 512;
@@ -621,36 +623,6 @@ pub struct Store {
 pub enum StoreMode {
     Quorum,
     ActiveActive,
-}
-
-/// `[dns."ZONE"]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Zone {
-    pub listen: Option<SocketAddr>,
-    pub records: Vec<Record>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
-    pub name: String,
-    pub kind: RecordKind,
-    pub policy: RecordPolicy,
-    pub ttl: Duration,
-    pub probe: Option<PartRef>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RecordKind {
-    A,
-    Aaaa,
-    Cname,
-    Txt,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RecordPolicy {
-    Simple { values: Vec<String> },
-    Failover { primary: String, secondary: String },
 }
 
 /// `[external.NAME]`: a part that somebody else runs, or that outlast only counts.

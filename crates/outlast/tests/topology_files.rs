@@ -275,6 +275,86 @@ fn every_key_of_an_address_is_read() {
 }
 
 #[test]
+fn a_simple_failover_stays_as_it_was() {
+    let zone = &good(SHOP).dns["shop.example"];
+    let value = |text: &str| RecordValue::A(text.parse().unwrap());
+    let entry = |text, check| Entry { what: Branch::Value(value(text)), check };
+    let web = Some(HealthCheck::Part(part(PartKind::Service, "web")));
+    assert_eq!(
+        zone.records[0],
+        Record {
+            name: "www".to_owned(),
+            kind: RecordKind::A,
+            policy: Policy::Failover {
+                entries: vec![entry("192.0.2.10", web), entry("198.51.100.20", None)],
+                failback: Failback::After(seconds(30)),
+            },
+            check: None,
+            ttl: seconds(60),
+            ttl_degraded: seconds(30),
+            when_all_down: WhenAllDown::Open,
+        }
+    );
+    let simple = Policy::Simple(vec![Endpoint {
+        value: RecordValue::Txt("v=spf1 -all".to_owned()),
+        check: None,
+    }]);
+    assert_eq!(zone.records[1].policy, simple);
+    assert_eq!((zone.rule, zone.cookies, zone.dnssec), (VerdictRule::Majority, true, false));
+    assert_eq!(zone.rate_limit, NonZeroU32::new(200));
+    assert_eq!(zone.soa.minimum, seconds(30));
+}
+
+#[test]
+fn every_key_of_a_zone_is_read() {
+    let zone = &good(EVERY_KEY).dns["example.com"];
+    assert_eq!(zone.ns, ["ns1.example.com", "ns2.example.com"]);
+    assert_eq!(zone.soa.rname.as_deref(), Some("ops@example.com"));
+    let secondaries: Vec<String> = zone.secondaries.iter().map(ToString::to_string).collect();
+    assert_eq!(secondaries, ["10.0.0.9:53", "10.0.0.8:5353"]);
+    assert_eq!((zone.rule, zone.rate_limit), (VerdictRule::Above(0.18), None));
+    assert_eq!(zone.regions["eu-west"].len(), 2);
+    let latency = &zone.latencies[&("eu-west".to_owned(), "us-east".to_owned())];
+    assert_eq!(*latency, Duration::from_millis(80));
+    let record = |name: &str| zone.records.iter().find(|record| record.name == name).unwrap();
+
+    let Policy::Failover { entries, failback } = &record("order").policy else { panic!() };
+    assert_eq!((entries.len(), *failback), (3, Failback::Manual));
+    let Some(HealthCheck::Value(probe)) = &entries[2].check else { panic!("{entries:?}") };
+    assert_eq!(probe.id, "order.example.com A 192.0.2.3:80");
+    assert_eq!(probe.probe.thresholds, Thresholds { rise: count(3), fall: count(3) });
+
+    let Policy::Weighted(entries) = &record("share").policy else { panic!() };
+    let weights: Vec<u16> = entries.iter().map(|(weight, _)| *weight).collect();
+    assert_eq!(weights, [1, 3, 0]);
+    assert_eq!(entries[1].1.check, Some(HealthCheck::Part(part(PartKind::Service, "all"))));
+    let many = record("many");
+    let Policy::Multivalue(endpoints) = &many.policy else { panic!("{many:?}") };
+    assert!(
+        matches!(&endpoints[1].check, Some(HealthCheck::Value(probe)) if probe.port.get() == 443)
+    );
+    assert_eq!((many.ttl, many.ttl_degraded), (seconds(120), seconds(10)));
+
+    let Policy::Latency(entries) = &record("near").policy else { panic!() };
+    let Branch::Policy(Policy::Failover { entries: inner, .. }) = &entries[1].1.what else {
+        panic!("{entries:?}")
+    };
+    assert_eq!(inner[0].check, Some(HealthCheck::Part(part(PartKind::Service, "all"))));
+    let alias = Policy::Alias { target: "many".to_owned(), evaluate: true };
+    assert_eq!(entries[3].1.what, Branch::Policy(alias));
+    let Policy::Geo { entries, .. } = &record("where").policy else { panic!() };
+    assert_eq!(entries[0].0, zone.regions["eu-west"]);
+
+    let counted = record("counted");
+    let Some(HealthCheck::Calculated { at_least, of, invert: false }) = &counted.check else {
+        panic!("{counted:?}")
+    };
+    assert_eq!((at_least.get(), of.len()), (2, 3));
+    let sorry = WhenAllDown::Sorry(vec![RecordValue::A("192.0.2.99".parse().unwrap())]);
+    assert_eq!(counted.when_all_down, sorry);
+}
+
+#[test]
 fn a_service_with_backends_alone_has_safe_defaults() {
     let topology = good("[service.web]\nbackends = [\"http://10.0.0.1:3000\"]\n");
     let millis = Duration::from_millis;
@@ -670,6 +750,21 @@ fn a_large_and_hopeless_file_is_refused_soon() {
     }
 }
 
+/// Tables of a record that have the same keys, however deep they lie in each other.
+const NESTED: [&str; 4] = ["values", "primary", "secondary", "default"];
+
+/// The path of a key as if it were in the outermost of such tables.
+fn unnested(path: &str) -> String {
+    let Some(rest) = path.strip_prefix("dns.records.") else { return path.to_owned() };
+    let mut words: Vec<&str> = rest.split('.').collect();
+    let nested = words.iter().take_while(|word| NESTED.contains(word)).count();
+    let outer = nested.min(words.len() - 1);
+    if 0 < outer {
+        words.splice(..outer, ["values"]);
+    }
+    format!("dns.records.{}", words.join("."))
+}
+
 /// All keys of a schema, as `section.key.key`, without the names of parts and of free keys.
 fn keys_of_schema(schema: &Value, root: &Value, path: &str, keys: &mut BTreeSet<String>) {
     if let Some(reference) = schema.get("$ref").and_then(Value::as_str) {
@@ -677,9 +772,11 @@ fn keys_of_schema(schema: &Value, root: &Value, path: &str, keys: &mut BTreeSet<
         return keys_of_schema(definition, root, path, keys);
     }
     for (key, value) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
-        let path = format!("{path}.{key}").trim_start_matches('.').to_owned();
-        keys_of_schema(value, root, &path, keys);
-        keys.insert(path);
+        let path = unnested(format!("{path}.{key}").trim_start_matches('.'));
+        // A policy may lie in a policy.
+        if keys.insert(path.clone()) {
+            keys_of_schema(value, root, &path, keys);
+        }
     }
     for inner in ["additionalProperties", "items"] {
         if let Some(value) = schema.get(inner) {
@@ -708,10 +805,18 @@ fn keys_of_file(value: &toml::Value, path: &str, keys: &mut BTreeSet<String>) {
         "notify",
         "backup",
     ];
-    const FREE: [&str; 6] =
-        ["priorities", "priority", "environment", "parameters", "headers", "latency"];
+    const FREE: [&str; 8] = [
+        "priorities",
+        "priority",
+        "environment",
+        "parameters",
+        "headers",
+        "latency",
+        "regions",
+        "latencies",
+    ];
     for (key, value) in value.as_table().into_iter().flatten() {
-        let path = format!("{path}.{key}").trim_start_matches('.').to_owned();
+        let path = unnested(format!("{path}.{key}").trim_start_matches('.'));
         keys.insert(path.clone());
         if NAMED.contains(&path.as_str()) {
             for part in value.as_table().into_iter().flatten().map(|(_, part)| part) {

@@ -1,38 +1,199 @@
 //! Reads zones: `[dns."ZONE"]`.
 
-use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr};
+mod policy;
 
-use outlast_core::topology::{Record, RecordKind, RecordPolicy, Zone};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use outlast_core::topology::{
+    Network, POLICY_DEPTH_MAX, Record, RecordKind, RecordValue, Soa, TTL_DEGRADED_MIN, VerdictRule,
+    WhenAllDown, Zone,
+};
+use outlast_core::units::show_duration;
 
 use super::complaint::quote;
-use super::desk::Span;
+use super::desk::{Desk, Span};
 use super::item::Item;
 use super::section::Section;
+use super::shapes;
 use super::together::Notes;
 use super::words;
 
+use policy::{Alias, Reader, record_value};
+
+/// The port of the name system.
+const DNS_PORT: u16 = 53;
+
 pub(super) fn zone(section: &Section<'_>, name: &str, notes: &mut Notes) -> Option<Zone> {
     let listen = section.optional("listen", |item| item.listen());
-    let items = section.item("records").map(|item| item.list());
-    let mut seen: BTreeMap<(String, &str), Span> = BTreeMap::new();
-    let records: Option<Vec<Option<Record>>> = items
-        .flatten()
-        .map(|items| items.iter().map(|item| record(&item.section()?, &mut seen)).collect());
+    let ns = section.optional("ns", |item| item.distinct(|item| item.parsed(words::domain)));
+    let soa = soa(section);
+    let secondaries =
+        section.optional("secondaries", |item| item.distinct(|item| item.parsed(secondary)));
+    let keys = section.optional("keys", |item| item.parsed(words::path));
+    let update =
+        section.optional("update", |item| item.distinct(|item| item.parsed(words::domain)));
+    let dnssec = section.switch("dnssec");
+    let rate_limit = rate_limit(section);
+    let cookies = section.switch("cookies");
+    let rule = rule(section);
+    let regions = section.optional("regions", |item| regions(&item));
+    let latencies = section.optional("latencies", |item| latencies(&item));
+    if !section.has("keys") {
+        section.refuse(&["update"], "goes with `keys`", "name the file of keys, too");
+    }
+    let known = known_regions(regions.as_ref(), latencies.as_ref());
+    let records = records(section, name, known.as_ref(), regions.as_ref());
     if let Some(Some(address)) = listen {
         notes.listen_for_dns(address, format!("[dns.\"{name}\"]"), section.span_of("listen"));
     }
-    Some(Zone { listen: listen?, records: records?.into_iter().collect::<Option<Vec<Record>>>()? })
+    Some(Zone {
+        listen: listen?,
+        records: records?,
+        ns: ns?.unwrap_or_default(),
+        soa: soa?,
+        secondaries: secondaries?.unwrap_or_default(),
+        keys: keys?,
+        update: update?.unwrap_or_default(),
+        dnssec: dnssec?,
+        rate_limit: rate_limit?,
+        cookies: cookies?,
+        rule: rule?,
+        regions: regions?.unwrap_or_default(),
+        latencies: latencies?.unwrap_or_default(),
+    })
 }
 
-fn record(section: &Section<'_>, seen: &mut BTreeMap<(String, &str), Span>) -> Option<Record> {
-    let name = section.item("name").map(|item| item.parsed(words::record_name));
-    let kind = section.item("type").map(|item| item.word());
-    let kind = kind.flatten();
+type Regions = BTreeMap<String, Vec<Network>>;
+type Latencies = BTreeMap<(String, String), Duration>;
+
+/// All regions that are named; `None` if a mistake hides some.
+fn known_regions(
+    regions: Option<&Option<Regions>>,
+    latencies: Option<&Option<Latencies>>,
+) -> Option<BTreeSet<String>> {
+    let regions = regions?.iter().flat_map(BTreeMap::keys);
+    let ends = latencies?.iter().flat_map(BTreeMap::keys).flat_map(|(from, to)| [from, to]);
+    Some(regions.chain(ends).cloned().collect())
+}
+
+fn soa(section: &Section<'_>) -> Option<Soa> {
+    let soa = section.inner("soa", &shapes::SOA)?;
+    let mname = soa.optional("mname", |item| item.parsed(words::domain));
+    let rname = soa.optional("rname", |item| item.parsed(words::mail_address));
+    let [refresh, retry, expire, minimum] =
+        ["refresh", "retry", "expire", "minimum"].map(|name| soa.duration(name));
+    for (name, value) in [("refresh", refresh), ("retry", retry), ("expire", expire)] {
+        complain_of_ttl(&soa, name, value);
+    }
+    complain_of_ttl(&soa, "minimum", minimum);
+    Some(Soa {
+        mname: mname?,
+        rname: rname?,
+        refresh: refresh?,
+        retry: retry?,
+        expire: expire?,
+        minimum: minimum?,
+    })
+}
+
+fn secondary(text: &str) -> Result<SocketAddr, words::Fault> {
+    match text.parse::<IpAddr>() {
+        Ok(ip) => Ok(SocketAddr::new(ip, DNS_PORT)),
+        Err(_) => words::listen(text),
+    }
+}
+
+fn rate_limit(section: &Section<'_>) -> Option<Option<NonZeroU32>> {
+    match section.item("rate_limit") {
+        Some(item) if item.as_text().is_some() => item.word().map(|_off| None),
+        Some(_) | None => section.count("rate_limit").map(NonZeroU32::new),
+    }
+}
+
+fn rule(section: &Section<'_>) -> Option<VerdictRule> {
+    let share = section.optional("healthy_above", |item| {
+        let share = item.number()?;
+        if share >= 1.0 {
+            item.complain("no share is above 1", "write a smaller share, like 0.18");
+        }
+        Some(share)
+    })?;
+    Some(share.map_or(VerdictRule::Majority, VerdictRule::Above))
+}
+
+fn regions(item: &Item<'_>) -> Option<Regions> {
+    let mut seen = BTreeMap::new();
+    let mut read = |name: &str, value: &Item<'_>| -> Option<(String, Vec<Network>)> {
+        let networks = policy::networks(value, &mut seen)?;
+        Some((name.to_owned(), networks))
+    };
+    let all: Vec<Option<(String, Vec<Network>)>> =
+        item.entries()?.iter().map(|(key, value)| read(key.get_ref(), value)).collect();
+    all.into_iter().collect()
+}
+
+fn latencies(item: &Item<'_>) -> Option<Latencies> {
+    let mut all = Some(BTreeMap::new());
+    for (from, inner) in item.entries()? {
+        let Some(entries) = inner.entries() else {
+            all = None;
+            continue;
+        };
+        for (to, value) in entries {
+            let latency = value.duration();
+            all = all.zip(latency).map(|(mut all, latency)| {
+                all.insert((from.get_ref().to_string(), to.get_ref().to_string()), latency);
+                all
+            });
+        }
+    }
+    all
+}
+
+fn records(
+    section: &Section<'_>,
+    zone: &str,
+    known_regions: Option<&BTreeSet<String>>,
+    regions: Option<&Option<Regions>>,
+) -> Option<Vec<Record>> {
+    let mut seen = BTreeMap::new();
+    let mut aliases = Vec::new();
+    let regions = regions.and_then(Option::as_ref);
+    let mut records = Some(Vec::new());
+    for item in section.item("records")?.list()? {
+        let read = item.section().and_then(|section| {
+            let mut reader = Reader::new(zone, &section, known_regions, regions);
+            let record = record(&section, &mut reader, &mut seen);
+            aliases.append(&mut reader.aliases);
+            record
+        });
+        records = records.zip(read).map(|(mut records, record)| {
+            records.push(record);
+            records
+        });
+    }
+    complain_of_aliases(section.desk, &seen, &aliases);
+    records
+}
+
+/// A record's name in small letters, and its type.
+type RecordKey = (String, &'static str);
+
+fn record<'t>(
+    section: &Section<'t>,
+    reader: &mut Reader<'_, 't>,
+    seen: &mut BTreeMap<RecordKey, Span>,
+) -> Option<Record> {
+    let (name, kind) = (reader.name.clone(), reader.kind);
     let ttl = section.duration("ttl");
-    let probe = section.optional("probe", |item| item.part());
-    let policy = policy(section, kind);
-    if let (Some(Some(name)), Some(kind)) = (&name, kind)
+    complain_of_ttl(section, "ttl", ttl);
+    let ttl_degraded = ttl_degraded(section, ttl);
+    let policy = reader.policy(section, None, 0);
+    let when_all_down = when_all_down(section, kind);
+    if let (Some(name), Some(kind)) = (&name, kind)
         && let Some(first) = seen.insert((name.to_ascii_lowercase(), kind), section.span_of("name"))
     {
         section.desk.complain_with(
@@ -42,24 +203,19 @@ fn record(section: &Section<'_>, seen: &mut BTreeMap<(String, &str), Span>) -> O
             Some((first, "here".to_owned())),
         );
     }
-    // RFC 2181 8: a TTL has 31 bits.
-    if ttl.is_some_and(|ttl| ttl.as_secs() > u64::from(u32::MAX >> 1)) {
-        section.desk.complain(
-            section.span_of("ttl"),
-            "`ttl` is out of range",
-            "write a duration of 68 years or less, like \"60s\"",
-        );
-    }
+    let (policy, check) = policy?;
     Some(Record {
-        name: name??,
+        name: name?,
         kind: record_kind(kind?),
-        policy: policy?,
+        policy,
+        check,
         ttl: ttl?,
-        probe: probe?,
+        ttl_degraded: ttl_degraded?,
+        when_all_down: when_all_down?,
     })
 }
 
-fn record_kind(word: &str) -> RecordKind {
+pub(super) fn record_kind(word: &str) -> RecordKind {
     match word {
         "AAAA" => RecordKind::Aaaa,
         "CNAME" => RecordKind::Cname,
@@ -68,58 +224,88 @@ fn record_kind(word: &str) -> RecordKind {
     }
 }
 
-fn policy(section: &Section<'_>, kind: Option<&'static str>) -> Option<RecordPolicy> {
-    let of_kind = |item: &Item<'_>| item.parsed(|text| record_value(kind, text));
-    let values = section.item("values").map(|item| (item.distinct(of_kind), item.span()));
-    let [primary, secondary] =
-        ["primary", "secondary"].map(|name| section.item(name).map(|item| of_kind(&item)));
-    if section.word("policy")? == "failover" {
-        section.refuse(
-            &["values"],
-            "goes with `policy = \"simple\"`",
-            "write `primary` and `secondary`",
+/// RFC 2181 8: a TTL has 31 bits.
+fn complain_of_ttl(section: &Section<'_>, name: &'static str, ttl: Option<Duration>) {
+    if ttl.is_some_and(|ttl| ttl.as_secs() > u64::from(u32::MAX >> 1)) {
+        section.desk.complain(
+            section.span_of(name),
+            format!("`{name}` is out of range"),
+            "write a duration of 68 years or less, like \"60s\"",
         );
-        for name in ["primary", "secondary", "probe"] {
-            if !section.has(name) {
-                section.complain_of_missing(name);
-            }
-        }
-        return Some(RecordPolicy::Failover { primary: primary??, secondary: secondary?? });
     }
-    section.refuse(
-        &["primary", "secondary"],
-        "goes with `policy = \"failover\"`",
-        "write that too, or use `values`",
-    );
-    let Some((values, span)) = values else {
-        section.complain_of_missing("values");
-        return None;
-    };
-    let values = values?;
-    if kind == Some("CNAME") && values.len() > 1 {
-        section.desk.complain(span, "a CNAME has one value", "keep one");
-    }
-    Some(RecordPolicy::Simple { values })
 }
 
-fn record_value(kind: Option<&'static str>, text: &str) -> Result<String, words::Fault> {
-    let (fits, wanted) = match kind {
-        Some("A") => (text.parse::<Ipv4Addr>().is_ok(), "an IPv4 address, like \"54.123.45.67\""),
-        Some("AAAA") => (text.parse::<Ipv6Addr>().is_ok(), "an IPv6 address, like \"2001:db8::1\""),
-        Some("CNAME") => (words::is_domain(text), "a name, like \"www.example.com\""),
-        // One character-string of RFC 1035 3.3.
-        Some(_) => (text.len() <= 255, "at most 255 bytes"),
-        None => (true, ""),
-    };
-    if fits {
-        return Ok(text.to_owned());
+fn ttl_degraded(section: &Section<'_>, ttl: Option<Duration>) -> Option<Duration> {
+    let written = section.optional("ttl_degraded", |item| item.duration())?;
+    let ttl = ttl?;
+    if written.is_some_and(|written| ttl < written) {
+        section.desk.complain(
+            section.span_of("ttl_degraded"),
+            format!("`ttl_degraded` is longer than `ttl` ({})", show_duration(ttl)),
+            "write less, or leave it out",
+        );
     }
-    Err(words::Fault {
-        message: format!(
-            "{} cannot be the value of a record of type {}",
-            quote(text),
-            kind.unwrap_or("A")
-        ),
-        help: format!("write {wanted}"),
+    let half = Duration::from_secs(ttl.as_secs() / 2);
+    Some(written.unwrap_or_else(|| half.max(TTL_DEGRADED_MIN).min(ttl)))
+}
+
+fn when_all_down(section: &Section<'_>, kind: Option<&'static str>) -> Option<WhenAllDown> {
+    let value = |item: &Item<'_>| item.parsed(|text| record_value(kind, text));
+    let sorry = section.optional("sorry", |item| -> Option<Vec<RecordValue>> {
+        let list = match item.is_list() {
+            true => item.distinct(value),
+            false => value(&item).map(|value| vec![value]),
+        }?;
+        if kind == Some("CNAME") && 1 < list.len() {
+            item.complain("a CNAME has one value", "keep one");
+        }
+        Some(list)
+    });
+    let word = section.word("when_all_down")?;
+    if word != "sorry" {
+        section.refuse(
+            &["sorry"],
+            "goes with `when_all_down = \"sorry\"`",
+            "write that too, or take it out",
+        );
+    } else if !section.has("sorry") {
+        section.complain_of_missing("sorry");
+        return None;
+    }
+    Some(match word {
+        "closed" => WhenAllDown::Closed,
+        "sorry" => WhenAllDown::Sorry(sorry??),
+        _ => WhenAllDown::Open,
     })
+}
+
+/// Complains of aliases without a target, and of the first one that leads too far or in a circle.
+fn complain_of_aliases(desk: &Desk<'_>, seen: &BTreeMap<RecordKey, Span>, aliases: &[Alias]) {
+    for alias in aliases.iter().filter(|alias| !seen.contains_key(&alias.to)) {
+        let (name, kind) = &alias.to;
+        desk.complain_of_absence(
+            alias.span.clone(),
+            format!("there is no record {} of type {kind} in this zone", quote(name)),
+            "name another record of the same type",
+        );
+    }
+    // How many policies lie on the longest way from a record. One in a circle gets farther in each round.
+    let mut heights: BTreeMap<&RecordKey, usize> = BTreeMap::new();
+    for _ in 0..=POLICY_DEPTH_MAX {
+        for alias in aliases {
+            let height = alias.depth + 1 + heights.get(&alias.to).copied().unwrap_or(0);
+            let longest = heights.entry(&alias.from).or_default();
+            *longest = (*longest).max(height.min(POLICY_DEPTH_MAX + 1));
+        }
+    }
+    let too_far = |alias: &&Alias| {
+        POLICY_DEPTH_MAX < alias.depth + 1 + heights.get(&alias.to).copied().unwrap_or(0)
+    };
+    if let Some(alias) = aliases.iter().find(too_far) {
+        desk.complain(
+            alias.span.clone(),
+            format!("this alias leads to itself, or over more than {POLICY_DEPTH_MAX} policies"),
+            "name the record at the end of the way",
+        );
+    }
 }

@@ -101,6 +101,11 @@ impl<'t> Section<'t> {
         translated.map(|key| key.name).or_else(near)
     }
 
+    /// Whether one of our keys is called like that elsewhere.
+    fn is_translated(&self, word: &str) -> bool {
+        self.shape.keys.iter().any(|key| key.elsewhere.contains(&word))
+    }
+
     /// Whether a missing key was probably written in another way: that is complained of already.
     pub(crate) fn is_misspelt(&self, name: &str) -> bool {
         /// Nobody writes so many by mistake.
@@ -119,6 +124,7 @@ impl<'t> Section<'t> {
         });
         match (deeper, self.meant(word)) {
             (_, Some(name)) if self.shape.is_file() => format!("write `{name}`"),
+            (_, Some(name)) if self.is_translated(word) => format!("write `{name}`"),
             (Some((section, inner)), _) if self.shape.is_file() => {
                 format!("write `{inner}` below [{section}]")
             }

@@ -1,11 +1,13 @@
 //! Every section and key of `outlast.toml`, with its default and what it means.
 
 mod address;
+mod dns;
 mod service;
 
 use outlast_core::topology::PartKind;
 
 pub(crate) use address::*;
+pub(crate) use dns::*;
 pub(crate) use service::*;
 
 use super::shape::{Key, Kind, Shape};
@@ -414,49 +416,6 @@ static STORE: Shape = Shape {
         AVAILABILITY,
         MTBF,
         MTTR,
-    ],
-};
-
-static DNS: Shape = Shape {
-    title: "[dns.\"ZONE\"]",
-    about: "A zone that outlast answers for.",
-    keys: &[
-        Key::new("listen", Kind::Listen, "Where the name server listens, UDP and TCP."),
-        Key::new("records", Kind::List(&Kind::Table(&RECORD)), "The zone's records.").required(),
-    ],
-};
-
-pub(crate) const RECORD_TYPES: &[&str] = &["A", "AAAA", "CNAME", "TXT"];
-pub(crate) const RECORD_POLICIES: &[&str] = &["simple", "failover"];
-
-static RECORD: Shape = Shape {
-    title: "dns.records",
-    about: "One name and what it leads to.",
-    keys: &[
-        Key::new("name", Kind::Text("api"), "Within the zone; @ is the zone itself.").required(),
-        Key::new("type", Kind::Words(RECORD_TYPES), "What the values are.").required(),
-        Key::new(
-            "policy",
-            Kind::Words(RECORD_POLICIES),
-            "simple: all `values`; failover: `primary`, or `secondary` when the probe is down.",
-        )
-        .or("simple"),
-        Key::new("values", Kind::List(&Kind::Text("54.123.45.67")), "With policy simple.")
-            .elsewhere(&["value", "addresses"]),
-        Key::new(
-            "primary",
-            Kind::Text("54.123.45.67"),
-            "With policy failover: the answer while the probe is up.",
-        ),
-        Key::new(
-            "secondary",
-            Kind::Text("52.234.56.78"),
-            "With policy failover: the answer while it is down.",
-        )
-        .elsewhere(&["backup"]),
-        Key::new("ttl", DURATION_OR_ZERO, "How long others may remember the answer.").or("60s"),
-        Key::new("probe", Kind::Part(&PartKind::ALL), "The part whose health decides.")
-            .elsewhere(&["health", "check", "service"]),
     ],
 };
 

@@ -1,5 +1,7 @@
 //! `[service.NAME]` and what is in it; also the probes of all parts.
 
+use outlast_core::topology::PartKind;
+
 use super::{
     AVAILABILITY, COUNT_U16, DURATION, DURATION_OR_ZERO, FILE_PATH, MTBF, MTTR, OFF, PARTS,
 };
@@ -228,6 +230,38 @@ pub(crate) static PROCESS_PROBE: Shape = Shape {
         METHOD,
         TLS_VERIFY,
         TLS,
+    ],
+};
+
+pub(super) static RECORD_PROBE: Shape = Shape {
+    title: "dns.records.probe",
+    about: "How a record's values are asked how they are (exactly one of `http`, `tcp`, `command` and `grpc`), or of which parts so many are to be healthy (`at_least` and `of`).",
+    keys: &[
+        HTTP,
+        TCP,
+        COMMAND,
+        GRPC,
+        ADDRESS_OF_GRPC,
+        Key::new("port", COUNT_U16, "Where the value is asked; 80 with http if absent."),
+        EVERY.or("10s"),
+        TIMEOUT.or("4s"),
+        FALL,
+        RISE.or_count(3),
+        DELAY,
+        STATUS_SET.or("200-399"),
+        BODY,
+        HEADERS,
+        METHOD,
+        TLS_VERIFY,
+        TLS,
+        Key::new("at_least", COUNT_U16, "With `of`: how many of them are to be healthy.")
+            .or_count(1)
+            .elsewhere(&["health_threshold"]),
+        Key::new("of", Kind::List(&Kind::Part(&PartKind::ALL)), "The parts that are counted.")
+            .elsewhere(&["children", "child_health_checks"]),
+        Key::new("invert", Kind::Switch, "With `of`: healthy when they are not.")
+            .or_switch(false)
+            .elsewhere(&["inverted"]),
     ],
 };
 

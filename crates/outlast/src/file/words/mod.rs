@@ -298,6 +298,15 @@ pub(crate) fn zone_name(text: &str) -> Result<String, Fault> {
     )
 }
 
+/// A name that is absolute whether it ends in a dot or not; without that dot.
+pub(crate) fn domain(text: &str) -> Result<String, Fault> {
+    let name = text.strip_suffix('.').unwrap_or(text);
+    if is_domain(name) {
+        return Ok(name.to_owned());
+    }
+    fault(format!("{} is not a name", quote(text)), "write it whole, like \"ns1.example.com\"")
+}
+
 /// A record's name within its zone: `@` is the zone itself, `*` in front stands for every name.
 pub(crate) fn record_name(text: &str) -> Result<String, Fault> {
     let rest = text.strip_prefix("*.").unwrap_or(text);

@@ -1,6 +1,7 @@
 //! The world around the agent: a queue of what happens next, servers, commands and the agent's loop.
 
 use std::borrow::ToOwned as _;
+use std::boxed::Box;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::format;
@@ -76,7 +77,7 @@ enum What {
     /// To the agent, unless it has died since.
     Tell {
         life: u64,
-        input: Input,
+        input: Box<Input>,
     },
     Wake,
     Fault,
@@ -193,7 +194,7 @@ impl World {
             }
             match what {
                 What::Ask { target, number } => self.ask(target, number),
-                What::Tell { life, input } if life == self.life => self.step(input)?,
+                What::Tell { life, input } if life == self.life => self.step(*input)?,
                 What::Tell { .. } => {}
                 What::Wake if self.wake == Some(at) => {
                     self.wake = None;
@@ -248,7 +249,7 @@ impl World {
 
     fn tell(&mut self, low: u64, high: u64, input: Input) {
         let life = self.life;
-        self.after(low, high, What::Tell { life, input });
+        self.after(low, high, What::Tell { life, input: Box::new(input) });
     }
 
     fn instant(&self) -> Instant {
@@ -469,7 +470,9 @@ impl World {
         self.frozen.clear();
         self.dead.retain(|server| server == "cold-b");
         self.queue.retain(|_, what| {
-            !matches!(what, What::Kill(_) | What::Tell { input: Input::Drain { on: true, .. }, .. })
+            let drains = |input: &Input| matches!(input, Input::Drain { on: true, .. });
+            !(matches!(what, What::Kill(_))
+                || matches!(what, What::Tell { input, .. } if drains(input)))
         });
         let all: Vec<(String, String)> = self
             .view

@@ -10,7 +10,7 @@ use outlast_core::event::{AddressChange, Fact};
 use outlast_core::time::Instant;
 use outlast_vip::{Event, Guard, Guardian, Place, Rivals, Timetable};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::{GUARDIAN, Home, Seen, track};
 
@@ -77,6 +77,8 @@ pub(super) struct Hands {
     leaving: bool,
     /// They listen and look for this unit, and end with it.
     beside: JoinSet<()>,
+    /// The one of them that listens for others who claim an address.
+    ears: Option<AbortHandle>,
 }
 
 impl Hands {
@@ -106,6 +108,7 @@ impl Hands {
             was_able: true,
             leaving: false,
             beside,
+            ears: None,
         };
         hands.grip();
         hands
@@ -140,7 +143,10 @@ impl Hands {
         let guard = Guard::open(&self.name, &places).map_err(said)?;
         let guardian = Guardian::spawn(guardian_command(), &self.name, &places).map_err(said)?;
         let rivals = Rivals::open(&self.name, &places).map_err(said)?;
-        self.beside.spawn(listen(self.name.clone(), rivals, self.tell.clone()));
+        let ears = self.beside.spawn(listen(self.name.clone(), rivals, self.tell.clone()));
+        if let Some(before) = self.ears.replace(ears) {
+            before.abort();
+        }
         Ok(Grip { guard, guardian })
     }
 
@@ -239,7 +245,7 @@ impl Hands {
         self.was_able = why.is_none();
         match why {
             Some(why) => {
-                self.note(AddressChange::Unable, format!("this node cannot hold it: {why}"))
+                self.note(AddressChange::Unable, format!("this node cannot hold it: {why}"));
             }
             None => self.note(AddressChange::Able, "this node can hold it".to_owned()),
         }

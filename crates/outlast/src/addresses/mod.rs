@@ -84,7 +84,7 @@ impl Addresses {
     /// Returns once that is something else.
     pub async fn changed(&mut self) {
         if self.seen.changed().await.is_err() {
-            pending().await
+            pending::<()>().await;
         }
     }
 
@@ -201,7 +201,13 @@ impl Desk {
         let mut plans = plans(topology);
         plans
             .retain(|_, plan| plan.unit.members.iter().any(|member| member.node == self.home.node));
-        self.units.retain(|name, hands| plans.get(name).is_some_and(|plan| hands.fits(plan)));
+        let goes =
+            |name: &String, hands: &Hands| plans.get(name).is_none_or(|plan| !hands.fits(plan));
+        let gone = self.units.iter().filter(|(name, hands)| goes(name, hands));
+        let gone: Vec<String> = gone.map(|(name, _)| name.clone()).collect();
+        for hands in gone.iter().filter_map(|name| self.units.remove(name)).collect::<Vec<_>>() {
+            hands.close();
+        }
         for (name, plan) in plans {
             let (home, tell) = (&self.home, &self.tell);
             self.units

@@ -272,7 +272,7 @@ impl Hub {
         let (links, node) = (self.links().clone(), node.to_owned());
         // It ends by its limit; a nudge that is lost costs the time until the node asks anyway.
         tokio::spawn(async move {
-            links.request(&node, Ask::AskNow.to_bytes(), QUESTION_LIMIT).await.ok();
+            links.request(&node, Ask::Hurry.to_bytes(), QUESTION_LIMIT).await.ok();
         });
     }
 

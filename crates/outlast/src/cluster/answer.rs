@@ -114,7 +114,7 @@ impl Hub {
             }
             Ask::Standby(order) => self.ask_loop(|answer| Asked::Standby(order, answer)).await,
             Ask::Address(question) => self.grant(from, &question),
-            Ask::AskNow => {
+            Ask::Hurry => {
                 self.be_nudged();
                 Answer::Told { text: String::new() }
             }

@@ -26,7 +26,7 @@ pub(super) enum Ask {
     /// For the leader: which addresses may this node answer on, and how long?
     Address(Question),
     /// For a node that may hold an address: ask that now.
-    AskNow,
+    Hurry,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,7 +101,7 @@ impl Code for Ask {
                 to.push(7);
                 question.encode(to);
             }
-            Ask::AskNow => to.push(8),
+            Ask::Hurry => to.push(8),
         }
     }
 
@@ -119,7 +119,7 @@ impl Code for Ask {
                 stop: Code::decode(from)?,
             }),
             7 => Ask::Address(Code::decode(from)?),
-            8 => Ask::AskNow,
+            8 => Ask::Hurry,
             _ => return Err(Malformed("a question that is not known here")),
         })
     }

@@ -60,6 +60,11 @@ pub(crate) const APT: &[Package] = &[
         why: "the database that is kept writable; started by tests alone, never by the system",
     },
     Package { name: "postgresql-client-15", why: "psql and pg_rewind as people have them" },
+    Package { name: "iproute2", why: "gives a node of a lab a route to an address that moves" },
+    Package { name: "bind9-dnsutils", why: "dig, delv and nsupdate ask our name server" },
+    Package { name: "knot-dnsutils", why: "kdig asks our name server" },
+    Package { name: "knot", why: "a secondary of our name server, and one that it updates" },
+    Package { name: "nsd", why: "another secondary of our name server" },
     Package { name: "python3-venv", why: "a place of its own for the Python packages below" },
 ];
 

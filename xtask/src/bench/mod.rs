@@ -63,6 +63,8 @@ struct Options {
     /// How many random faults, instead of a comparison.
     drill: usize,
     seed: Option<u64>,
+    /// A binary that is built already: what needs a lab needs it even where outlast takes no part.
+    given: Option<PathBuf>,
 }
 
 struct Bench {
@@ -148,7 +150,8 @@ pub(crate) fn run(mut args: Args) -> Result<Verdict> {
     };
     let rounds = rounds.unwrap_or(if quick { bench.rounds_quick } else { bench.rounds });
     anyhow::ensure!(rounds > 0, "--rounds must be at least 1");
-    let options = Options { rounds, quick, peers_only, ours_only, only, drill, seed };
+    let options =
+        Options { rounds, quick, peers_only, ours_only, only, drill, seed, given: given.clone() };
     if bench.is_load && cfg!(debug_assertions) {
         return run_optimized(name, &options, given.as_deref());
     }

@@ -114,7 +114,8 @@ pub(super) async fn befall(
     let holder = stage.whole().await?;
     let wait = u64::try_from(random.index(CALM_MS))?;
     sample_for(Duration::from_millis(wait)).await;
-    let led = stage.leader().is_some_and(|leader| leader == holder);
+    // The agents that run beside keepalived have nothing to do with the address.
+    let led = stage.column == Column::Outlast && stage.leader().is_some_and(|l| l == holder);
     let moves = stage.moves().await?;
     let stalled = procs::cpu_stall();
     let begun = monotonic();

@@ -30,7 +30,7 @@ pub(super) fn run(options: Options, outlast: Option<PathBuf>) -> Result<Option<F
     let faults = faults(options.only.as_deref())?;
     // The machines are a lab of outlast's, whoever keeps the address in it.
     let ours = outlast.is_some();
-    let outlast = outlast.map_or_else(workspace::build_outlast, Ok)?;
+    let outlast = outlast.map_or_else(|| workspace::outlast(options.given.clone()), Ok)?;
     let report = measure(compare(&options, &outlast, ours, &faults))?;
     Ok(report.map(|report| Finished {
         table: report.table(),

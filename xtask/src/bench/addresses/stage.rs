@@ -16,7 +16,8 @@ use crate::tools;
 
 pub(super) const NODES: [&str; 3] = ["a", "b", "c"];
 const CLIENT: &str = "d";
-const CLIENT_IP: &str = "10.0.0.4";
+/// Nobody's: who claims the address is asked for in its name.
+const ASKER_IP: &str = "10.0.0.250";
 const IP: &str = "10.0.0.100";
 const INTERFACE: &str = "eth0";
 /// keepalived's machine of the higher priority: the holder whenever it is well.
@@ -71,7 +72,7 @@ impl Stage {
         let up = up.await;
         lab.check_running()?;
         ensure!(up, "the lab is not up within {START_LIMIT:?}{}", lab.log_tail());
-        let words = [["--ip", IP], ["--own", CLIENT_IP], ["--interface", INTERFACE]].concat();
+        let words = [["--ip", IP], ["--asker", ASKER_IP], ["--interface", INTERFACE]].concat();
         let words = [vec!["vipclient"], words].concat();
         let client = ours("client", CLIENT, &words, outlast, &name, dir.path())?;
         let sight = Sight::open(&dir.path().join("client.log"))?;

@@ -28,6 +28,10 @@ const FRAME_MAX: usize = 128;
 /// Answers that are read in one turn.
 const TURN_MAX: usize = 1000;
 
+/// Claims are asked for in the name of somebody who is not there: an answer to the client itself would change where its
+/// kernel believes the address to be, and so what is measured.
+const ASKER: Mac = [0x02, b'a', b's', b'k', 0, 1];
+
 const ETHERNET: usize = 14;
 const ARP_LEN: usize = 28;
 const REQUEST: u8 = 1;
@@ -47,22 +51,22 @@ pub(crate) fn echo(args: Args) -> Result<Verdict> {
     }
 }
 
-/// `vipclient --ip IP --own IP --interface NAME`: asks without end, and prints one line for all that it sees.
+/// `vipclient --ip IP --asker IP --interface NAME`: asks without end, and prints one line for all that it sees.
 pub(crate) fn client(mut args: Args) -> Result<Verdict> {
     let ip: Ipv4Addr = args.option("--ip")?.context("--ip is missing")?;
-    let own: Ipv4Addr = args.option("--own")?.context("--own is missing")?;
+    let asker: Ipv4Addr = args.option("--asker")?.context("--asker is missing")?;
     let interface: String = args.option("--interface")?.context("--interface is missing")?;
     args.finish()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(watch(ip, own, &interface))?;
+    runtime.block_on(watch(ip, asker, &interface))?;
     Ok(Verdict::Good)
 }
 
-async fn watch(ip: Ipv4Addr, own: Ipv4Addr, interface: &str) -> Result<()> {
+async fn watch(ip: Ipv4Addr, asker: Ipv4Addr, interface: &str) -> Result<()> {
     // Not connected: a socket that is would keep the way that it once had, and hear that nobody listens.
     let udp = tokio::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await.context("open")?;
     let target = SocketAddr::from((ip, PORT));
-    let mut claims = Claims::open(ip, own, interface)?;
+    let mut claims = Claims::open(ip, asker, interface)?;
     let mut ask = tokio::time::interval(ASK_EVERY);
     let mut look = tokio::time::interval(CLAIM_EVERY);
     ask.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -108,27 +112,25 @@ async fn watch(ip: Ipv4Addr, own: Ipv4Addr, interface: &str) -> Result<()> {
 struct Claims {
     socket: AsyncFd<packet::Socket>,
     index: u32,
-    mac: Mac,
     ip: Ipv4Addr,
-    own: Ipv4Addr,
+    asker: Ipv4Addr,
     /// Since the last question.
     said: BTreeSet<Mac>,
 }
 
 impl Claims {
-    fn open(ip: Ipv4Addr, own: Ipv4Addr, interface: &str) -> Result<Claims> {
+    fn open(ip: Ipv4Addr, asker: Ipv4Addr, interface: &str) -> Result<Claims> {
         let link = Route::open()?.link(interface).with_context(|| format!("find {interface}"))?;
-        let mac = link.mac.with_context(|| format!("{interface} is no Ethernet"))?;
         let socket = packet::Socket::open().context("open a packet socket")?;
         socket.bind(link.index, packet::ARP).context("listen for claims")?;
         let socket = socket.readable()?;
-        Ok(Claims { socket, index: link.index, mac, ip, own, said: BTreeSet::new() })
+        Ok(Claims { socket, index: link.index, ip, asker, said: BTreeSet::new() })
     }
 
     /// Ends a sample and begins the next; how many have claimed the address, and who.
     fn turn(&mut self) -> Option<String> {
         let said = std::mem::take(&mut self.said);
-        let question = frame(self.mac, self.own, self.ip);
+        let question = frame(ASKER, self.asker, self.ip);
         let _lost = self.socket.get_ref().send(self.index, &question).is_err();
         let names: Vec<String> = said.iter().map(|mac| shown(*mac)).collect();
         (!names.is_empty()).then(|| format!("C {} {}", monotonic(), names.join(" ")))
@@ -140,7 +142,7 @@ impl Claims {
             match self.socket.get_ref().receive(&mut buffer) {
                 Ok(arrival) => {
                     let len = arrival.len.min(FRAME_MAX);
-                    self.said.extend(claim(&buffer[..len], self.mac, self.ip));
+                    self.said.extend(claim(&buffer[..len], ASKER, self.ip));
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error).context("receive claims"),

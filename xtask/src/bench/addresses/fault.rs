@@ -184,12 +184,13 @@ async fn strike(stage: &Stage, fault: Fault, holder: &str) -> Result<()> {
     let with_client = format!("{holder},d");
     let words = match fault {
         Fault::KillAgent => {
-            let keeper = if is_ours { "outlast run" } else { "keepalived --dont-fork" };
-            return stage.signal(holder, &["-KILL"], &format!("{keeper}|vipecho")).await;
+            // The brackets keep the shell that says it from being hit itself.
+            let keeper = if is_ours { "[o]utlast run" } else { "[k]eepalived --dont-fork" };
+            return stage.kill(holder, &format!("{keeper}|[v]ipecho")).await;
         }
         Fault::Move if !is_ours => {
             // The oldest is the one that the others belong to.
-            return stage.signal(holder, &["-TERM", "-o"], "keepalived --dont-fork").await;
+            return stage.terminate(holder, "keepalived --dont-fork").await;
         }
         Fault::Move => vec!["stop", holder],
         Fault::Freeze => vec!["pause", holder, "--for", LASTS],

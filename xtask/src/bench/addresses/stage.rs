@@ -106,10 +106,17 @@ impl Stage {
         Ok(output(command, words).await?.status.success())
     }
 
-    /// SIGKILL or another signal for processes of a machine, by their command lines.
-    pub(super) async fn signal(&self, node: &str, how: &[&str], pattern: &str) -> Result<()> {
-        let words = [&["pkill"], how, &["-f", pattern]].concat();
-        let hit = self.run(node, &words).await?;
+    /// SIGTERM for the oldest process of a machine with such a command line.
+    pub(super) async fn terminate(&self, node: &str, pattern: &str) -> Result<()> {
+        let hit = self.run(node, &["pkill", "-TERM", "-o", "-f", pattern]).await?;
+        ensure!(hit, "in {node} nothing runs as `{pattern}`");
+        Ok(())
+    }
+
+    /// SIGKILL for all of them. They stand still before, so that none of them can tidy up after another.
+    pub(super) async fn kill(&self, node: &str, pattern: &str) -> Result<()> {
+        let script = "pkill -STOP -f \"$0\"; pkill -KILL -f \"$0\"";
+        let hit = self.run(node, &["sh", "-c", script, pattern]).await?;
         ensure!(hit, "in {node} nothing runs as `{pattern}`");
         Ok(())
     }

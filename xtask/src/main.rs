@@ -47,6 +47,8 @@ const VERBS: &[Verb] = &[
     Verb { name: "fuzz", help: fuzz::HELP, run: fuzz::run },
     Verb { name: "backend", help: "", run: backend::run },
     Verb { name: "pgprobe", help: "", run: postgres::prober::run },
+    Verb { name: "vipecho", help: "", run: bench::addresses::echo },
+    Verb { name: "vipclient", help: "", run: bench::addresses::client },
     Verb { name: "reaper", help: "", run: postgres::reaper::run },
     Verb { name: "leash", help: "", run: children::leash },
 ];

@@ -47,6 +47,7 @@ pub(crate) const APT: &[Package] = &[
         name: "etcd-server",
         why: "the store that our agreement is compared with, and that nodes agree through in tests",
     },
+    Package { name: "keepalived", why: "what our addresses that move are compared with" },
     Package { name: "wrk", why: "closed-loop HTTP load" },
     Package {
         name: "prometheus",

@@ -1,5 +1,6 @@
 //! Benchmarks against the systems that people use today, both sides in the same run.
 
+pub(crate) mod addresses;
 mod arena;
 mod consensus;
 mod failover;
@@ -28,19 +29,26 @@ bench NAME [--rounds N] [--quick]   measure, side by side with other systems whe
   failover           PostgreSQL whose primary is killed, frozen and moved: Patroni with etcd and HAProxy in its default and
                      its tightest legal settings, and outlast (three rounds: an hour and a half)
 
+  addresses          an address that moves, whose holder is killed, frozen, switched off, cut off and stopped: keepalived in its
+                     default and a fast setting, and outlast, in a lab (20 rounds: two hours)
+
   --quick            shorter: for a first look, too coarse for a verdict
-  --rounds N         proxy, consensus: paired rounds (default 5; 2 with --quick); failover: default 3, 1 with --quick
+  --rounds N         proxy, consensus: paired rounds (default 5; 2 with --quick); failover: default 3, 1 with --quick;
+                     addresses: default 20, 3 with --quick
   --outlast FILE     a binary that is built already
-  --peers-only       proxy, failover: leave outlast out; shows what the machine and the other systems do
-  --ours-only        failover: leave the others out
+  --peers-only       proxy, failover, addresses: leave outlast out; shows what the machine and the other systems do
+  --ours-only        failover, addresses: leave the others out
   --only LETTERS     failover: A agent and PostgreSQL killed, E a host that also leads the agreement killed, B agent and
                      PostgreSQL frozen and woken later, C planned switchover, D postmaster alone killed, F PostgreSQL
                      alone frozen
+                     addresses: A agent and service killed, B machine frozen, C power off, D holder cut off, E candidates
+                     parted, F planned move, H dark after a heal, L all cores busy
   --drill [N]        failover: N random faults on outlast, one after the other (default 100), instead; with --peers-only
                      on Patroni in its tightest legal settings
   --seed N           of the drill; printed at the start
 
-Installs what it needs (Debian or Ubuntu, as root). Traffic stays on loopback. The last line is one JSON object with
+Installs what it needs (Debian or Ubuntu, as root). Traffic stays on loopback, or
+in a lab's own network. The last line is one JSON object with
 all figures and goals; the exit status is 1 when a goal is missed.";
 
 /// How much to measure, and whom.
@@ -55,6 +63,8 @@ struct Options {
     /// How many random faults, instead of a comparison.
     drill: usize,
     seed: Option<u64>,
+    /// A binary that is built already: what needs a lab needs it even where outlast takes no part.
+    given: Option<PathBuf>,
 }
 
 struct Bench {
@@ -114,6 +124,14 @@ const BENCHES: &[Bench] = &[
         is_load: false,
         run: failover::run,
     },
+    Bench {
+        name: "addresses",
+        packages: addresses::PACKAGES,
+        rounds: 20,
+        rounds_quick: 3,
+        is_load: false,
+        run: addresses::run,
+    },
 ];
 
 pub(crate) fn run(mut args: Args) -> Result<Verdict> {
@@ -132,7 +150,8 @@ pub(crate) fn run(mut args: Args) -> Result<Verdict> {
     };
     let rounds = rounds.unwrap_or(if quick { bench.rounds_quick } else { bench.rounds });
     anyhow::ensure!(rounds > 0, "--rounds must be at least 1");
-    let options = Options { rounds, quick, peers_only, ours_only, only, drill, seed };
+    let options =
+        Options { rounds, quick, peers_only, ours_only, only, drill, seed, given: given.clone() };
     if bench.is_load && cfg!(debug_assertions) {
         return run_optimized(name, &options, given.as_deref());
     }

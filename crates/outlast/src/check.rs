@@ -1,5 +1,6 @@
 //! `outlast check`: what is wrong with a topology file, or what can be expected of it.
 
+mod stale;
 mod warnings;
 
 use std::fs::File;
@@ -115,13 +116,19 @@ fn expected(topology: &Topology, name: &str, format: Format) -> String {
                 .map(|said| format!("warning: {said}\n"))
                 .collect();
             let gap = if warnings.is_empty() { "" } else { "\n" };
-            format!("{name}: no mistakes ({})\n{gap}{warnings}\n{report}", parts.join(", "))
+            let stale = stale::table(&stale::all(topology));
+            format!("{name}: no mistakes ({})\n{gap}{warnings}\n{report}{stale}", parts.join(", "))
         }
         Format::Json => {
             let report = report::render_json(&outlast_model::analyse(topology));
             let warnings = warnings::warnings(topology);
-            let all =
-                json!({ "file": name, "mistakes": [], "warnings": warnings, "report": report });
+            let all = json!({
+                "file": name,
+                "mistakes": [],
+                "warnings": warnings,
+                "report": report,
+                "stale": stale::json(&stale::all(topology)),
+            });
             format!("{all:#}\n")
         }
     }

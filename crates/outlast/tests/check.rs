@@ -201,3 +201,58 @@ fn help_teaches_by_example() {
         assert!(text(&output.stdout).contains("Examples:\n  outlast "), "{args:?}");
     }
 }
+
+/// Three nodes, and whatever else is given.
+fn three(parts: &str) -> String {
+    let nodes: String = ["a", "b", "c"]
+        .iter()
+        .zip(1..)
+        .map(|(node, number)| format!("[node.{node}]\naddress = \"127.0.0.{number}\"\n"))
+        .collect();
+    format!("{nodes}{parts}")
+}
+
+#[test]
+fn how_long_clients_can_be_wrong_is_told_for_each_address_and_name() {
+    let file = three(
+        "[address.edge]\nip = \"10.0.0.100/24\"\ninterface = \"eth0\"\nnodes = [\"a\", \"b\"]\n\
+         [dns.\"example.com\"]\nrecords = [\n\
+         { name = \"api\", type = \"A\", ttl = \"60s\", policy = \"failover\", primary = \"192.0.2.1\", secondary = \"192.0.2.2\",\n\
+           probe = { http = \"/health\", every = \"10s\", timeout = \"2s\", fall = 3 } },\n\
+         { name = \"www\", type = \"A\", ttl = \"60s\", values = [\"192.0.2.1\"] },\n]\n",
+    );
+    let output = outlast(&["check", "-"], &file);
+    let said = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let (_, table) = said.split_once("clients are wrong for").expect("there is a table of it");
+    let row = |part: &str| -> Vec<&str> {
+        let row = table.lines().find_map(|line| line.strip_prefix(part));
+        row.unwrap_or_else(|| panic!("no {part} in {table}")).split_whitespace().collect()
+    };
+    // An election, what the leader before may have granted, and an agreement.
+    assert_eq!(row("address.edge"), ["600ms", "500ms", "100ms", "0s"]);
+    // Three failures 10 s apart and the last one's timeout, an agreement, and the TTL.
+    assert_eq!(row("api.example.com A"), ["1m32s", "32s", "100ms", "1m"]);
+    assert!(!said.contains("www.example.com"), "it never changes: {said}");
+    let output = outlast(&["check", "-", "--format", "json"], &file);
+    let printed: Value = serde_json::from_str(text(&output.stdout)).expect("it is JSON");
+    assert_eq!(printed["stale"][0]["part"], "address.edge");
+    assert_eq!(printed["stale"][1]["at_most_seconds"], 92.1);
+}
+
+#[test]
+fn an_address_that_will_not_move_is_warned_of() {
+    let address = |more: &str| {
+        format!("[address.edge]\nip = \"10.0.0.100/24\"\ninterface = \"eth0\"\n{more}\n")
+    };
+    let alone = three(&address("nodes = [\"a\"]"));
+    assert!(warnings(&alone)[0].starts_with("address.edge: it cannot move"));
+    let one = format!("[node.a]\naddress = \"127.0.0.1\"\n{}", address("nodes = [\"a\"]"));
+    assert!(warnings(&one)[0].starts_with("address.edge: never held"));
+    let two = "[node.a]\naddress = \"127.0.0.1\"\n[node.b]\naddress = \"127.0.0.2\"\n";
+    let two = format!("{two}{}", address("nodes = [\"a\", \"b\"]"));
+    assert!(warnings(&two).iter().any(|said| said.starts_with("address.edge: it goes dark")));
+    let vrrp = three(&address("nodes = [\"a\", \"b\"]\nmode = \"vrrp\"\nvrrp_id = 5"));
+    assert!(warnings(&vrrp)[0].contains("cannot exclude that two nodes answer"));
+    assert_eq!(warnings(&three(&address("nodes = [\"a\", \"b\"]"))), [""; 0]);
+}

@@ -17,7 +17,9 @@ pub(super) fn warnings(topology: &Topology) -> Vec<String> {
     let layout = of_face(topology).into_iter().chain(of_tls(topology)).chain(of_voters(topology));
     let databases = topology.postgres.iter().filter_map(|(name, part)| of_database(name, part));
     let delays = topology.postgres.iter().filter_map(|(name, part)| of_delay(name, part));
-    layout.chain(databases).chain(delays).chain(region_warnings(topology)).collect()
+    let addresses = super::stale::warnings(topology);
+    let regions = region_warnings(topology);
+    layout.chain(databases).chain(delays).chain(regions).chain(addresses).collect()
 }
 
 fn of_face(topology: &Topology) -> Option<String> {

@@ -66,10 +66,10 @@ impl Agreement for Consensus {
     /// Our own log takes in nothing from a node that does not lead.
     fn propose_as_leader(
         &self,
-        _term: Term,
+        term: Term,
         command: Vec<u8>,
     ) -> Answering<'_, Result<Applied, ProposeError>> {
-        Box::pin(Consensus::propose(self, command))
+        Box::pin(Consensus::propose_in(self, Some(term), command))
     }
 
     fn read(&self) -> Answering<'_, Result<Index, ReadError>> {

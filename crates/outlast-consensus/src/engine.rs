@@ -145,12 +145,28 @@ impl From<Refusal> for ProposeError {
 type Answer = oneshot::Sender<Result<Applied, ProposeError>>;
 
 enum Event {
-    Message { message: Message, bytes: usize },
+    Message {
+        message: Message,
+        bytes: usize,
+    },
     Written(Ticket),
-    Propose { command: Arc<[u8]>, answer: Answer },
-    Read { answer: oneshot::Sender<Result<Index, ReadError>> },
-    Change { change: Change, answer: oneshot::Sender<Result<Position, Refusal>> },
-    Transfer { to: NodeId, answer: oneshot::Sender<Result<(), Refusal>> },
+    /// `term`: only as the leader of it.
+    Propose {
+        term: Option<Term>,
+        command: Arc<[u8]>,
+        answer: Answer,
+    },
+    Read {
+        answer: oneshot::Sender<Result<Index, ReadError>>,
+    },
+    Change {
+        change: Change,
+        answer: oneshot::Sender<Result<Position, Refusal>>,
+    },
+    Transfer {
+        to: NodeId,
+        answer: oneshot::Sender<Result<(), Refusal>>,
+    },
     Failed(String),
     Stop,
 }
@@ -322,8 +338,17 @@ impl Consensus {
 
     /// Has a command agreed on; returns once it has been applied here.
     pub async fn propose(&self, command: Vec<u8>) -> Result<Applied, ProposeError> {
+        self.propose_in(None, command).await
+    }
+
+    /// The same, unless this node leads in another term, or not at all, once it is its turn.
+    pub async fn propose_in(
+        &self,
+        term: Option<Term>,
+        command: Vec<u8>,
+    ) -> Result<Applied, ProposeError> {
         let (answer, result) = oneshot::channel();
-        self.ask(Event::Propose { command: Arc::from(command), answer })?;
+        self.ask(Event::Propose { term, command: Arc::from(command), answer })?;
         result.await.unwrap_or(Err(ProposeError::Unknown))
     }
 
@@ -491,7 +516,7 @@ impl<M: Machine, O: Outgoing> Stepper<M, O> {
             now = boottime();
             self.waiting_bytes.fetch_sub(event.weight(), Ordering::Relaxed);
             match event {
-                Event::Propose { command, answer } => proposals.push((command, answer)),
+                Event::Propose { term, command, answer } => proposals.push((term, command, answer)),
                 Event::Message { message, .. } => {
                     self.node.step(now, Input::Message(message), &mut out);
                 }
@@ -541,10 +566,22 @@ impl<M: Machine, O: Outgoing> Stepper<M, O> {
     fn propose(
         &mut self,
         now: Instant,
-        proposals: Vec<(Arc<[u8]>, Answer)>,
+        proposals: Vec<(Option<Term>, Arc<[u8]>, Answer)>,
         out: &mut Vec<Action>,
     ) {
-        let (commands, answers): (Vec<_>, Vec<_>) = proposals.into_iter().unzip();
+        let (reign, leader) = self.node.reign();
+        let (mut commands, mut answers) = (Vec::new(), Vec::new());
+        for (term, command, answer) in proposals {
+            if term.is_some_and(|term| term != reign) {
+                answer.send(Err(ProposeError::NotLeader(leader))).ok();
+            } else {
+                commands.push(command);
+                answers.push(answer);
+            }
+        }
+        if commands.is_empty() {
+            return;
+        }
         match self.node.propose(now, commands, out) {
             Ok(first) => {
                 for (index, answer) in (first.index..).zip(answers) {

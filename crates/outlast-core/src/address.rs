@@ -24,7 +24,7 @@ use core::time::Duration;
 
 pub use hold::{Hold, Order};
 pub use lead::{Decision, Lead, Scene};
-pub use plan::{Plan, plans, unit_of};
+pub use plan::{Plan, digest, plans, unit_of};
 
 use crate::agreed::AgreedAddress;
 use crate::agreed::form::{coded_enum, coded_struct};
@@ -92,10 +92,12 @@ pub struct Question {
     pub life: u64,
     /// Counts the questions of a life.
     pub number: u64,
+    /// Which units the node has, with which addresses: see [`digest`].
+    pub plans: u64,
     pub units: BTreeMap<String, Said>,
 }
 
-coded_struct!(Question version 1 { life, number, units });
+coded_struct!(Question version 1 { life, number, plans, units });
 
 /// What the leader says of one unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,6 +12,10 @@ use crate::clock::boottime;
 use crate::error::Error;
 use crate::tables::Tables;
 
+/// By how much the kernel may hear later of a lease than it was reckoned for, and how often it is tried.
+const LATE_MAX: Duration = Duration::from_millis(8);
+const GRANT_TRIES: u32 = 3;
+
 /// Nothing is granted for longer at one time.
 pub const GRANT_MAX: Duration = Duration::from_secs(60);
 
@@ -68,8 +72,7 @@ impl Guard {
         if !self.holds() {
             return self.take(until);
         }
-        let left = left(until)?;
-        self.grant(left)?;
+        let left = self.grant(until)?;
         for address in &self.addresses {
             address.refresh(&self.route, left)?;
         }
@@ -96,9 +99,11 @@ impl Guard {
     /// Lets go of the addresses at once: first nobody reaches them, then they are gone. The first failure is said, and
     /// everything else done.
     pub fn drop_all(&mut self) -> Result<(), Error> {
-        self.until = None;
         let revoked =
             self.tables.revoke().map_err(|error| Error::kernel("revoke the lease", error));
+        if revoked.is_ok() {
+            self.until = None;
+        }
         self.addresses.iter().map(|address| address.remove(&self.route)).fold(revoked, Result::and)
     }
 
@@ -119,8 +124,7 @@ impl Guard {
     }
 
     fn take_all(&mut self, until: Instant) -> Result<(), Error> {
-        let left = left(until)?;
-        self.grant(left)?;
+        let left = self.grant(until)?;
         for address in &mut self.addresses {
             address.put(&self.route, left)?;
         }
@@ -130,8 +134,18 @@ impl Guard {
         Ok(())
     }
 
-    fn grant(&self, left: Duration) -> Result<(), Error> {
-        self.tables.grant(left).map_err(|error| Error::kernel("grant the lease", error))
+    /// Grants what is left. The kernel counts from when it was told: if that took too long, it is told again.
+    fn grant(&self, until: Instant) -> Result<Duration, Error> {
+        for _ in 0..GRANT_TRIES {
+            let (left, before) = (left(until)?, boottime());
+            self.tables.grant(left).map_err(|error| Error::kernel("grant the lease", error))?;
+            if boottime().since(before) <= LATE_MAX {
+                return Ok(left);
+            }
+        }
+        // It may have been told too much.
+        self.tables.revoke().map_err(|error| Error::kernel("revoke the lease", error))?;
+        Err(Error::Over)
     }
 }
 

@@ -56,6 +56,8 @@ struct Matter {
     nudged: Option<u64>,
     /// Who would be better than the holder, and since when.
     better: Option<(String, Instant)>,
+    /// When it was decided on first in this reign.
+    since: Option<Instant>,
 }
 
 /// One reign of a leader.
@@ -64,6 +66,8 @@ pub struct Lead {
     since: Instant,
     /// Until then, what an earlier leader has granted may last.
     quiet: Instant,
+    /// Which units this node takes them to have.
+    plans: Option<u64>,
     /// The last question of each node: life, number, and when.
     asked: BTreeMap<String, (u64, u64, Instant)>,
     matters: BTreeMap<String, Matter>,
@@ -83,7 +87,15 @@ impl Lead {
         #[cfg(test)]
         let wait = instead(Bug::NewLeaderHurries, wait, Duration::ZERO);
         let (asked, matters) = (BTreeMap::new(), BTreeMap::new());
-        Lead { since: now, quiet: over(now, wait), asked, matters }
+        Lead { since: now, quiet: over(now, wait), plans: None, asked, matters }
+    }
+
+    /// Which units there are, with which addresses. When that changes, an address may be in another unit than before: what
+    /// was granted has to be over first.
+    pub fn plans_are(&mut self, now: Instant, plans: u64) {
+        if self.plans.replace(plans).is_some_and(|before| before != plans) {
+            self.quiet = self.quiet.max(over(now, GRANT));
+        }
     }
 
     /// Answers a question, as a leader that alone can lead until `acts_until`. `agreed` must have everything that was
@@ -103,6 +115,12 @@ impl Lead {
         let lasts = GRANT.min(acts_until.since(now) + OVERHANG);
         #[cfg(test)]
         let lasts = instead(Bug::GrantsTooLong, lasts, GRANT * 2);
+        if self.plans.is_some_and(|plans| plans != question.plans) {
+            // It means other addresses by these names, so that it can have none of them.
+            let held = question.units.iter().filter_map(|(unit, said)| Some((unit, said.holds?)));
+            grants.units.extend(held.map(|(unit, epoch)| (unit.clone(), Grant::LetGo { epoch })));
+            return grants;
+        }
         for (unit, said) in &question.units {
             let matter = self.matters.entry(unit.clone()).or_default();
             let grant = matter.asked(now, node, said, lasts, agreed(unit));
@@ -138,6 +156,11 @@ impl Lead {
         let matter = self.matters.entry(name.to_owned()).or_default();
         let epoch = agreed.map_or(0, |agreed| agreed.epoch);
         matter.forget_what_is_past(epoch);
+        let holder = agreed.and_then(|agreed| agreed.holder.as_ref());
+        let counts = |node: &String| {
+            Some(node) == holder || unit.members.iter().any(|member| member.node == *node)
+        };
+        matter.heard.retain(|node, _| counts(node));
         let look = Look { now, since: self.since, quiet: self.quiet, unit, agreed, scene, name };
         let to = matter.next(&look);
         let nudge = matter.nudge(&look);
@@ -158,7 +181,11 @@ impl Lead {
         let matter = self.matters.entry(name.to_owned()).or_default();
         let over = matter.granted.is_none_or(|(_, until)| until <= now) && self.quiet <= now;
         let (unit, from) = (name.to_owned(), agreed.epoch);
-        (over && self.since + PATIENCE <= now).then_some(AddressCommand::Forget { unit, from })
+        let over = over && self.since + PATIENCE <= now;
+        if over {
+            matter.proposed = Some((from, "it was not in the topology".to_owned()));
+        }
+        over.then_some(AddressCommand::Forget { unit, from })
     }
 
     /// When there will be something to decide if nobody asks before that.
@@ -289,10 +316,11 @@ impl Matter {
         let Some(holder) = look.holder() else {
             let all = look.unit.members.iter();
             let all = all.filter(|member| self.fit(look.now, &member.node).is_some()).count();
-            let gathered = all == look.unit.members.len() || look.since + GATHER <= look.now;
+            let since = *self.since.get_or_insert(look.now);
+            let gathered = all == look.unit.members.len() || since + GATHER <= look.now;
             return self
                 .best(look, None)
-                .filter(|_| gathered)
+                .filter(|_| gathered && look.quiet <= look.now)
                 .map(|(to, _)| (to, "nobody held it".to_owned()));
         };
         if self.is_gone(look, holder) {

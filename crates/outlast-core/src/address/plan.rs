@@ -41,10 +41,30 @@ pub fn plans(topology: &Topology) -> BTreeMap<String, Plan> {
     plans
 }
 
+/// Stands for which units there are, and which addresses each has. While nodes differ in that, the name of a unit does not
+/// say which addresses it is about (FNV-1a, 64 bits).
+pub fn digest(plans: &BTreeMap<String, Plan>) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    let mut add = |text: &str| {
+        for byte in text.bytes().chain([0]) {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    };
+    for (name, plan) in plans {
+        add(name);
+        for (network, interface) in &plan.places {
+            add(&format!("{}/{} {interface}", network.address, network.prefix));
+        }
+        add("");
+    }
+    hash
+}
+
 /// The unit of an address: its group, or itself.
 pub fn unit_of(name: &str, address: &Address) -> String {
     match &address.group {
-        Some(group) => format!("group:{group}"),
+        // No address has a dot in its name.
+        Some(group) => format!("group.{group}"),
         None => name.to_owned(),
     }
 }

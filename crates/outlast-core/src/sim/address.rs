@@ -488,7 +488,7 @@ impl World {
         let said = this.hold.said(number, able, priority);
         let units = [(UNIT.to_owned(), said)].into();
         if let Some(leader) = this.believes {
-            self.send(node, leader, Message::Ask(Question { life, number, units }));
+            self.send(node, leader, Message::Ask(Question { life, number, plans: 0, units }));
         }
     }
 }

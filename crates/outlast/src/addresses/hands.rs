@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use outlast_consensus::boottime;
-use outlast_core::address::{Grant, Hold, Order, Plan, Said};
+use outlast_core::address::{GRANT, GUARD_ERROR, Grant, Hold, Order, Plan, Said};
 use outlast_core::event::{AddressChange, Fact};
 use outlast_core::time::Instant;
 use outlast_vip::{Event, Guard, Guardian, Place, Rivals, Timetable};
@@ -20,28 +21,35 @@ const AGAIN: Duration = Duration::from_secs(2);
 /// How often the address is announced while a member does not ask, or has only just come back.
 const TELL_EVERY: Duration = Duration::from_millis(80);
 
+/// A unit, and which hands of it: what was said to others before them is not theirs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Which {
+    pub(super) unit: String,
+    number: u64,
+}
+
 /// What the tasks beside a unit have heard or seen.
 #[derive(Debug)]
 pub(super) enum Heard {
     Of {
-        unit: String,
+        unit: Which,
         event: Event,
     },
     /// Nothing can be heard any more.
     Deaf {
-        unit: String,
+        unit: Which,
         why: String,
     },
     /// Something that is tracked has changed, by its place in the list.
     Tracked {
-        unit: String,
+        unit: Which,
         index: usize,
         down: Option<String>,
     },
 }
 
 impl Heard {
-    pub(super) fn unit(&self) -> &str {
+    pub(super) fn unit(&self) -> &Which {
         match self {
             Heard::Of { unit, .. } | Heard::Deaf { unit, .. } | Heard::Tracked { unit, .. } => unit,
         }
@@ -56,9 +64,14 @@ struct Grip {
 
 pub(super) struct Hands {
     name: String,
+    which: Which,
     plan: Plan,
     priority: i32,
     hold: Hold,
+    /// Under which epoch, and until when, the kernel was last told to answer.
+    told: Option<(u64, Instant)>,
+    /// What may last although nothing is held any more: it could not be ended, or an earlier run has left it.
+    remains: Option<(u64, Instant)>,
     facts: mpsc::Sender<Fact>,
     tell: mpsc::Sender<Heard>,
     /// `None`: the kernel refused, and it is tried again.
@@ -83,19 +96,25 @@ pub(super) struct Hands {
 
 impl Hands {
     pub(super) fn new(home: &Home, name: String, plan: Plan, tell: mpsc::Sender<Heard>) -> Hands {
+        static NUMBERS: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
+        let which = Which { unit: name.clone(), number };
         let own = plan.unit.members.iter().find(|member| member.node == home.node);
         let priority = own.map_or(0, |member| member.priority);
         let tracked = plan.track.iter().map(|_| None).collect();
         let mut beside = JoinSet::new();
         for (index, track) in plan.track.iter().enumerate() {
-            let (unit, tell) = (name.clone(), tell.clone());
+            let (unit, tell) = (which.clone(), tell.clone());
             beside.spawn(track::watch(home.clone(), unit, index, track.what.clone(), tell));
         }
         let mut hands = Hands {
             name,
+            which,
             plan,
             priority,
             hold: Hold::default(),
+            told: None,
+            remains: None,
             facts: home.facts.clone(),
             tell,
             grip: None,
@@ -111,6 +130,9 @@ impl Hands {
             ears: None,
         };
         hands.grip();
+        if hands.grip.is_none() {
+            hands.remains = Some((0, boottime() + GRANT));
+        }
         hands
     }
 
@@ -143,7 +165,7 @@ impl Hands {
         let guard = Guard::open(&self.name, &places).map_err(said)?;
         let guardian = Guardian::spawn(guardian_command(), &self.name, &places).map_err(said)?;
         let rivals = Rivals::open(&self.name, &places).map_err(said)?;
-        let ears = self.beside.spawn(listen(self.name.clone(), rivals, self.tell.clone()));
+        let ears = self.beside.spawn(listen(self.which.clone(), rivals, self.tell.clone()));
         if let Some(before) = self.ears.replace(ears) {
             before.abort();
         }
@@ -177,6 +199,12 @@ impl Hands {
     pub(super) fn said(&mut self, number: u64) -> Said {
         let able = !self.leaving && self.unable().is_none();
         let priority = self.effective();
+        if let Some((epoch, until)) = self.remains {
+            if boottime() < until + GUARD_ERROR {
+                return Said { able: false, priority, holds: Some(epoch) };
+            }
+            self.remains = None;
+        }
         self.hold.said(number, able, priority)
     }
 
@@ -264,7 +292,9 @@ impl Hands {
 
     fn obey(&mut self, order: Option<Order>, change: AddressChange, why: &str) {
         let Some(grip) = &mut self.grip else { return };
-        let epoch = self.hold.epoch();
+        if let (Some(epoch), Some(until)) = (self.hold.epoch(), self.hold.until()) {
+            self.told = Some((epoch, until));
+        }
         let result = match order {
             None => return,
             Some(Order::Take { until }) => {
@@ -286,21 +316,33 @@ impl Hands {
             Some(Order::Drop) => {
                 self.announce = None;
                 let dropped = grip.guard.drop_all();
-                self.note(change, format!("this node has let go of {}: {why}", self.ips()));
+                if dropped.is_ok() {
+                    self.note(change, format!("this node has let go of {}: {why}", self.ips()));
+                }
                 dropped
             }
         };
-        if let Err(error) = result {
-            tracing::error!(unit = self.name, %error, ?order, "carry an address");
-            self.fail(epoch, error.to_string());
+        match result {
+            Ok(()) => {}
+            // This thread was late; the kernel was not.
+            Err(outlast_vip::Error::Over) => {
+                self.hold.let_go();
+                self.announce = None;
+            }
+            Err(error) => {
+                tracing::error!(unit = self.name, %error, ?order, "carry an address");
+                self.fail(error.to_string());
+            }
         }
     }
 
     /// The kernel refuses: all is let go of, and built anew after a while.
-    fn fail(&mut self, epoch: Option<u64>, why: String) {
+    fn fail(&mut self, why: String) {
         self.hold.let_go();
+        // Others wait as if nothing of it had worked.
+        self.remains = self.told;
         (self.announce, self.grip) = (None, None);
-        if epoch.is_some() {
+        if self.told.is_some_and(|(_, until)| boottime() < until) {
             self.note(AddressChange::LetGo, format!("this node has let go of it: {why}"));
         }
         self.refused = Some(why);
@@ -309,6 +351,9 @@ impl Hands {
 
     /// True: the leader should know at once.
     pub(super) fn hear(&mut self, heard: Heard) -> bool {
+        if *heard.unit() != self.which {
+            return false;
+        }
         match heard {
             Heard::Of { event: Event::Rival { address, mac }, .. } => {
                 if let Some(timetable) = &mut self.announce {
@@ -331,8 +376,7 @@ impl Hands {
             }
             Heard::Deaf { why, .. } => {
                 tracing::error!(unit = self.name, why, "nothing is heard of an address any more");
-                let epoch = self.hold.epoch();
-                self.fail(epoch, why);
+                self.fail(why);
                 true
             }
             Heard::Tracked { index, down, .. } => {
@@ -369,7 +413,8 @@ impl Hands {
     }
 
     fn note(&self, change: AddressChange, text: String) {
-        let epoch = self.hold.epoch().unwrap_or_default();
+        let last = self.told.map(|(epoch, _)| epoch);
+        let epoch = self.hold.epoch().or(last).unwrap_or_default();
         let fact = Fact::Address { unit: self.name.clone(), epoch, change, text };
         if let Err(error) = self.facts.try_send(fact) {
             tracing::warn!(%error, "the journal does not keep up with the addresses");
@@ -390,7 +435,7 @@ fn guardian_command() -> Command {
 }
 
 /// Passes on what is heard, until nothing can be.
-async fn listen(unit: String, mut rivals: Rivals, tell: mpsc::Sender<Heard>) {
+async fn listen(unit: Which, mut rivals: Rivals, tell: mpsc::Sender<Heard>) {
     loop {
         let unit = unit.clone();
         let heard = match rivals.next().await {

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use outlast_consensus::boottime;
-use outlast_core::address::{ASK_EVERY, Grants, Question, plans};
+use outlast_core::address::{ASK_EVERY, Grants, Question, digest, plans};
 use outlast_core::event::Fact;
 use outlast_core::time::Instant;
 use outlast_core::topology::Topology;
@@ -136,6 +136,8 @@ struct Desk {
     life: u64,
     number: u64,
     ask_at: Instant,
+    /// Stands for the units of all nodes.
+    plans: u64,
     units: BTreeMap<String, Hands>,
     answers: JoinSet<Answered>,
     tell: mpsc::Sender<Heard>,
@@ -156,6 +158,7 @@ impl Desk {
             life,
             number: 0,
             ask_at: boottime(),
+            plans: 0,
             units,
             answers,
             tell,
@@ -199,6 +202,7 @@ impl Desk {
     /// The units of this node, as the topology has them now.
     fn follow(&mut self, topology: &Topology) {
         let mut plans = plans(topology);
+        self.plans = digest(&plans);
         plans
             .retain(|_, plan| plan.unit.members.iter().any(|member| member.node == self.home.node));
         let goes =
@@ -240,7 +244,8 @@ impl Desk {
         self.number += 1;
         let number = self.number;
         let units = self.units.iter_mut().map(|(name, hands)| (name.clone(), hands.said(number)));
-        let question = Question { life: self.life, number, units: units.collect() };
+        let (life, plans) = (self.life, self.plans);
+        let question = Question { life, number, plans, units: units.collect() };
         if question.units.is_empty() {
             return;
         }
@@ -261,7 +266,7 @@ impl Desk {
     }
 
     fn hear(&mut self, heard: Heard) {
-        if let Some(hands) = self.units.get_mut(heard.unit())
+        if let Some(hands) = self.units.get_mut(&heard.unit().unit)
             && hands.hear(heard)
         {
             self.ask_at = boottime();

@@ -10,7 +10,7 @@ use outlast_host::probe::Prober;
 use tokio::sync::mpsc;
 
 use super::Home;
-use super::hands::Heard;
+use super::hands::{Heard, Which};
 
 /// How often interfaces are looked at. Those of the address itself are not waited for: the kernel tells of them.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -18,7 +18,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Says whenever something that is tracked goes down or is up again.
 pub(super) async fn watch(
     home: Home,
-    unit: String,
+    unit: Which,
     index: usize,
     what: Tracked,
     tell: mpsc::Sender<Heard>,
@@ -43,7 +43,7 @@ pub(super) async fn watch(
 }
 
 struct Say {
-    unit: String,
+    unit: Which,
     index: usize,
     tell: mpsc::Sender<Heard>,
     last: Option<String>,

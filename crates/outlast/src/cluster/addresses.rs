@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use outlast_consensus::{Role, Term, boottime};
-use outlast_core::address::{Grants, Lead, Plan, Question, Scene, plans};
+use outlast_core::address::{Grants, Lead, Plan, Question, Scene, digest, plans};
 use outlast_core::agent::Agreement;
-use outlast_core::agreed::{Agreed, AgreedAddress, Command};
+use outlast_core::agreed::{AddressCommand, Agreed, AgreedAddress, Command};
 use outlast_core::codec::Code as _;
 use outlast_core::topology::Topology;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -25,6 +25,9 @@ const QUESTION_LIMIT: Duration = Duration::from_millis(200);
 
 /// How often the leader looks although nobody has asked.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// While this node has been elected, and may not act yet.
+const LOOK_SOON: Duration = Duration::from_millis(5);
 
 /// The shortest pause between two looks.
 const LOOK_MIN: Duration = Duration::from_millis(2);
@@ -77,15 +80,25 @@ impl Hub {
     /// Answers a node's question, if this node leads.
     pub(super) fn grant(&self, from: &str, question: &Question) -> Answer {
         let (now, acts_until) = (boottime(), self.acts_until());
+        let term = self.leads_in();
         let answer = self.replica.read(|agreed| {
             self.desk.with(|reign| {
-                let lead = &mut reign.as_mut()?.lead;
+                // What an older reign knew is not enough, and what it forgot would be missed.
+                let reign = reign.as_mut().filter(|reign| Some(reign.term) == term)?;
+                let lead = &mut reign.lead;
                 let grants = lead.asked(now, from, question, acts_until, |unit| of(agreed, unit));
                 Some(Answer::Grants(grants))
             })
         });
         self.desk.asked.notify_one();
         answer.unwrap_or(Answer::NotLeader { leader: None })
+    }
+
+    /// The term in which this node leads.
+    fn leads_in(&self) -> Option<Term> {
+        let standing = self.consensus()?.standing();
+        let now = standing.borrow();
+        (now.role == Role::Leader).then_some(now.term)
     }
 
     fn acts_until(&self) -> outlast_core::time::Instant {
@@ -150,7 +163,8 @@ impl Hub {
             let idle = plans.is_empty() && now.addresses.is_empty();
             let leads = now.leads && !idle && self.reigns(&leader).await;
             let pause = if !leads {
-                LOOK_EVERY
+                // Whoever has been elected may act as soon as its first entry is committed.
+                if now.leads { LOOK_SOON } else { LOOK_EVERY }
             } else {
                 match self.look_at_addresses(&plans, &known, &now).await {
                     Looked::Agreed => continue,
@@ -178,20 +192,19 @@ impl Hub {
         let Some(consensus) = self.consensus().filter(|consensus| consensus.may_act()) else {
             return false;
         };
-        let (term, handed) = {
+        let Some(term) = self.leads_in() else { return false };
+        let handed = {
             let standing = consensus.standing();
             let now = standing.borrow();
-            if now.role != Role::Leader {
-                return false;
-            }
             // Nobody else has to be elected where this is the only voter: nothing says when it led last.
-            (now.term, now.handed || now.members.voters.len() < 2)
+            now.handed || now.members.voters.len() < 2
         };
         if self.desk.with(|reign| reign.as_ref().is_some_and(|reign| reign.term == term)) {
             return true;
         }
         // What was agreed on before has to be known here first.
-        if consensus.read().await.is_err() || !consensus.may_act() {
+        let read = consensus.read().await;
+        if read.is_err() || !consensus.may_act() || self.leads_in() != Some(term) {
             return false;
         }
         let before = leader.before.clone().filter(|_| !handed);
@@ -207,6 +220,13 @@ impl Hub {
         agreement: &Agreement,
     ) -> Looked {
         let scene = self.address_scene(plans, topology, agreement);
+        let digest = digest(plans);
+        let term = self.desk.with(|reign| {
+            let reign = reign.as_mut()?;
+            reign.lead.plans_are(boottime(), digest);
+            Some(reign.term)
+        });
+        let Some(term) = term else { return Looked::Refused };
         let mut looked = Looked::Rests;
         for (name, plan) in plans {
             let decision = self.replica.read(|agreed| {
@@ -221,7 +241,7 @@ impl Hub {
                 self.nudge(&node);
             }
             if let Some(command) = decision.command {
-                looked = looked.max(self.agree_on_address(Command::Address(command)).await);
+                looked = looked.max(self.agree_on_address(term, command).await);
             }
         }
         for (name, agreed) in
@@ -230,14 +250,14 @@ impl Hub {
             let command =
                 self.desk.with(|reign| reign.as_mut()?.lead.retire(boottime(), name, agreed));
             if let Some(command) = command {
-                looked = looked.max(self.agree_on_address(Command::Address(command)).await);
+                looked = looked.max(self.agree_on_address(term, command).await);
             }
         }
         looked
     }
 
-    async fn agree_on_address(&self, command: Command) -> Looked {
-        match self.agree_as_leader(command.clone()).await {
+    async fn agree_on_address(&self, term: Term, command: AddressCommand) -> Looked {
+        match self.agree_in(term, Command::Address(command.clone())).await {
             Ok(()) => Looked::Agreed,
             Err(why) => {
                 tracing::debug!(why, ?command, "it is not agreed on");

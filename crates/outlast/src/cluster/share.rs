@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use outlast_consensus::Term;
 use outlast_core::agent::Agreement;
 use outlast_core::agreed::{ClientId, Command, Entry, Reply, SideCommand};
 use outlast_core::codec::Code as _;
@@ -213,8 +214,14 @@ impl Hub {
     pub(super) async fn agree_as_leader(&self, command: Command) -> Result<(), String> {
         let consensus = self.consensus().filter(|consensus| consensus.may_act());
         let consensus = consensus.ok_or("this node does not lead")?;
-        let entry = Entry { origin: ClientId::NOBODY, sequence: 0, wall: wall(), command };
         let term = consensus.standing().borrow().term;
+        self.agree_in(term, command).await
+    }
+
+    /// The same for what was decided as the leader of this term.
+    pub(super) async fn agree_in(&self, term: Term, command: Command) -> Result<(), String> {
+        let consensus = self.consensus().ok_or("this node takes no part")?;
+        let entry = Entry { origin: ClientId::NOBODY, sequence: 0, wall: wall(), command };
         let proposal = consensus.propose_as_leader(term, entry.to_bytes());
         match tokio::time::timeout(DECIDE_MAX, proposal).await.map(proposed) {
             Ok(Answer::Done { reply: Reply::Refused { why }, .. }) => Err(why.to_string()),

@@ -94,19 +94,31 @@ fn an_address_is_held_by_one_node_and_moves_when_that_dies_is_cut_off_or_stops()
 }
 
 #[test]
-fn both_kinds_of_address_are_reached_and_go_together() {
+fn addresses_of_both_kinds_and_of_one_group_go_together() {
+    let nodes = "nodes = [\"a\", \"b\", \"c\"]\n";
+    let grouped = FILE.replace(nodes, &format!("{nodes}group = \"all\"\n"));
+    let inner = format!(
+        "[address.inner]\nip = \"10.0.0.101/24\"\ninterface = \"eth0\"\n{nodes}group = \"all\"\n"
+    );
+    let file = format!("{grouped}{inner}");
     each_user(|user| {
-        let lab = Lab::up(user, FILE);
+        let lab = Lab::up(user, &file);
         wait("somebody answers on the address", || answers(&lab));
         let route = ["ip", "-6", "route", "replace", "fd00:5::/64", "dev", "eth0"];
         assert!(lab.exec("client", &route).status.success());
-        let reached = || {
-            let ping = ["ping", "-6", "-c", "1", "-W", "1", "fd00:5::100"];
+        let reached = |address: &str| {
+            let ping = ["ping", "-c", "1", "-W", "1", address];
             lab.exec("client", &ping).status.success()
         };
-        wait_until("the address of version 6 is reached", reached);
+        let all_are_reached = || {
+            for address in ["10.0.0.100", "10.0.0.101", "fd00:5::100"] {
+                wait_until(&format!("{address} is reached"), || reached(address));
+            }
+        };
+        all_are_reached();
         lab.good(&["pause", "a", "--for", "60s"]);
-        wait("another one answers", || answers(&lab).filter(|now| now != "a"));
-        wait_until("the address of version 6 is reached again", reached);
+        let next = wait("another one answers", || answers(&lab).filter(|now| now != "a"));
+        all_are_reached();
+        assert_eq!(holders(&lab, &without("a")), [next]);
     });
 }

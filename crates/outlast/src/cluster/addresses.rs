@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use outlast_consensus::{Role, Term, boottime};
+use outlast_consensus::{Role, Standing, Term, boottime};
 use outlast_core::address::{Grants, Lead, Plan, Question, Scene, digest, plans};
 use outlast_core::agent::Agreement;
 use outlast_core::agreed::{AddressCommand, Agreed, AgreedAddress, Command};
@@ -154,8 +154,9 @@ impl Hub {
     pub(super) async fn lead_addresses(self: Arc<Self>) {
         let mut agreement = self.replica.agreement.subscribe();
         let mut topology = self.desk.topology.clone();
-        let mut leader = Leader::default();
+        let (mut leader, mut standing) = (Leader::default(), None);
         loop {
+            standing = standing.or_else(|| Some(self.consensus()?.standing()));
             let now = agreement.borrow_and_update().clone();
             leader.follow(&self);
             let known = topology.borrow_and_update().clone();
@@ -177,6 +178,8 @@ impl Hub {
                 () = self.desk.asked.notified(), if leads => {}
                 Ok(()) = agreement.changed() => {}
                 Ok(()) = topology.changed() => {}
+                // Who follows has to know who led, in case it leads next.
+                () = changed(&mut standing) => {}
             }
         }
     }
@@ -299,6 +302,15 @@ impl Hub {
     /// The leader wants to be asked now.
     pub(super) fn be_nudged(&self) {
         self.desk.nudge.send_modify(|count| *count = count.wrapping_add(1));
+    }
+}
+
+/// Returns once another one leads, or this node may take part.
+async fn changed(standing: &mut Option<watch::Receiver<Standing>>) {
+    let Some(standing) = standing else { return tokio::time::sleep(LOOK_EVERY).await };
+    if standing.changed().await.is_err() {
+        // The engine has ended.
+        std::future::pending::<()>().await;
     }
 }
 

@@ -121,8 +121,12 @@ impl Lead {
             grants.units.extend(held.map(|(unit, epoch)| (unit.clone(), Grant::LetGo { epoch })));
             return grants;
         }
+        // Where units have changed, an address may have been granted to another node as part of another unit: who does not
+        // hold its own already has to wait for the end of that.
+        let quiet = self.quiet <= now;
         for (unit, said) in &question.units {
             let matter = self.matters.entry(unit.clone()).or_default();
+            let lasts = Some(lasts).filter(|_| quiet || said.holds.is_some());
             let grant = matter.asked(now, node, said, lasts, agreed(unit));
             grants.units.extend(grant.map(|grant| (unit.clone(), grant)));
         }
@@ -228,7 +232,7 @@ impl Matter {
         now: Instant,
         node: &str,
         said: &Said,
-        lasts: Duration,
+        lasts: Option<Duration>,
         agreed: Option<&AgreedAddress>,
     ) -> Option<Grant> {
         self.hear(now, node, said);
@@ -244,9 +248,7 @@ impl Matter {
         let proposed = self.proposed.as_ref().is_some_and(|(from, _)| *from == epoch);
         #[cfg(test)]
         let proposed = instead(Bug::GrantsWhileMoving, proposed, false);
-        if proposed {
-            return None;
-        }
+        let lasts = lasts.filter(|_| !proposed)?;
         self.given_back = false;
         let until = over(now, lasts);
         let until = self.granted.map_or(until, |(_, before)| before.max(until));
@@ -388,5 +390,67 @@ impl Matter {
         }
         self.nudged = epoch;
         Some(holder.to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::Member;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// An IP address went from a unit of one node to that of another: it may still be answered on there.
+    #[test]
+    fn who_holds_nothing_waits_where_units_have_changed() {
+        let start = Instant::from_start(Duration::from_secs(9));
+        let mut lead = Lead::began(start, false);
+        lead.plans_are(start, 1);
+        let agreed =
+            AgreedAddress { holder: Some("b".to_owned()), epoch: 7, ..AgreedAddress::default() };
+        let mut number = 0;
+        let mut granted = |lead: &mut Lead, at: Instant, plans: u64, holds: Option<u64>| {
+            number += 1;
+            let said = Said { able: true, priority: 1, holds };
+            let units = [("y".to_owned(), said)].into();
+            let question = Question { life: 1, number, plans, units };
+            let grants = lead.asked(at, "b", &question, at + GRANT, |_| Some(&agreed));
+            grants.units.get("y").copied()
+        };
+        let holds = |grant: Option<Grant>| matches!(grant, Some(Grant::Hold { epoch: 7, .. }));
+        let later = start + MS * 500;
+        assert!(holds(granted(&mut lead, later, 1, None)));
+        lead.plans_are(later, 2);
+        // One that means other addresses has none of them.
+        assert_eq!(granted(&mut lead, later, 1, Some(7)), Some(Grant::LetGo { epoch: 7 }));
+        // It has built its unit anew, and holds nothing of it.
+        assert_eq!(granted(&mut lead, later + MS * 10, 2, None), None);
+        assert!(holds(granted(&mut lead, later + MS * 310, 2, None)));
+        // One whose unit is what it was goes on meanwhile.
+        lead.plans_are(later + MS * 400, 3);
+        assert!(holds(granted(&mut lead, later + MS * 410, 3, Some(7))));
+    }
+
+    #[test]
+    fn who_is_no_member_any_more_has_to_let_go() {
+        let start = Instant::from_start(Duration::from_secs(9));
+        let mut lead = Lead::began(start, false);
+        let agreed =
+            AgreedAddress { holder: Some("a".to_owned()), epoch: 7, ..AgreedAddress::default() };
+        let members = [Member { node: "b".to_owned(), priority: 1 }].into();
+        let unit = Unit { members, ..Unit::default() };
+        let mut ask = |lead: &mut Lead, node: &str, number: u64, holds: Option<u64>| {
+            let said = Said { able: true, priority: 1, holds };
+            let question =
+                Question { life: 1, number, plans: 0, units: [("y".to_owned(), said)].into() };
+            let at = start + MS * 500;
+            lead.asked(at, node, &question, at + GRANT, |_| Some(&agreed));
+            lead.decide(at, "y", &unit, Some(&agreed), &Scene::default())
+        };
+        ask(&mut lead, "a", 1, Some(7));
+        let told = ask(&mut lead, "b", 1, None);
+        assert_eq!((told.command, told.nudge.as_deref()), (None, Some("a")));
+        let moved = ask(&mut lead, "a", 2, None).command;
+        assert!(matches!(moved, Some(AddressCommand::Move { to: Some(to), .. }) if to == "b"));
     }
 }

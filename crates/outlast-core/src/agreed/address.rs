@@ -52,7 +52,7 @@ impl AddressCommand {
 }
 
 /// Who holds a unit.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AgreedAddress {
     /// `None`: it was taken from its last holder, and nobody can have it.
     pub holder: Option<String>,

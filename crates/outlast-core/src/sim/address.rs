@@ -344,7 +344,7 @@ impl World {
         if from != to && lost {
             return;
         }
-        let late = self.faults && self.now < FAULTS_END && self.rng.per_mille(40);
+        let late = self.faults && self.now < FAULTS_END && self.rng.per_mille(120);
         let takes = if late { self.rng.between(50, 900) } else { self.rng.between(0, 15) };
         let due = if from == to { self.now } else { self.now + takes };
         self.letters.push(Letter { due, from, to, message });

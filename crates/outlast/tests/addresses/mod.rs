@@ -1,7 +1,5 @@
 //! Addresses that move, on real machines of a lab: held by one node, moved when it dies, is cut off or stops.
 
-use std::time::{Duration, Instant};
-
 use serde_json::Value;
 
 use crate::{Lab, each_user, wait, wait_until};
@@ -29,9 +27,6 @@ nodes = ["a", "b", "c"]
 "#;
 
 const CANDIDATES: [&str; 3] = ["a", "b", "c"];
-
-/// Longer than a grant, and long enough for a look at every machine.
-const NO_LONGER_GRANTED: Duration = Duration::from_millis(400);
 
 /// The node that says, through the address, that it is the one.
 fn answers(lab: &Lab) -> Option<String> {
@@ -77,11 +72,8 @@ fn an_address_is_held_by_one_node_and_moves_when_that_dies_is_cut_off_or_stops()
 
         lab.good(&["cut", &second, "--for", "60s"]);
         let third = wait("another one answers", || answers(&lab).filter(|now| *now != second));
-        let cut = Instant::now();
-        wait_until("who was cut off has let go", || holders(&lab, &[&second]).is_empty());
-        // Whatever its agent says, its kernel has ended it before anybody else could answer.
-        let ping = ["ping", "-c", "1", "-W", "1", "-I", "10.0.0.100", "10.0.0.100"];
-        assert!(cut.elapsed() > NO_LONGER_GRANTED || !lab.exec(&second, &ping).status.success());
+        // It had let go before anybody else answered.
+        assert!(holders(&lab, &[&second]).is_empty());
         lab.good(&["heal"]);
         wait_until("it knows who holds it", || seen_by(&lab, &second)["holder"] == third.as_str());
 

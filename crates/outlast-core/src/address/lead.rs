@@ -439,7 +439,7 @@ mod tests {
             AgreedAddress { holder: Some("a".to_owned()), epoch: 7, ..AgreedAddress::default() };
         let members = [Member { node: "b".to_owned(), priority: 1 }].into();
         let unit = Unit { members, ..Unit::default() };
-        let mut ask = |lead: &mut Lead, node: &str, number: u64, holds: Option<u64>| {
+        let ask = |lead: &mut Lead, node: &str, number: u64, holds: Option<u64>| {
             let said = Said { able: true, priority: 1, holds };
             let question =
                 Question { life: 1, number, plans: 0, units: [("y".to_owned(), said)].into() };

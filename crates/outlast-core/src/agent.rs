@@ -707,7 +707,11 @@ pub fn targets(topology: &Topology) -> Vec<(Target, Thresholds)> {
         let probe = external.probe.as_ref()?;
         Some((Target::External { name: name.clone() }, probe.thresholds))
     });
-    backends.chain(externals).collect()
+    let zones = topology.dns.values();
+    let values = zones.flat_map(|zone| crate::names::value_probes(zone).into_values());
+    let values =
+        values.map(|value| (Target::Value { id: value.id.clone() }, value.probe.thresholds));
+    backends.chain(externals).chain(values).collect()
 }
 
 /// What differs between two topologies, for people.

@@ -20,6 +20,7 @@ mod kv;
 mod lease;
 mod limits;
 mod lock;
+mod names;
 mod notice;
 mod procedure;
 mod registry;
@@ -59,6 +60,9 @@ pub use limits::{
     PAGE_BYTES_MAX, PAGE_KEYS_MAX, PROPOSAL_MAX, REMOVED_KEPT, TTL_MAX, TTL_MIN,
 };
 pub use lock::{Lock, LockCommand, Locks};
+pub use names::{
+    AddedRecord, AgreedHealth, AgreedNames, AgreedPin, AgreedZone, NameChange, Names, NamesCommand,
+};
 pub use notice::{Notice, NoticeCommand, NoticeKind, Notices, node_of_subject, node_subject};
 pub use procedure::{
     End, How, Plan, Procedure, ProcedureCommand, Procedures, Progress, Step, StepState, What, next,
@@ -128,6 +132,7 @@ pub enum Command {
     Side(SideCommand),
     Database(DatabaseCommand),
     Address(AddressCommand),
+    Names(NamesCommand),
     /// A node adds a line to the history.
     Record {
         node: u64,
@@ -176,7 +181,8 @@ coded_command!(
     10 = Lock,
     11 = Side,
     12 = Database,
-    13 = Address
+    13 = Address,
+    14 = Names
 );
 
 impl Command {
@@ -195,6 +201,7 @@ impl Command {
             Command::Side(command) => command.check(),
             Command::Database(command) => command.check(),
             Command::Address(command) => command.check(),
+            Command::Names(command) => command.check(),
             Command::Record { text, .. } => Limit::FactBytes.name(text),
         }
     }
@@ -213,6 +220,7 @@ impl Command {
             Command::Side(command) => command.repeatable(),
             Command::Database(command) => command.repeatable(),
             Command::Address(command) => command.repeatable(),
+            Command::Names(command) => command.repeatable(),
             Command::Kv(_) | Command::Lock(_) | Command::Record { .. } => false,
         }
     }
@@ -234,11 +242,12 @@ pub struct Agreed {
     sides: Sides,
     databases: Databases,
     addresses: Addresses,
+    names: Names,
 }
 
 /// The version of a snapshot's form. Version 1 had no sides, version 2 no databases; version 3 was never released;
-/// version 4 had no addresses.
-const FORM: u8 = 5;
+/// version 4 had no addresses, version 5 no names.
+const FORM: u8 = 6;
 
 impl Code for Agreed {
     fn encode(&self, to: &mut Vec<u8>) {
@@ -256,6 +265,7 @@ impl Code for Agreed {
             sides,
             databases,
             addresses,
+            names,
         } = self;
         index.encode(to);
         clients.encode(to);
@@ -269,11 +279,12 @@ impl Code for Agreed {
         sides.encode(to);
         databases.encode(to);
         addresses.encode(to);
+        names.encode(to);
     }
 
     fn decode(from: &mut Reader<'_>) -> Result<Agreed, Malformed> {
         let form = from.byte()?;
-        if !matches!(form, 1 | 2 | 4 | FORM) {
+        if !matches!(form, 1 | 2 | 4 | 5 | FORM) {
             return Err(Malformed("a version that is not known here"));
         }
         Ok(Agreed {
@@ -289,6 +300,7 @@ impl Code for Agreed {
             sides: if form == 1 { Sides::default() } else { Code::decode(from)? },
             databases: if form < 3 { Databases::default() } else { Code::decode(from)? },
             addresses: if form < 5 { Addresses::default() } else { Code::decode(from)? },
+            names: if form < 6 { Names::default() } else { Code::decode(from)? },
         })
     }
 }
@@ -343,6 +355,7 @@ impl Agreed {
                 self.databases.apply(at, command, &mut self.leases, &self.registry, history)
             }
             Command::Address(command) => self.addresses.apply(at, command, history),
+            Command::Names(command) => self.names.apply(at, command, history),
             Command::Record { node, text } => {
                 history.add(at, *node, text);
                 Ok(Reply::Done)
@@ -407,6 +420,10 @@ impl Agreed {
 
     pub fn addresses(&self) -> &Addresses {
         &self.addresses
+    }
+
+    pub fn names(&self) -> &Names {
+        &self.names
     }
 
     pub fn space(&self) -> &Space {

@@ -29,8 +29,17 @@ pub struct Event {
 /// Something that a probe looks at.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Target {
-    Backend { service: String, backend: String },
-    External { name: String },
+    Backend {
+        service: String,
+        backend: String,
+    },
+    External {
+        name: String,
+    },
+    /// The value of a record of the name system, by the id of its probe.
+    Value {
+        id: String,
+    },
 }
 
 impl fmt::Display for Target {
@@ -38,6 +47,7 @@ impl fmt::Display for Target {
         match self {
             Target::Backend { service, backend } => write!(f, "service.{service} {backend}"),
             Target::External { name } => write!(f, "external.{name}"),
+            Target::Value { id } => write!(f, "dns {id}"),
         }
     }
 }
@@ -186,6 +196,19 @@ pub enum Fact {
         unit: String,
         epoch: u64,
         change: AddressChange,
+        text: String,
+    },
+    /// What name servers answer by has changed; agreed on by all nodes. `subject` is a part, the value of a record or a
+    /// policy.
+    Names {
+        subject: String,
+        epoch: u64,
+        text: String,
+    },
+    /// What this node's name server does, or cannot do.
+    NameServer {
+        zone: String,
+        trouble: bool,
         text: String,
     },
     OrderRefused {
@@ -380,6 +403,8 @@ impl Fact {
             Fact::PairsSaved => "pairs_saved",
             Fact::Database { change, .. } => change.name(),
             Fact::Address { change, .. } => change.name(),
+            Fact::Names { .. } => "names_changed",
+            Fact::NameServer { .. } => "name_server",
             Fact::OrderRefused { .. } => "order_refused",
             Fact::PartUnreachable { .. } => "part_unreachable",
             Fact::LinkUp { .. } => "link_up",
@@ -408,6 +433,8 @@ impl Fact {
             | Fact::PairsSaved => "agent".to_owned(),
             Fact::Database { database, .. } => alloc::format!("postgres.{database}"),
             Fact::Address { unit, .. } => alloc::format!("address.{unit}"),
+            Fact::Names { subject, .. } => subject.clone(),
+            Fact::NameServer { zone, .. } => alloc::format!("dns.{zone}"),
             Fact::TopologyApplied { .. }
             | Fact::TopologyRefused { .. }
             | Fact::TopologyProposed { .. }
@@ -419,6 +446,7 @@ impl Fact {
             Fact::HealthChanged { target, .. } => match target {
                 Target::Backend { service, .. } => alloc::format!("service.{service}"),
                 Target::External { name } => alloc::format!("external.{name}"),
+                Target::Value { id } => alloc::format!("dns {id}"),
             },
             Fact::ServiceChanged { service, .. }
             | Fact::Ejected { service, .. }
@@ -520,7 +548,10 @@ impl Fact {
                 alloc::vec![("epoch", Number(epoch.0)), ("reason", text(reason))]
             }
             Fact::BothDown { .. } | Fact::BothDownEnded { .. } | Fact::PairsSaved => Vec::new(),
-            Fact::Database { epoch, text: what, .. } | Fact::Address { epoch, text: what, .. } => {
+            Fact::NameServer { text: what, .. } => alloc::vec![("text", text(what))],
+            Fact::Database { epoch, text: what, .. }
+            | Fact::Address { epoch, text: what, .. }
+            | Fact::Names { epoch, text: what, .. } => {
                 alloc::vec![("epoch", Number(*epoch)), ("text", text(what))]
             }
             Fact::OrderRefused { epoch, obeyed, .. } => {
@@ -614,6 +645,7 @@ impl Fact {
                 change: AddressChange::Lost | AddressChange::Rival | AddressChange::Unable,
                 ..
             }
+            | Fact::NameServer { trouble: true, .. }
             | Fact::FileDiffers { .. } => Severity::Warn,
             Fact::AgentStarted { .. }
             | Fact::AgentStopping { .. }
@@ -639,6 +671,8 @@ impl Fact {
             | Fact::TopologyInForce { .. }
             | Fact::Database { .. }
             | Fact::Address { .. }
+            | Fact::Names { .. }
+            | Fact::NameServer { .. }
             | Fact::PairsSaved => Severity::Info,
         }
     }
@@ -730,7 +764,10 @@ impl fmt::Display for Fact {
             Fact::PairsNotSaved { reason } => {
                 write!(f, "no pair changes sides until it can be written down: {reason}")
             }
-            Fact::Database { text, .. } | Fact::Address { text, .. } => f.write_str(text),
+            Fact::Database { text, .. }
+            | Fact::Address { text, .. }
+            | Fact::Names { text, .. }
+            | Fact::NameServer { text, .. } => f.write_str(text),
             Fact::PairsSaved => f.write_str("who serves each pair can be written down again"),
             Fact::OrderRefused { epoch, obeyed, .. } => {
                 write!(

@@ -22,15 +22,20 @@ use crate::health::Health;
 use crate::time::Instant;
 use crate::topology::{
     Branch, Endpoint, Entry, Failback, HealthCheck, MULTIVALUE_MAX, Network, POLICY_DEPTH_MAX,
-    PartRef, Policy, Record, RecordKind, RecordValue, ValueProbe, WhenAllDown, Zone,
+    PartRef, Policy, Record, RecordKind, RecordValue, ValueProbe, VerdictRule, WhenAllDown, Zone,
 };
 
+mod lead;
 mod quorum;
 mod worst;
 
 #[cfg(test)]
 mod tests;
 
+pub use lead::{
+    Known, Lead, Look, Sights, agreed_answers, changes, digest, key, policy_key, sights, sticky,
+    wanted,
+};
 pub use quorum::{Verdicts, Votes, verdict};
 pub use worst::{WorstCase, of_address, of_probe, of_record};
 

@@ -65,7 +65,7 @@ coded_struct!(ServiceSight { state, why });
 
 coded_enum!(Health, "a health that is not known here", { 1 = Unknown, 2 = Up, 3 = Down });
 coded_enum!(ServiceState, "a state that is not known here", { 1 = Unknown, 2 = Up, 3 = Degraded, 4 = Down });
-coded_enum!(Target, "a target that is not known here", { 1 = Backend { service, backend }, 2 = External { name } });
+coded_enum!(Target, "a target that is not known here", { 1 = Backend { service, backend }, 2 = External { name }, 3 = Value { id } });
 
 impl Report {
     /// Whether anything that others would act on is different: reasons and durations are not.

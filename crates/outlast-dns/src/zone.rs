@@ -276,6 +276,12 @@ impl fmt::Display for BadZone {
 impl std::error::Error for BadZone {}
 
 impl ZoneSpec {
+    /// The SOA as a record.
+    pub fn soa_record(&self) -> Record {
+        let data = self.soa.rdata(self.serial);
+        Record { owner: self.name.clone(), rtype: Rtype::SOA, ttl: self.soa.ttl, data }
+    }
+
     /// Reads a zone file (RFC 1035 5). It must contain the SOA; `$INCLUDE` is refused, and so is what is made at signing.
     pub fn from_zone_file(name: &Name, text: &str) -> Result<ZoneSpec, BadZone> {
         let mut head = None;

@@ -126,15 +126,24 @@ impl Route {
 
     /// All addresses of an interface.
     pub fn addresses(&self, index: u32) -> io::Result<Vec<Addressed>> {
+        self.addresses_of(|own| own == index)
+    }
+
+    fn addresses_of(&self, wanted: impl Fn(u32) -> bool) -> io::Result<Vec<Addressed>> {
         let mut ask = Messages::default();
         ask.add(GET_ADDRESS, LIST, &[0; ADDRESS_FIXED], |_| {});
         let mut found = Vec::new();
         self.0.query(ask.bytes(), |kind, body| {
             if kind == NEW_ADDRESS {
-                found.extend(addressed(body, index));
+                found.extend(addressed(body, &wanted));
             }
         })?;
         Ok(found)
+    }
+
+    /// All addresses of this machine.
+    pub fn all_addresses(&self) -> io::Result<Vec<Addressed>> {
+        self.addresses_of(|_| true)
     }
 
     /// Adds the address to the interface, or changes how long it is valid.
@@ -218,10 +227,8 @@ fn text(value: &[u8]) -> String {
 }
 
 /// `None` if it belongs to another interface, or is cut short.
-fn addressed(body: &[u8], index: u32) -> Option<Addressed> {
-    if word(body, 4)? != index {
-        return None;
-    }
+fn addressed(body: &[u8], wanted: impl Fn(u32) -> bool) -> Option<Addressed> {
+    word(body, 4).filter(|index| wanted(*index))?;
     let prefix = *body.get(1)?;
     let (mut peer, mut local, mut valid) = (None, None, None);
     for (kind, value) in attributes_of(body.get(ADDRESS_FIXED..)?) {

@@ -8,6 +8,7 @@ pub mod database;
 pub mod dataplane;
 pub mod export;
 pub mod file;
+pub mod names;
 pub mod report;
 
 /// The version that people are told.

@@ -5,12 +5,14 @@ use alloc::borrow::ToOwned as _;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::{Action, Agent, Now, Unsaved, say};
 use crate::agreed::{
-    Agreed, AgreedAddress, AgreedSide, Database, Notice, SideCommand, Stamp, database_role,
+    Agreed, AgreedAddress, AgreedNames, AgreedSide, Database, Notice, SideCommand, Stamp,
+    database_role,
 };
 use crate::event::{Fact, Target};
 use crate::health::Health;
@@ -52,6 +54,7 @@ pub struct Agreement {
     pub sides: BTreeMap<String, AgreedSide>,
     pub databases: BTreeMap<String, Held>,
     pub addresses: BTreeMap<String, AgreedAddress>,
+    pub names: Arc<AgreedNames>,
     /// People want no automatic failover now.
     pub pause: Option<Notice>,
     /// Nodes whose members of databases are paused, because people work on them.
@@ -92,7 +95,8 @@ impl Agreement {
         let paused = paused.map(|(node, _, notice)| (node.to_owned(), notice.clone())).collect();
         let sides = agreed.sides().all().clone();
         let addresses = agreed.addresses().all().clone();
-        Agreement { nodes, holders, sides, databases, addresses, pause, paused, leads }
+        let names = agreed.names().all().clone();
+        Agreement { nodes, holders, sides, databases, addresses, names, pause, paused, leads }
     }
 }
 

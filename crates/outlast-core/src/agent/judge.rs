@@ -184,7 +184,7 @@ impl Agent {
                     reason: watch.reason.clone(),
                 },
             )),
-            Target::Backend { .. } => None,
+            Target::Backend { .. } | Target::Value { .. } => None,
         });
         View {
             generation: self.generation,

@@ -70,7 +70,9 @@ fn lead(topology: Topology, words: &str) -> Agent {
         let (name, sign) = word.split_at(word.len() - 1);
         let target = all.iter().map(|(target, _)| target).find(|target| match target {
             Target::Backend { backend, .. } => backend == name,
-            Target::External { name: external } => external == name,
+            Target::External { name: external } | Target::Value { id: external } => {
+                external == name
+            }
         });
         let target = target.unwrap_or_else(|| panic!("there is no `{name}`")).clone();
         if sign == "+" || sign == "-" {

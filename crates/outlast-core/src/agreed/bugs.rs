@@ -34,6 +34,8 @@ pub(crate) enum Bug {
     Uncovered,
     /// An address is moved although it has moved since that was judged.
     MovedBlindly,
+    /// Answers are changed although they have changed since that was judged.
+    AnsweredBlindly,
 }
 
 std::thread_local! {

@@ -35,6 +35,11 @@ pub enum Limit {
     Databases,
     Confirms,
     Addresses,
+    Zones,
+    NameChanges,
+    NamedThings,
+    ZoneRecords,
+    ZoneBytes,
 }
 
 coded_enum!(Limit, "a limit that is not known here", {
@@ -42,11 +47,11 @@ coded_enum!(Limit, "a limit that is not known here", {
     8 = SubjectBytes, 9 = WhoBytes, 10 = Maintenance, 11 = Silences, 12 = Procedures, 13 = Steps,
     14 = EvidenceBytes, 15 = KeyBytes, 16 = ValueBytes, 17 = Keys, 18 = SpaceBytes, 19 = Sessions,
     20 = SessionKeys, 21 = Locks, 22 = Waiting, 23 = FactBytes, 24 = Pairs, 25 = Databases, 26 = Confirms,
-    27 = Addresses,
+    27 = Addresses, 28 = Zones, 29 = NameChanges, 30 = NamedThings, 31 = ZoneRecords, 32 = ZoneBytes,
 });
 
 impl Limit {
-    pub const ALL: [Limit; 27] = [
+    pub const ALL: [Limit; 32] = [
         Limit::NameBytes,
         Limit::AddressBytes,
         Limit::Nodes,
@@ -74,6 +79,11 @@ impl Limit {
         Limit::Databases,
         Limit::Confirms,
         Limit::Addresses,
+        Limit::Zones,
+        Limit::NameChanges,
+        Limit::NamedThings,
+        Limit::ZoneRecords,
+        Limit::ZoneBytes,
     ];
 
     pub const fn most(self) -> usize {
@@ -105,6 +115,11 @@ impl Limit {
             Limit::Databases => 64,
             Limit::Confirms => 8,
             Limit::Addresses => 256,
+            Limit::Zones => 256,
+            Limit::NameChanges => 1024,
+            Limit::NamedThings => 4096,
+            Limit::ZoneRecords => 4096,
+            Limit::ZoneBytes => 1 << 20,
         }
     }
 
@@ -138,6 +153,11 @@ impl Limit {
             Limit::Databases => "databases",
             Limit::Confirms => "rules for acknowledgements that count at the same time",
             Limit::Addresses => "addresses, or groups of them, that move",
+            Limit::Zones => "zones of the name system",
+            Limit::NameChanges => "changes of names in one entry",
+            Limit::NamedThings => "things that answers of name servers depend on",
+            Limit::ZoneRecords => "records that updates have added to a zone",
+            Limit::ZoneBytes => "bytes in the records that updates have added to a zone",
         }
     }
 

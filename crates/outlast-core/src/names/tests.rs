@@ -1,5 +1,7 @@
 use super::*;
+use crate::agreed::AgreedNames;
 use crate::health::Thresholds;
+use crate::time::Timestamp;
 use crate::topology::{
     Address, AddressMode, Check, PartKind, Peers, Preempt, Probe, Soa, Topology, VerdictRule, Vrrp,
     priorities_by_order,
@@ -803,4 +805,149 @@ fn the_laws_hold_of_any_tree_and_any_health() {
             );
         }
     }
+}
+
+/// A leader, what is agreed on, and nodes that say what they see.
+struct Led {
+    lead: Lead,
+    agreed: AgreedNames,
+    topology: Topology,
+    index: u64,
+}
+
+impl Led {
+    fn new(records: Vec<Record>) -> Led {
+        let dns = BTreeMap::from([("example.com".to_owned(), zone(records))]);
+        let topology = Topology { dns, ..Topology::default() };
+        Led { lead: Lead::default(), agreed: AgreedNames::default(), topology, index: 0 }
+    }
+
+    /// Each word is what a node sees of the services 1, 2, ..: u, d and ?.
+    fn hear(&mut self, words: &str) {
+        for (node, word) in words.split(' ').enumerate() {
+            let sights = word.chars().enumerate().map(|(nth, letter)| {
+                let health = match letter {
+                    'u' => Up,
+                    'd' => Down,
+                    _ => Unknown,
+                };
+                (format!("service.{}", nth + 1), (health, "said so".to_owned()))
+            });
+            self.lead.hear(&format!("n{node}"), sights.collect());
+        }
+    }
+
+    /// One look, agreed on at once; whether anything was.
+    fn look(&mut self, now: u64) -> bool {
+        let wall = Timestamp(1_000_000);
+        let look = self.lead.look(at(now), wall, &self.topology, &Known::default(), &self.agreed);
+        let Some(command) = look.command else { return false };
+        self.index += 1;
+        let stamp = crate::agreed::Stamp { index: self.index, wall };
+        self.agreed = self.agreed.changed(stamp, &command).unwrap();
+        true
+    }
+
+    /// What is answered, and the serial.
+    fn answers(&self) -> (String, u32) {
+        let zone = &self.topology.dns["example.com"];
+        let answers = agreed_answers("example.com", zone, &self.agreed).remove(0);
+        (show(&answers.choice), self.agreed.zones["example.com"].serial)
+    }
+}
+
+#[test]
+fn an_answer_moves_when_most_nodes_see_that_it_has_to() {
+    let mut led = Led::new(vec![record("api", failover(vec![checked(1), checked(2)]))]);
+    led.hear("?? ?? ??");
+    assert!(led.look(0), "the zone is agreed on first");
+    assert_eq!(led.answers(), ("1".to_owned(), 1000));
+    led.hear("uu uu uu");
+    assert!(led.look(1));
+    assert_eq!(led.answers(), ("1".to_owned(), 1000), "nobody could notice");
+    led.hear("du uu uu");
+    assert!(!led.look(2), "one of three may be what is cut off");
+    led.hear("du du uu");
+    assert!(led.look(3));
+    assert_eq!(led.answers(), ("2".to_owned(), 1001));
+    assert_eq!(led.agreed.chosen.values().collect::<Vec<_>>(), ["192.0.2.2"]);
+    assert!(!led.look(4), "it is agreed on once");
+}
+
+#[test]
+fn who_is_not_heard_is_not_counted() {
+    let mut led = Led::new(vec![record("api", failover(vec![checked(1), checked(2)]))]);
+    led.hear("uu uu uu");
+    led.look(0);
+    led.hear("du du uu");
+    led.lead.lose("n0");
+    led.look(1);
+    assert_eq!(led.answers().0, "1", "one of two is not most");
+    led.lead.lose("n2");
+    led.look(2);
+    assert_eq!(led.answers().0, "2");
+}
+
+#[test]
+fn what_was_agreed_on_stays_while_nobody_knows_better() {
+    let mut led = Led::new(vec![record("api", failover(vec![checked(1), checked(2)]))]);
+    led.hear("du du uu");
+    led.look(0);
+    assert_eq!(led.answers().0, "2");
+    led.lead = Lead::default();
+    led.hear("?? ?? ??");
+    assert!(!led.look(1), "a new leader knows nothing yet");
+    assert_eq!(led.answers().0, "2");
+}
+
+#[test]
+fn an_answer_goes_back_once_the_first_was_up_for_long_enough() {
+    let mut led = Led::new(vec![record("api", failover(vec![checked(1), checked(2)]))]);
+    led.hear("du du du");
+    led.look(0);
+    led.hear("uu uu uu");
+    led.look(10);
+    assert_eq!(led.answers().0, "2", "it waits");
+    assert!(!led.look(39));
+    assert!(led.look(40));
+    assert_eq!(led.answers().0, "1");
+    assert!(led.agreed.chosen.is_empty());
+}
+
+#[test]
+fn a_zone_that_is_gone_leaves_nothing_behind() {
+    let mut led = Led::new(vec![record("api", failover(vec![checked(1), checked(2)]))]);
+    led.hear("du du du");
+    led.look(0);
+    led.topology.dns.clear();
+    assert!(led.look(1));
+    let left = AgreedNames { epoch: led.agreed.epoch, ..AgreedNames::default() };
+    assert_eq!(led.agreed, left);
+    assert!(!led.look(2));
+}
+
+#[test]
+fn what_is_judged_by_old_news_changes_nothing() {
+    let mut led = Led::new(vec![record("api", failover(vec![checked(1), checked(2)]))]);
+    led.hear("uu uu uu");
+    led.look(0);
+    let old = led.agreed.clone();
+    led.hear("du du du");
+    led.look(1);
+    let look = led.lead.look(at(2), Timestamp(0), &led.topology, &Known::default(), &old);
+    let stamp = crate::agreed::Stamp { index: 9, wall: Timestamp(0) };
+    let refused = led.agreed.changed(stamp, &look.command.unwrap());
+    assert_eq!(refused, Err(crate::agreed::Refusal::OtherEpoch { current: 2 }));
+}
+
+#[test]
+fn a_policy_is_found_again_by_its_name() {
+    let mut led = Led::new(vec![record(
+        "api",
+        failover(vec![inner(failover(vec![checked(1), checked(2)])), checked(3)]),
+    )]);
+    led.hear("duu duu duu");
+    led.look(0);
+    assert_eq!(led.agreed.chosen.keys().collect::<Vec<_>>(), ["example.com api A 0"]);
+    assert_eq!(led.answers().0, "2");
 }

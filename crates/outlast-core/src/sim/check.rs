@@ -272,7 +272,9 @@ impl Check {
             | Fact::PairsNotSaved { .. }
             | Fact::PairsSaved
             | Fact::Database { .. }
-            | Fact::Address { .. } => {}
+            | Fact::Address { .. }
+            | Fact::Names { .. }
+            | Fact::NameServer { .. } => {}
             Fact::AgentStarted { .. }
             | Fact::AgentStopping { .. }
             | Fact::TopologyRefused { .. }

@@ -476,6 +476,7 @@ impl World {
             | Command::Lock(_)
             | Command::Database(_)
             | Command::Address(_)
+            | Command::Names(_)
             | Command::Record { .. } => {}
         }
     }

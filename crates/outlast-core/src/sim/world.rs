@@ -321,7 +321,7 @@ impl World {
         let every = self.variant.every * 1_000;
         let server = match &target {
             Target::Backend { backend, .. } => backend.clone(),
-            Target::External { name } => name.clone(),
+            Target::External { name } | Target::Value { id: name } => name.clone(),
         };
         let frozen = self.frozen.contains(&server);
         let lost = !self.healthy() && self.rng.per_mille(self.weather.lost);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use outlast_core::event::Target;
+use outlast_core::names::value_probes;
 use outlast_core::topology::{Backend, Probe, Topology};
 use outlast_host::probe::{Code, Prober, first_offset, round};
 use tokio::sync::{Notify, mpsc};
@@ -59,6 +60,15 @@ impl Probes {
             if let Some(probe) = &external.probe {
                 let what = What { probe: probe.clone(), backend: None };
                 wanted.insert(Target::External { name: name.clone() }, what);
+            }
+        }
+        for zone in topology.dns.values() {
+            for value in value_probes(zone).into_values() {
+                let url = value.host.clone();
+                let backend =
+                    Backend { url, tls: false, host: value.host.clone(), port: value.port };
+                let what = What { probe: value.probe.clone(), backend: Some(backend) };
+                wanted.insert(Target::Value { id: value.id.clone() }, what);
             }
         }
         self.tasks.retain(|target, task| {

@@ -39,6 +39,7 @@ use crate::addresses::{self, Addresses};
 use crate::cluster::{self, Cluster};
 use crate::database::{Databases, Home};
 use crate::dataplane::link::FromLink;
+use crate::names::{self as name_servers, NameServers};
 
 pub(super) use requests::Request;
 
@@ -165,6 +166,9 @@ struct Loop {
     /// `None` where there is only one node.
     /// Before the cluster, because the leader is told of their end.
     addresses: Option<Addresses>,
+    name_servers: NameServers,
+    /// Tells them what this node sees.
+    say_sights: watch::Sender<outlast_core::names::Sights>,
     cluster: Option<Cluster>,
     databases: Option<Databases>,
     /// Tells others of the topology that this node runs.
@@ -279,6 +283,16 @@ impl Loop {
             Addresses::start(home, cluster.of_addresses())
         });
         let addresses = addresses.transpose()?;
+        let (say_sights, sights) = watch::channel(outlast_core::names::Sights::new());
+        let home = name_servers::Home {
+            node: node.clone(),
+            base: base.clone(),
+            data_dir: data_dir.clone(),
+            topology: in_force.subscribe(),
+            sights,
+            facts: tell_facts.clone(),
+        };
+        let name_servers = NameServers::start(home, cluster.as_ref().map(Cluster::of_names))?;
         let databases = cluster.as_ref().map(|cluster| {
             let home = Home { node: node.clone(), data_dir: data_dir.clone(), base: base.clone() };
             let of = cluster.of_databases();
@@ -323,6 +337,8 @@ impl Loop {
             cluster,
             databases,
             addresses,
+            name_servers,
+            say_sights,
             in_force,
             databases_changed: false,
             lease: None,
@@ -386,6 +402,7 @@ impl Loop {
                 news = together::next_news(&mut self.cluster) => self.hear_cluster(news),
                 Some(fact) = self.facts_told.recv() => self.record(fact),
                 () = together::address_news(&mut self.addresses) => self.publish(),
+                () = self.name_servers.changed() => self.publish(),
                 errand = self.accord.errand() => self.hear_errand(errand),
                 () = tokio::time::sleep(wake) => {
                     self.look_after_proxies();
@@ -560,6 +577,7 @@ impl Loop {
         };
         self.picture.send_replace(Arc::new(picture));
         self.tell_others();
+        self.tell_name_servers(now);
     }
 }
 

@@ -324,6 +324,7 @@ pub(super) fn is_own(command: &Command) -> bool {
         | Command::Side(_)
         | Command::Database(_)
         | Command::Address(_)
+        | Command::Names(_)
         | Command::Record { .. } => false,
     }
 }

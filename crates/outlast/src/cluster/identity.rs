@@ -65,7 +65,7 @@ fn token() -> anyhow::Result<u64> {
     random().map(u64::from_le_bytes)
 }
 
-fn random<const BYTES: usize>() -> anyhow::Result<[u8; BYTES]> {
+pub(super) fn random<const BYTES: usize>() -> anyhow::Result<[u8; BYTES]> {
     let mut bytes = [0; BYTES];
     let random =
         std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));

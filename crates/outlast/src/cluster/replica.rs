@@ -109,7 +109,7 @@ impl Machine for Feeder {
             }
             Command::Lease(_) => (self.timed, self.roles) = (true, true),
             Command::Session(_) | Command::Notice(_) => self.timed = true,
-            Command::Side(_) | Command::Address(_) => self.roles = true,
+            Command::Side(_) | Command::Address(_) | Command::Names(_) => self.roles = true,
             // A reign begins and ends with its lease.
             Command::Database(_) => (self.timed, self.roles) = (true, true),
             Command::Topology(command) => {

@@ -121,6 +121,7 @@ impl Hub {
                 Ok(mut report) => {
                     let node = incoming.from.to_string();
                     self.hear_databases(&node, std::mem::take(&mut report.databases));
+                    self.hear_sights(&node, &report);
                     // A loop that is behind has heard enough.
                     self.news.try_send(News::Heard { node, report }).ok();
                 }

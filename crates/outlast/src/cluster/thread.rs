@@ -24,6 +24,7 @@ use super::door;
 use super::found::Founding;
 use super::identity::{self, Identity};
 use super::lease::LeaseWish;
+use super::names::{self, NameSecrets, OfNames, Wanted, Witnesses};
 use super::replica::Replica;
 use super::share::{Answering, NEWS_MAX, News, StandbyOrder, WISHES_MAX, Wish};
 use super::topology::{Errand, Running};
@@ -71,6 +72,7 @@ pub struct Cluster {
     want_lease: watch::Sender<LeaseWish>,
     of_databases: OfDatabases,
     of_addresses: OfAddresses,
+    of_names: OfNames,
     stop: watch::Sender<bool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -137,7 +139,17 @@ impl Cluster {
         let (questions, asked) = mpsc::channel(ASKED_MAX);
         let desk = Desk::new(settings.in_force.clone());
         let of_addresses = OfAddresses { questions, nudges: desk.nudge.subscribe() };
+        let (changes, to_change) = mpsc::channel(names::CHANGES_MAX);
+        let name_secrets = watch::Sender::new(NameSecrets::default());
+        let of_names = OfNames {
+            agreement: replica.agreement.subscribe(),
+            caught_up: replica.caught_up.subscribe(),
+            secrets: name_secrets.subscribe(),
+            changes,
+        };
         let hub = Hub {
+            witnesses: Witnesses::default(),
+            name_secrets,
             replica,
             shelf,
             desk,
@@ -156,7 +168,7 @@ impl Cluster {
         let thread = std::thread::Builder::new()
             .name("cluster".to_owned())
             .spawn(move || {
-                let from_loop = FromLoop { wishes: to_grant, lease_wanted, asked };
+                let from_loop = FromLoop { wishes: to_grant, lease_wanted, asked, to_change };
                 hub.run(listener, security, home, &addresses, from_loop, stopping);
             })
             .context("start the cluster's thread")?;
@@ -168,6 +180,7 @@ impl Cluster {
             want_lease,
             of_databases,
             of_addresses,
+            of_names,
             stop,
             thread: Some(thread),
         })
@@ -191,6 +204,11 @@ impl Cluster {
     /// What it tells those who carry addresses.
     pub fn of_addresses(&self) -> OfAddresses {
         self.of_addresses.clone()
+    }
+
+    /// What it tells those who answer for names.
+    pub fn of_names(&self) -> OfNames {
+        self.of_names.clone()
     }
 
     /// Tells the other nodes what this one sees.
@@ -246,6 +264,7 @@ struct FromLoop {
     wishes: mpsc::Receiver<Wish>,
     lease_wanted: watch::Receiver<LeaseWish>,
     asked: mpsc::Receiver<Asked>,
+    to_change: mpsc::Receiver<Wanted>,
 }
 
 /// What was agreed on in one way does not move to the other by itself.
@@ -301,6 +320,8 @@ pub(super) struct Hub {
     pub(super) replica: Arc<Replica>,
     pub(super) shelf: Shelf,
     pub(super) desk: Desk,
+    pub(super) witnesses: Witnesses,
+    pub(super) name_secrets: watch::Sender<NameSecrets>,
     pub(super) consensus: OnceLock<Box<dyn Agreement>>,
     pub(super) links: OnceLock<Arc<Links>>,
     /// Names of ids that spoke to us before we had a registry to look them up.
@@ -418,6 +439,9 @@ impl Hub {
         tasks.spawn(self.clone().share_secrets());
         tasks.spawn(self.clone().lead_addresses());
         tasks.spawn(self.clone().carry_questions(from_loop.asked));
+        tasks.spawn(self.clone().lead_names());
+        tasks.spawn(self.clone().agree_on_names(from_loop.to_change));
+        tasks.spawn(self.clone().share_name_secrets());
         tasks.spawn(self.clone().answer_all(requests));
         tasks.spawn(self.clone().hear_links(events));
         tasks.spawn(self.clone().draw());

@@ -67,6 +67,7 @@ impl Turn<'_> {
         self.sessions_and_locks(seen)?;
         self.sides()?;
         self.addresses()?;
+        self.names()?;
         self.databases()?;
         self.snapshot()
     }
@@ -143,6 +144,27 @@ impl Turn<'_> {
             law!(*from == was, "an address moved by what was judged before it moved");
             let new = after.get(unit).is_none_or(|address| address.epoch == self.index);
             law!(new, "an address moved under an old epoch");
+        }
+        Ok(())
+    }
+
+    fn names(&self) -> Law {
+        let (before, after) = (self.before.names().all(), self.after.names().all());
+        if before == after {
+            return Ok(());
+        }
+        let Command::Names(NamesCommand::Change { from, .. }) = &self.entry.command else {
+            return Err("answers changed by themselves".into());
+        };
+        law!(*from == before.epoch, "answers changed by what was judged before they changed");
+        law!(after.epoch == self.index, "answers changed under an old epoch");
+        for (name, zone) in &before.zones {
+            let Some(after) = after.zones.get(name) else { continue };
+            law!(zone.serial <= after.serial, "a serial went back");
+            law!(
+                zone.records == after.records || zone.serial < after.serial,
+                "a serial stood still"
+            );
         }
         Ok(())
     }
@@ -453,7 +475,7 @@ fn every_answer_has_one_form_and_a_sentence() {
     for sentence in sentences {
         assert!(sentence.len() > 3 && !sentence.ends_with('.'), "{sentence}");
     }
-    check_cases::<Limit>(&[], 28);
+    check_cases::<Limit>(&[], 33);
     check_cases::<Changed>(&[], 5);
     check_cases::<Expected>(&[], 4);
     check_cases::<How>(&[], 4);
@@ -514,5 +536,6 @@ fn the_laws_find_every_planted_bug() {
     check_found(Bug::AppliedTwice, "the answer changed");
     check_found(Bug::OldMoveWins, "epoch");
     check_found(Bug::MovedBlindly, "judged before it moved");
+    check_found(Bug::AnsweredBlindly, "judged before they changed");
     check_found(Bug::RenewedAfterElection, "renewed after the reign");
 }

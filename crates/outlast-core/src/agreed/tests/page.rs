@@ -50,7 +50,8 @@ fn named(command: &Command) -> (String, bool) {
         | Command::Lock(_)
         | Command::Side(_)
         | Command::Database(_)
-        | Command::Address(_) => format!("{first}::{second}"),
+        | Command::Address(_)
+        | Command::Names(_) => format!("{first}::{second}"),
     };
     (name, command.repeatable())
 }

@@ -9,6 +9,7 @@ use std::vec::Vec;
 
 use crate::agreed::SwitchoverStep as Step;
 use crate::agreed::*;
+use crate::health::Health;
 use crate::pair::{Epoch, Side};
 
 /// What one entry is made from.
@@ -81,7 +82,8 @@ fn command(agreed: &Agreed, dice: Dice) -> Command {
         20 | 21 => Command::Session(session(agreed, [a, b, c])),
         22 => Command::Side(side(agreed, [a, b, c])),
         23 => Command::Address(address(agreed, [a, b, c, d])),
-        24..=29 => Command::Database(database(agreed, [a, b, c, d, e])),
+        24 => Command::Names(names(agreed, [a, b, c, d])),
+        25..=29 => Command::Database(database(agreed, [a, b, c, d, e])),
         _ => Command::Lock(lock(agreed, [a, b, c])),
     }
 }
@@ -108,6 +110,29 @@ fn address(agreed: &Agreed, [a, b, c, d]: [u8; 4]) -> AddressCommand {
     }
     let to = (c % 4 != 1).then(|| name(c, &MEMBERS));
     AddressCommand::Move { unit, from, to, why: text(d) }
+}
+
+fn names(agreed: &Agreed, [a, b, c, d]: [u8; 4]) -> NamesCommand {
+    let current = agreed.names().all().epoch;
+    let from = if a % 8 == 0 { current.saturating_sub(u64::from(a)) } else { current };
+    let of = name(b, &["service.web", "external.mail"]);
+    let zone = name(b, &["example.com", "example.net"]);
+    let record =
+        AddedRecord { owner: alloc::vec![c % 4], rtype: 1, ttl: 60, data: text(d).into_bytes() };
+    let pin = AgreedPin { label: text(c), until: None };
+    let change = match c % 8 {
+        0 => NameChange::Forget { of },
+        1 | 2 => {
+            let health = if d.is_multiple_of(2) { Health::Up } else { Health::Down };
+            NameChange::Health { of, health, why: text(d) }
+        }
+        3 => NameChange::MovesSoon { of, soon: d % 2 == 0 },
+        4 => NameChange::Chosen { policy: of, label: (d % 2 == 0).then(|| text(d)) },
+        5 => NameChange::Pinned { policy: of, pin: (d % 2 == 0).then_some(pin) },
+        6 => NameChange::Zone { zone: zone.clone(), digest: (d % 8 != 0).then_some(u64::from(d)) },
+        _ => NameChange::Record { zone: zone.clone(), record, present: d % 4 != 0 },
+    };
+    NamesCommand::Change { from, changes: alloc::vec![change], zones: [zone].into() }
 }
 
 const MEMBERS: [&str; 3] = ["db1", "db2", "db3"];

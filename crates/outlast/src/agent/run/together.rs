@@ -8,6 +8,7 @@ use outlast_core::address;
 use outlast_core::agent::{Agreement, Input};
 use outlast_core::agreed::SideCommand;
 use outlast_core::database::{self as databases, MemberSight};
+use outlast_core::names;
 use outlast_core::observers::{Report, STALE_AFTER};
 use outlast_core::pair::Epoch;
 use outlast_core::time::Instant;
@@ -129,6 +130,22 @@ impl Loop {
         Some(AddressesView { agreed: self.agreement.addresses.clone(), seen: addresses.seen() })
     }
 
+    /// Tells this node's name servers what it sees: where it is alone, they go by that.
+    pub(super) fn tell_name_servers(&self, now: Instant) {
+        if self.cluster.is_some() || self.topology.dns.is_empty() {
+            return;
+        }
+        let sights = names::sights(&self.core.report(now));
+        self.say_sights.send_if_modified(|before| {
+            let health = |sights: &names::Sights| -> Vec<_> {
+                sights.iter().map(|(key, (health, _))| (key.clone(), *health)).collect()
+            };
+            let differs = health(before) != health(&sights);
+            *before = sights;
+            differs
+        });
+    }
+
     /// Writes down what has changed about databases and addresses.
     fn note_databases(&mut self, next: &Agreement) {
         let mut facts = Vec::new();
@@ -139,6 +156,7 @@ impl Loop {
         // Where they were when this agent started is no news.
         if self.agreed {
             facts.extend(address::moves(&self.agreement.addresses, &next.addresses));
+            facts.extend(names::changes(&self.agreement.names, &next.names));
         }
         self.record_all(facts);
     }

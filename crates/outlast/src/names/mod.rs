@@ -1,0 +1,421 @@
+//! The name servers of this node: they answer by the topology and by what is agreed on.
+//!
+//! ```text
+//!   topology ─┐
+//!   agreed ───┼─▶ spec ─▶ Table ─▶ published whole ─▶ the servers' threads
+//!   secrets ──┘            └─▶ names.bin, which the first answer after a restart comes from
+//! ```
+//!
+//! All of it runs on a thread of its own, beside those that answer. A node that is cut off goes on answering by what it knew.
+//! Where there is only one node, it judges alone, and counts its own changes.
+
+mod keys;
+mod serve;
+mod spec;
+mod store;
+mod update;
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::pending;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use outlast_consensus::boottime;
+use outlast_core::agreed::{AgreedNames, NamesCommand, Stamp};
+use outlast_core::event::Fact;
+use outlast_core::names::{Known, Lead, Sights, digest};
+use outlast_core::time::Instant;
+use outlast_core::topology::Topology;
+use outlast_dns::server::{Totals, UpdateRequest};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+use crate::agent::shared::wall;
+use crate::cluster::{NameSecrets, OfNames, Wanted, new_secret, secrets_of};
+use serve::Servers;
+use store::Kept;
+
+/// How often it is looked whether the addresses of this machine, or files of keys, have changed.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How long a zone whose part of the file has changed here waits for the others to agree on it.
+const HOLD: Duration = Duration::from_secs(2);
+
+/// How soon after a look that came to something a node that is alone looks again.
+const LOOK_SOON: Duration = Duration::from_millis(1);
+
+/// Requests to change zones that are worked on at the same time, and as many that wait.
+const UPDATES_MAX: usize = 32;
+
+/// Changes that wait where a node is alone.
+const CHANGES_MAX: usize = 64;
+
+/// What the name servers of this node need to know.
+#[derive(Clone, Debug)]
+pub struct Home {
+    pub node: String,
+    /// Relative paths of the file count from here.
+    pub base: PathBuf,
+    pub data_dir: PathBuf,
+    pub topology: watch::Receiver<Arc<Topology>>,
+    /// What this node sees.
+    pub sights: watch::Receiver<Sights>,
+    pub facts: mpsc::Sender<Fact>,
+}
+
+/// The name servers as people see them.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    pub agreed: Arc<AgreedNames>,
+    /// Where it is listened on.
+    pub listens: BTreeSet<std::net::SocketAddr>,
+    /// What is wrong, by zone.
+    pub trouble: BTreeMap<String, String>,
+    /// The serials that are answered with.
+    pub serials: BTreeMap<String, u32>,
+    /// What the parent of a signed zone has to be told: key tag, algorithm, digest type, digest.
+    pub ds: BTreeMap<String, String>,
+    pub totals: Totals,
+}
+
+/// The name servers of this node. Dropped, they end.
+#[derive(Debug)]
+pub struct NameServers {
+    seen: watch::Receiver<Arc<Seen>>,
+    asks: mpsc::Sender<Ask>,
+    stop: watch::Sender<bool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What a person asks of them.
+#[derive(Debug)]
+pub enum Ask {
+    /// The records of a zone file are to be added to a zone.
+    Import { zone: String, text: String, answer: oneshot::Sender<Result<String, String>> },
+    /// One of a failover policy is to serve; without a label, none any more.
+    Pin {
+        name: String,
+        label: Option<String>,
+        until: Option<Duration>,
+        answer: oneshot::Sender<Result<String, String>>,
+    },
+}
+
+impl NameServers {
+    pub fn start(home: Home, cluster: Option<OfNames>) -> anyhow::Result<NameServers> {
+        let (stop, stopping) = watch::channel(false);
+        let (show, seen) = watch::channel(Arc::default());
+        let (asks, asked) = mpsc::channel(UPDATES_MAX);
+        let thread = std::thread::Builder::new()
+            .name("names".to_owned())
+            .spawn(move || run(home, cluster, show, asked, stopping))
+            .context("start the thread of the name servers")?;
+        Ok(NameServers { seen, asks, stop, thread: Some(thread) })
+    }
+
+    pub fn seen(&self) -> Arc<Seen> {
+        self.seen.borrow().clone()
+    }
+
+    /// Returns once something else is agreed on, or goes wrong.
+    pub async fn changed(&mut self) {
+        if self.seen.changed().await.is_err() {
+            pending::<()>().await;
+        }
+    }
+
+    /// Asks what only the name servers can do; whoever waits for the answer is told if it cannot be asked.
+    pub fn ask(&self, ask: Ask) {
+        if let Err(error) = self.asks.try_send(ask) {
+            let (Ask::Import { answer, .. } | Ask::Pin { answer, .. }) = match error {
+                mpsc::error::TrySendError::Full(ask) | mpsc::error::TrySendError::Closed(ask) => {
+                    ask
+                }
+            };
+            answer.send(Err("the name servers of this node are busy".to_owned())).ok();
+        }
+    }
+}
+
+impl Drop for NameServers {
+    fn drop(&mut self) {
+        self.stop.send_replace(true);
+        if let Some(thread) = self.thread.take() {
+            thread.join().ok();
+        }
+    }
+}
+
+fn run(
+    home: Home,
+    cluster: Option<OfNames>,
+    show: watch::Sender<Arc<Seen>>,
+    asked: mpsc::Receiver<Ask>,
+    stop: watch::Receiver<bool>,
+) {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return tracing::error!(%error, "start the runtime of the name servers"),
+    };
+    runtime.block_on(Desk::new(home, cluster, show).live(asked, stop));
+    runtime.shutdown_background();
+}
+
+/// From where it is known what is agreed on.
+enum Source {
+    Cluster(OfNames),
+    Alone { lead: Lead, look_at: Option<Instant>, changes: mpsc::Receiver<Wanted> },
+}
+
+/// What those who change zones go by.
+#[derive(Clone)]
+struct View {
+    topology: watch::Receiver<Arc<Topology>>,
+    kept: watch::Receiver<Kept>,
+    changes: mpsc::Sender<Wanted>,
+}
+
+struct Desk {
+    home: Home,
+    source: Source,
+    view: View,
+    kept: watch::Sender<Kept>,
+    show: watch::Sender<Arc<Seen>>,
+    servers: Servers,
+    updates: mpsc::Receiver<UpdateRequest>,
+    /// Since when this node's file has another zone than is agreed on.
+    differs_since: Option<Instant>,
+    published: bool,
+    open: JoinSet<()>,
+}
+
+impl Desk {
+    fn new(home: Home, cluster: Option<OfNames>, show: watch::Sender<Arc<Seen>>) -> Desk {
+        let (send_updates, updates) = mpsc::channel(UPDATES_MAX);
+        let (kept, known) = watch::channel(store::load(&home.data_dir));
+        let (source, changes) = match cluster {
+            Some(cluster) => {
+                let changes = cluster.changes.clone();
+                (Source::Cluster(cluster), changes)
+            }
+            None => {
+                let (changes, to_change) = mpsc::channel(CHANGES_MAX);
+                let lead = Lead::default();
+                (Source::Alone { lead, look_at: None, changes: to_change }, changes)
+            }
+        };
+        let view = View { topology: home.topology.clone(), kept: known, changes };
+        let servers = Servers::new(home.base.clone(), home.node.clone(), send_updates);
+        Desk {
+            home,
+            source,
+            view,
+            kept,
+            show,
+            servers,
+            updates,
+            differs_since: None,
+            published: false,
+            open: JoinSet::new(),
+        }
+    }
+
+    async fn live(mut self, mut asked: mpsc::Receiver<Ask>, mut stop: watch::Receiver<bool>) {
+        let mut topology = self.home.topology.clone();
+        let mut sights = self.home.sights.clone();
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let now = topology.borrow_and_update().clone();
+            let seen = sights.borrow_and_update().clone();
+            self.learn(&now, seen);
+            self.serve(&now);
+            while self.open.try_join_next().is_some() {}
+            let wake = self.wake();
+            tokio::select! {
+                news = heard(&mut self.source) => {
+                    if let Some((command, answer)) = news {
+                        answer.send(self.change_alone(&command)).ok();
+                    }
+                }
+                Ok(()) = topology.changed() => {}
+                Ok(()) = sights.changed() => {}
+                Some(request) = self.updates.recv() => self.update(request),
+                Some(ask) = asked.recv() => self.asked(ask),
+                () = tokio::time::sleep(wake) => {}
+                _ = look.tick() => self.servers.look(&now),
+                _ = stop.wait_for(|stop| *stop) => return,
+            }
+        }
+    }
+
+    /// When time alone has something to do.
+    fn wake(&self) -> Duration {
+        let now = boottime();
+        let hold = self.differs_since.map(|since| (since + HOLD).since(now));
+        let look = match &self.source {
+            Source::Alone { look_at, .. } => look_at.map(|at| at.since(now)),
+            Source::Cluster(_) => None,
+        };
+        let wake = [hold.filter(|hold| !hold.is_zero()), look].into_iter().flatten().min();
+        wake.unwrap_or(LOOK_EVERY).max(LOOK_SOON)
+    }
+
+    /// Takes what is agreed on, or judges where nobody else could.
+    fn learn(&mut self, topology: &Arc<Topology>, sights: Sights) {
+        let before = self.kept.borrow().clone();
+        let after = match &mut self.source {
+            Source::Cluster(of) => {
+                let agreed = of.agreement.borrow_and_update().names.clone();
+                let secrets = of.secrets.borrow_and_update().clone();
+                let caught_up = *of.caught_up.borrow_and_update();
+                // A node that has just started hears old news again first.
+                let newer = before.agreed.epoch <= agreed.epoch || caught_up;
+                let agreed = if newer { agreed } else { before.agreed.clone() };
+                let mut all = before.secrets.0.clone();
+                all.extend(secrets.0);
+                Kept { agreed, secrets: NameSecrets(all) }
+            }
+            Source::Alone { lead, look_at, .. } => {
+                lead.hear(&self.home.node, sights);
+                let mut kept = Kept { secrets: alone(topology, &before.secrets), ..before.clone() };
+                let now = boottime();
+                let known = Known::default();
+                let look = lead.look(now, wall(), topology, &known, &kept.agreed);
+                *look_at = look.again.filter(|at| now < *at);
+                if let Some(command) = &look.command
+                    && let Ok(agreed) = changed(&kept.agreed, command)
+                {
+                    *look_at = Some(now + LOOK_SOON);
+                    kept.agreed = Arc::new(agreed);
+                }
+                kept
+            }
+        };
+        self.keep(topology, before, after);
+    }
+
+    fn keep(&mut self, topology: &Arc<Topology>, before: Kept, after: Kept) {
+        if before == after {
+            return;
+        }
+        self.kept.send_replace(after.clone());
+        // Who is asked meanwhile answers by the newest.
+        self.serve(topology);
+        let nothing = after == Kept::default();
+        if !nothing && let Err(error) = store::save(&self.home.data_dir, &after) {
+            tracing::error!(%error, "remember what name servers answer");
+        }
+        // Where several nodes agree, their agents say so.
+        if matches!(self.source, Source::Alone { .. }) {
+            for fact in outlast_core::names::changes(&before.agreed, &after.agreed) {
+                self.home.facts.try_send(fact).ok();
+            }
+        }
+    }
+
+    /// Makes a change where nobody else has to agree.
+    fn change_alone(&mut self, command: &NamesCommand) -> Result<(), String> {
+        let before = self.kept.borrow().clone();
+        let agreed = changed(&before.agreed, command).map_err(|why| why.to_string())?;
+        let after = Kept { agreed: Arc::new(agreed), ..before.clone() };
+        let topology = self.home.topology.borrow().clone();
+        self.keep(&topology, before, after);
+        Ok(())
+    }
+
+    /// Brings the servers to what is known.
+    fn serve(&mut self, topology: &Arc<Topology>) {
+        let kept = self.kept.borrow().clone();
+        let other = topology.dns.iter().any(|(name, zone)| {
+            kept.agreed.zones.get(name).is_none_or(|agreed| agreed.digest != digest(zone))
+        });
+        let now = boottime();
+        let since = other.then(|| self.differs_since.unwrap_or(now));
+        self.differs_since = since;
+        let waits = since.is_some_and(|since| now.since(since) < HOLD);
+        // What has never been answered for is not made wrong by waiting; what was is kept as it was for a moment.
+        if !(waits && self.published) {
+            let facts = self.servers.serve(topology, &kept);
+            self.published = true;
+            for fact in facts {
+                self.home.facts.try_send(fact).ok();
+            }
+        }
+        let seen = self.servers.seen(kept.agreed);
+        self.show.send_if_modified(|before| {
+            let differs = before.agreed != seen.agreed
+                || before.trouble != seen.trouble
+                || before.listens != seen.listens;
+            *before = Arc::new(seen);
+            differs
+        });
+    }
+
+    /// Works on a change that somebody asks for, away from the desk: it may take a while to be agreed on.
+    fn update(&mut self, request: UpdateRequest) {
+        if self.open.len() >= UPDATES_MAX {
+            // Dropped, it is answered with a failure.
+            return;
+        }
+        self.open.spawn(update::carry_out(self.view.clone(), request));
+    }
+
+    fn asked(&mut self, ask: Ask) {
+        let view = self.view.clone();
+        match ask {
+            Ask::Import { zone, text, answer } => {
+                self.open.spawn(async move {
+                    answer.send(update::import(view, &zone, &text).await).ok();
+                });
+            }
+            Ask::Pin { name, label, until, answer } => {
+                self.open.spawn(async move {
+                    answer.send(update::pin(view, &name, label, until).await).ok();
+                });
+            }
+        }
+    }
+}
+
+/// What becomes of what is known where one node counts for all.
+fn changed(
+    agreed: &AgreedNames,
+    command: &NamesCommand,
+) -> Result<AgreedNames, outlast_core::agreed::Refusal> {
+    agreed.changed(Stamp { index: agreed.epoch + 1, wall: wall() }, command)
+}
+
+/// The secrets of a node that shares them with nobody.
+fn alone(topology: &Topology, before: &NameSecrets) -> NameSecrets {
+    let mut secrets = before.clone();
+    for name in secrets_of(topology) {
+        if let Entry::Vacant(place) = secrets.0.entry(name) {
+            match new_secret(place.key()) {
+                Ok(secret) => drop(place.insert(secret)),
+                Err(error) => tracing::error!(%error, "make a secret of name servers"),
+            }
+        }
+    }
+    secrets
+}
+
+/// Returns when something else may be agreed on, or where nobody else has to agree, with what is wanted.
+async fn heard(source: &mut Source) -> Option<Wanted> {
+    match source {
+        Source::Cluster(of) => {
+            tokio::select! {
+                Ok(()) = of.agreement.changed() => {}
+                Ok(()) = of.secrets.changed() => {}
+                Ok(()) = of.caught_up.changed() => {}
+                else => pending::<()>().await,
+            }
+            None
+        }
+        Source::Alone { changes, .. } => changes.recv().await,
+    }
+}

@@ -1,0 +1,317 @@
+//! Changes that others ask for: RFC 2136 updates, zone files that are taken in, and people who say who is to serve.
+//!
+//! They go through the agreement, so that all name servers have them or none. What the file says is the file's: it is
+//! changed there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use outlast_core::agreed::{AgreedNames, AgreedPin, Limit, NameChange, NamesCommand};
+use outlast_core::names::{FailoverId, policy_key};
+use outlast_core::time::Timestamp;
+use outlast_core::topology::{Policy, Topology, Zone};
+use outlast_dns::dnssec::Signatures;
+use outlast_dns::name::Name;
+use outlast_dns::server::UpdateRequest;
+use outlast_dns::table::Table;
+use outlast_dns::update::UpdateAnswer;
+use outlast_dns::zone::{Choice, Record, Rtype, ZoneSpec};
+use tokio::sync::oneshot;
+
+use super::store::Kept;
+use super::{View, spec};
+use crate::agent::shared::wall;
+
+/// How often a change is made anew because something else has changed meanwhile.
+const TRIES: u32 = 5;
+
+/// How long it may take until this node knows what it has had agreed on.
+const KNOWN_MAX: Duration = Duration::from_secs(2);
+
+/// Records that one entry takes out of a zone file.
+const BATCH: usize = 500;
+
+/// Does what an update asks for, and answers it.
+pub(super) async fn carry_out(view: View, request: UpdateRequest) {
+    let UpdateRequest { update, source, answer } = request;
+    let result = change(&view, &update.zone, |zone, now| {
+        let may = zone.update.iter().any(|key| spec::parse(key).as_ref() == Ok(&update.key));
+        if !may {
+            return Err(UpdateAnswer::Refused);
+        }
+        update.apply(now)
+    });
+    let result = result.await;
+    tracing::info!(%source, zone = %update.zone, key = %update.key, ?result, "a zone was to be updated");
+    answer.send(result).ok();
+}
+
+/// Changes the records of a zone. `make` may be called again: it sees what is there now.
+async fn change(
+    view: &View,
+    zone: &Name,
+    make: impl Fn(&Zone, &[Record]) -> Result<Vec<Record>, UpdateAnswer>,
+) -> UpdateAnswer {
+    for _ in 0..TRIES {
+        let topology = view.topology.borrow().clone();
+        let kept = view.kept.borrow().clone();
+        let known = topology.dns.iter().find(|(name, _)| spec::parse(name).as_ref() == Ok(zone));
+        let Some((name, of)) = known else { return UpdateAnswer::Refused };
+        let changes = match plan(name, of, &kept, |now| make(of, now)) {
+            Ok(changes) if changes.is_empty() => return UpdateAnswer::Done,
+            Ok(changes) => changes,
+            Err(answer) => return answer,
+        };
+        if Limit::NameChanges.most() < changes.len() {
+            return UpdateAnswer::Refused;
+        }
+        let zones = BTreeSet::from([name.clone()]);
+        let command = NamesCommand::Change { from: kept.agreed.epoch, changes, zones };
+        match agree(view, command).await {
+            Ok(()) => {
+                let mut known = view.kept.clone();
+                let newer = known.wait_for(|now| kept.agreed.epoch < now.agreed.epoch);
+                let known = tokio::time::timeout(KNOWN_MAX, newer).await;
+                return if known.is_ok() { UpdateAnswer::Done } else { UpdateAnswer::Failed };
+            }
+            Err(why) => {
+                tracing::debug!(why, "a zone could not be changed");
+                let mut known = view.kept.clone();
+                let newer = known.wait_for(|now| kept.agreed.epoch != now.agreed.epoch);
+                if tokio::time::timeout(KNOWN_MAX, newer).await.is_err() {
+                    return UpdateAnswer::Failed;
+                }
+            }
+        }
+    }
+    UpdateAnswer::Failed
+}
+
+async fn agree(view: &View, command: NamesCommand) -> Result<(), String> {
+    let (answer, answered) = oneshot::channel();
+    let busy = || "too many changes of names wait already".to_owned();
+    view.changes.try_send((command, answer)).map_err(|_full| busy())?;
+    answered.await.map_err(|_gone| "the agent is stopping".to_owned())?
+}
+
+/// What has to be agreed on so that a zone's records become what `make` makes of them.
+fn plan(
+    name: &str,
+    zone: &Zone,
+    kept: &Kept,
+    make: impl FnOnce(&[Record]) -> Result<Vec<Record>, UpdateAnswer>,
+) -> Result<Vec<NameChange>, UpdateAnswer> {
+    let spec =
+        spec::spec(name, &Zone { dnssec: false, ..zone.clone() }, &kept.agreed, &kept.secrets);
+    let spec = spec.map_err(|_bad| UpdateAnswer::Failed)?;
+    let before = records(&spec);
+    let own = spec::file_sets(&spec.name, name, zone, &kept.agreed);
+    let own = own.map_err(|_bad| UpdateAnswer::Failed)?;
+    let mut of_file: BTreeSet<(Name, Rtype)> =
+        own.into_iter().map(|set| (set.owner, set.rtype)).collect();
+    of_file.insert((spec.name, Rtype::SOA));
+    let after = make(&before)?;
+    let difference = |a: &[Record], b: &[Record]| -> Vec<Record> {
+        a.iter().filter(|record| !b.contains(record)).cloned().collect()
+    };
+    let (gone, come) = (difference(&before, &after), difference(&after, &before));
+    if gone
+        .iter()
+        .chain(&come)
+        .any(|record| of_file.contains(&(record.owner.clone(), record.rtype)))
+    {
+        return Err(UpdateAnswer::Refused);
+    }
+    let change = |record: &Record, present| NameChange::Record {
+        zone: name.to_owned(),
+        record: spec::write(record),
+        present,
+    };
+    let gone = gone.iter().flat_map(|record| known_as(kept, name, record));
+    let gone =
+        gone.map(|record| NameChange::Record { zone: name.to_owned(), record, present: false });
+    let come = come.iter().map(|record| change(record, true));
+    let changes: Vec<NameChange> = gone.chain(come).collect();
+    // What could not be answered with is refused, not agreed on.
+    let trial = NamesCommand::Change {
+        from: kept.agreed.epoch,
+        changes: changes.clone(),
+        zones: BTreeSet::new(),
+    };
+    let agreed = super::changed(&kept.agreed, &trial).map_err(|_over| UpdateAnswer::Refused)?;
+    builds(name, zone, &agreed, kept).map_err(|why| {
+        tracing::info!(zone = name, why, "a change of a zone is refused");
+        UpdateAnswer::Refused
+    })?;
+    Ok(changes)
+}
+
+/// A record as it was added: its time to live may have been another one than that of its whole set.
+fn known_as(kept: &Kept, zone: &str, record: &Record) -> Vec<outlast_core::agreed::AddedRecord> {
+    let added = kept.agreed.zones.get(zone).map(|zone| &zone.records);
+    let same = |known: &&outlast_core::agreed::AddedRecord| {
+        spec::read(known).is_some_and(|known| {
+            (&known.owner, known.rtype, &known.data) == (&record.owner, record.rtype, &record.data)
+        })
+    };
+    added.into_iter().flatten().filter(same).cloned().collect()
+}
+
+fn builds(name: &str, zone: &Zone, agreed: &AgreedNames, kept: &Kept) -> Result<(), String> {
+    let spec = spec::spec(name, &Zone { dnssec: false, ..zone.clone() }, agreed, &kept.secrets)?;
+    Table::build(&[spec], &mut Signatures::default(), 0)
+        .map(drop)
+        .map_err(|error| error.to_string())
+}
+
+/// All records of a zone as a secondary would see them, the SOA among them.
+fn records(spec: &ZoneSpec) -> Vec<Record> {
+    let mut records = vec![spec.soa_record()];
+    for set in &spec.sets {
+        records.extend(set.choice.default_records().iter().map(|data| Record {
+            owner: set.owner.clone(),
+            rtype: set.rtype,
+            ttl: set.ttl,
+            data: data.clone(),
+        }));
+    }
+    records
+}
+
+/// Adds the records of a zone file to a zone.
+pub(super) async fn import(view: View, zone: &str, text: &str) -> Result<String, String> {
+    let name = spec::parse(zone)?;
+    let parsed = ZoneSpec::from_zone_file(&name, text).map_err(|error| error.to_string())?;
+    let topology = view.topology.borrow().clone();
+    let known = topology.dns.iter().find(|(known, _)| spec::parse(known).as_ref() == Ok(&name));
+    let (own, of) = known.ok_or_else(|| no_zone(&topology, zone))?;
+    let kept = view.kept.borrow().clone();
+    let of_file = spec::file_sets(&name, own, of, &kept.agreed)?;
+    let of_file: BTreeSet<(Name, Rtype)> =
+        of_file.into_iter().map(|set| (set.owner, set.rtype)).collect();
+    let (mut wanted, mut left) = (Vec::new(), BTreeMap::new());
+    for set in &parsed.sets {
+        let Choice::One(data) = &set.choice else { continue };
+        if of_file.contains(&(set.owner.clone(), set.rtype)) {
+            *left.entry(set.owner.clone()).or_insert(0) += data.len();
+            continue;
+        }
+        wanted.extend(data.iter().map(|data| Record {
+            owner: set.owner.clone(),
+            rtype: set.rtype,
+            ttl: set.ttl,
+            data: data.clone(),
+        }));
+    }
+    for batch in wanted.chunks(BATCH) {
+        let answer = change(&view, &name, |_, now| {
+            let mut after = now.to_vec();
+            after.extend(batch.iter().filter(|record| !now.contains(record)).cloned());
+            Ok(after)
+        });
+        match answer.await {
+            UpdateAnswer::Done => {}
+            UpdateAnswer::Failed => {
+                return Err(
+                    "no majority has agreed on it in time; what was taken in stays, ask again"
+                        .to_owned(),
+                );
+            }
+            other @ (UpdateAnswer::NameExists
+            | UpdateAnswer::NoSuchName
+            | UpdateAnswer::SetExists
+            | UpdateAnswer::NoSuchSet
+            | UpdateAnswer::Refused) => {
+                return Err(format!(
+                    "the zone cannot take these records: {other:?}; see the agent's log"
+                ));
+            }
+        }
+    }
+    let mut told = format!("{zone} has {} records of the file", wanted.len());
+    if !left.is_empty() {
+        let names: Vec<String> = left.keys().take(10).map(ToString::to_string).collect();
+        told.push_str(&format!(
+            "; left out, because the topology has them: {} of {}",
+            left.values().sum::<usize>(),
+            names.join(", ")
+        ));
+    }
+    Ok(told)
+}
+
+fn no_zone(topology: &Topology, zone: &str) -> String {
+    let zones: Vec<&str> = topology.dns.keys().map(String::as_str).collect();
+    match zones.as_slice() {
+        [] => "the topology has no zone".to_owned(),
+        zones => format!("the topology has no zone `{zone}`; it has {}", zones.join(", ")),
+    }
+}
+
+/// Says who of a failover policy is to serve.
+pub(super) async fn pin(
+    view: View,
+    name: &str,
+    label: Option<String>,
+    lasts: Option<Duration>,
+) -> Result<String, String> {
+    for _ in 0..TRIES {
+        let topology: Arc<Topology> = view.topology.borrow().clone();
+        let agreed = view.kept.borrow().agreed.clone();
+        let (zone, id, labels) = failover_of(&topology, name)?;
+        if let Some(label) = label.as_ref().filter(|label| !labels.contains(label)) {
+            return Err(format!("`{label}` is none of {}", labels.join(", ")));
+        }
+        let policy = policy_key(&zone, &id);
+        let until = lasts.map(|lasts| {
+            Timestamp(wall().0.saturating_add(i64::try_from(lasts.as_millis()).unwrap_or(i64::MAX)))
+        });
+        let pin = label.clone().map(|label| AgreedPin { label, until });
+        if agreed.pins.get(&policy) == pin.as_ref() {
+            return Ok(format!("{name} is as it was"));
+        }
+        let change = NameChange::Pinned { policy, pin };
+        let command = NamesCommand::Change {
+            from: agreed.epoch,
+            changes: vec![change],
+            zones: BTreeSet::new(),
+        };
+        if agree(&view, command).await.is_ok() {
+            return Ok(match &label {
+                Some(label) => format!("{label} is to serve {name}, as long as it is not down"),
+                None => format!("{name} is answered by health alone again"),
+            });
+        }
+        let mut known = view.kept.clone();
+        let newer = known.wait_for(|now| agreed.epoch != now.agreed.epoch);
+        if tokio::time::timeout(KNOWN_MAX, newer).await.is_err() {
+            break;
+        }
+    }
+    Err("no majority has agreed on it in time; it may still come to it".to_owned())
+}
+
+/// The failover policy of a name, and what it chooses among.
+fn failover_of(
+    topology: &Topology,
+    name: &str,
+) -> Result<(String, FailoverId, Vec<String>), String> {
+    let wanted = spec::parse(name)?;
+    for (zone, of) in &topology.dns {
+        for record in &of.records {
+            let own = match record.name.as_str() {
+                "@" => zone.clone(),
+                own => format!("{own}.{zone}"),
+            };
+            if spec::parse(&own)? != wanted {
+                continue;
+            }
+            if let Policy::Failover { entries, .. } = &record.policy {
+                let labels = entries.iter().map(outlast_core::topology::Entry::label).collect();
+                return Ok((zone.clone(), FailoverId::of(record), labels));
+            }
+        }
+    }
+    Err(format!("no record of the topology has the name {name} and the policy \"failover\""))
+}

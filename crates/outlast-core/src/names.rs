@@ -34,10 +34,10 @@ mod tests;
 
 pub use lead::{
     Known, Lead, Look, Sights, agreed_answers, changes, digest, key, policy_key, sights, sticky,
-    wanted,
+    wanted, wanted_by,
 };
 pub use quorum::{Verdicts, Votes, verdict};
-pub use worst::{WorstCase, of_address, of_probe, of_record};
+pub use worst::{AGREEMENT, WorstCase, of_address, of_probe, of_record};
 
 /// What a name server is to answer, with all that depends on the client or on chance left open.
 #[derive(Clone, Debug, PartialEq, Eq)]

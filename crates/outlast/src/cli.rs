@@ -80,6 +80,9 @@ pub(crate) enum Verb {
     Resume(crate::databases::ResumeArgs),
     /// Shows what the nodes have agreed on, in its order: who became primary when, and why.
     History(crate::databases::HistoryArgs),
+    /// Says why a name is answered as it is, who is to serve it, and takes in zone files.
+    #[command(subcommand, after_help = crate::dns::AFTER_HELP)]
+    Dns(crate::dns::DnsVerb),
     /// Makes the running agent become the binary that is on disk now; clients notice nothing.
     Upgrade(AtArgs),
     /// Stops the running agent: not ready first, then drained, then ended. Waits until it has ended.

@@ -6,6 +6,7 @@ mod certs;
 mod check;
 mod cli;
 mod databases;
+mod dns;
 mod events;
 mod lab;
 mod output;
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         Verb::Restart(args) => databases::restart(&args),
         Verb::Reinit(args) => databases::reinit(&args),
         Verb::History(args) => databases::history(&args),
+        Verb::Dns(verb) => dns::run(&verb),
         Verb::Stop(args) => verbs::stop(&args),
         Verb::Lab(verb) => lab::run(&verb),
         Verb::Proxy(args) => verbs::proxy(&args),

@@ -3,6 +3,7 @@
 mod addresses;
 mod databases;
 mod topology;
+mod zones;
 
 use std::path::Path;
 use std::time::Duration;
@@ -87,6 +88,9 @@ fn table(status: &Status, ink: Ink) -> String {
     blocks.extend(status.postgres.iter().map(|(name, d)| databases::block(name, d, ink)));
     if !status.addresses.is_empty() {
         blocks.push(addresses::block(&status.addresses, ink));
+    }
+    if !status.dns.is_empty() {
+        blocks.push(zones::block(&status.dns, ink));
     }
     if let Some(parts) = parts(status, ink) {
         blocks.push(parts);

@@ -70,7 +70,12 @@ pub(crate) fn order(
     service: Option<String>,
     backend: Option<String>,
 ) -> anyhow::Result<Outcome> {
-    let body = serde_json::to_string(&Order { service, backend })?;
+    give(at, path, &Order { service, backend, ..Order::default() })
+}
+
+/// Gives the agent an order, and prints what it says.
+pub(crate) fn give(at: &AtArgs, path: &str, order: &Order) -> anyhow::Result<Outcome> {
+    let body = serde_json::to_string(order)?;
     let dir = data_dir(at)?;
     let (status, said) = block_on(admin::ask(&dir, http::Method::POST, path, body))?;
     if status.is_success() {

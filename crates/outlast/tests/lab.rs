@@ -7,6 +7,7 @@
 
 mod addresses;
 mod clients;
+mod names;
 mod storm;
 
 use std::collections::BTreeSet;

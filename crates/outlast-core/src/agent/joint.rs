@@ -16,6 +16,7 @@ use crate::agreed::{
 };
 use crate::event::{Fact, Target};
 use crate::health::Health;
+use crate::names::{self, Sights};
 use crate::observers::{
     Observers, Report, SAY_EVERY, STALE_AFTER, ServiceSight, Sight, Verdict, short,
 };
@@ -250,6 +251,14 @@ impl Agent {
     pub fn verdict(&self, now: Instant, target: &Target) -> Option<Verdict> {
         let own = self.watches.get(target).map_or(Health::Unknown, |w| w.belief.health());
         Some(self.joint.as_ref()?.verdict(now, target, own))
+    }
+
+    /// What every node that is heard sees of the things that answers of name servers depend on; `me` is this one.
+    pub fn witnesses(&self, now: Instant, me: &str) -> BTreeMap<String, Sights> {
+        let own = (me.to_owned(), names::sights(&self.report(now)));
+        let fresh = self.joint.iter().flat_map(|joint| joint.observers.fresh(now));
+        let others = fresh.map(|(node, heard)| (node.clone(), names::sights(&heard.report)));
+        others.chain([own]).collect()
     }
 
     pub(super) fn node_views(&self, now: Instant) -> BTreeMap<String, NodeView> {

@@ -6,15 +6,15 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use super::{
-    Answers, Asked, FailoverId, Pin, Seen, Sticky, VerdictRule, Verdicts, Zone, answers, decide,
-    parts, value_probes,
+    Answers, Asked, FailoverId, Pin, Seen, Sticky, VerdictRule, Verdicts, Zone, answers, checks_of,
+    decide, parts, value_probes,
 };
 use crate::agreed::{AgreedNames, Hash, Limit, NameChange, NamesCommand};
 use crate::event::{Fact, Target};
 use crate::health::Health;
 use crate::observers::Report;
 use crate::time::{Instant, Timestamp};
-use crate::topology::{RecordKind, Topology};
+use crate::topology::{HealthCheck, POLICY_DEPTH_MAX, Policy, Record, RecordKind, Topology};
 use crate::view::ServiceState;
 
 /// What one node sees of the things that answers depend on, and why.
@@ -120,6 +120,31 @@ pub fn wanted(zones: &BTreeMap<String, Zone>) -> BTreeMap<String, VerdictRule> {
         }
     }
     wanted
+}
+
+/// Everything that the answers of one record can depend on, by way of aliases, too.
+pub fn wanted_by(zone: &Zone, record: &Record) -> BTreeSet<String> {
+    let mut keys = BTreeSet::new();
+    let mut records = alloc::vec![record];
+    // An alias of an alias of itself ends here, too.
+    for _ in 0..=POLICY_DEPTH_MAX {
+        let Some(record) = records.pop() else { break };
+        for check in checks_of(record) {
+            match check {
+                HealthCheck::Part(part) => drop(keys.insert(part.to_string())),
+                HealthCheck::Value(probe) => drop(keys.insert(probe.id.clone())),
+                HealthCheck::Calculated { of, .. } => {
+                    keys.extend(of.iter().map(ToString::to_string));
+                }
+            }
+        }
+        if let Policy::Alias { target, .. } = &record.policy {
+            records.extend(zone.records.iter().filter(|other| {
+                other.kind == record.kind && other.name.eq_ignore_ascii_case(target)
+            }));
+        }
+    }
+    keys
 }
 
 /// What is known without asking vantage points.

@@ -8,6 +8,9 @@ use crate::topology::{
     Topology, Tracked,
 };
 
+/// To agree on what was noticed: two rounds to a majority, each with a write to its disks.
+pub const AGREEMENT: Duration = Duration::from_millis(100);
+
 /// The parts of the time between a failure and the moment when the last client has left what failed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WorstCase {

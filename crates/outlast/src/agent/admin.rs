@@ -3,6 +3,7 @@
 //! HTTP/1.1 over `admin.sock` in the data directory. Whoever may open that directory may steer the agent; nobody else.
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -21,9 +22,10 @@ use tokio::sync::{mpsc, oneshot};
 use super::face;
 use super::run::{Request as Ask, Said};
 use super::shared::Shared;
+use crate::names;
 
 /// Bytes of a request body.
-const BODY_MAX: usize = 64 << 10;
+const BODY_MAX: usize = 4 << 20;
 
 /// How long the loop may take to answer.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
@@ -41,6 +43,20 @@ pub struct Order {
     pub service: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
+    /// A name of the name system, or a zone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// One of the values of a name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lasts_ms: Option<u64>,
+    /// Where a client is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<IpAddr>,
+    /// A zone file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
 }
 
 /// The listening admin socket.
@@ -117,11 +133,21 @@ async fn answer(
     let (sender, receiver) = oneshot::channel();
     let service = order.service.unwrap_or_default();
     let backend = order.backend.unwrap_or_default();
+    let name = order.name.unwrap_or_default();
     let ask = match path.as_str() {
         "/v1/reload" => Ask::Reload { answer: sender },
         "/v1/drain" => Ask::Drain { service, backend, on: true, answer: sender },
         "/v1/undrain" => Ask::Drain { service, backend, on: false, answer: sender },
         "/v1/failback" => Ask::Failback { service, answer: sender },
+        "/v1/dns/explain" => Ask::Explain { name, from: order.from, answer: sender },
+        "/v1/dns/pin" => {
+            let lasts = order.lasts_ms.map(Duration::from_millis);
+            Ask::Names(names::Ask::Pin { name, label: order.value, until: lasts, answer: sender })
+        }
+        "/v1/dns/import" => {
+            let text = order.text.unwrap_or_default();
+            Ask::Names(names::Ask::Import { zone: name, text, answer: sender })
+        }
         "/v1/upgrade" => Ask::Upgrade { answer: sender },
         "/v1/stop" => Ask::Stop { answer: sender },
         _ => return text(StatusCode::NOT_FOUND, format!("there is no {path}")),

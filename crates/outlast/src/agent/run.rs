@@ -2,6 +2,7 @@
 
 mod accord;
 mod counters;
+mod explain;
 mod names;
 mod reload;
 mod requests;
@@ -573,6 +574,7 @@ impl Loop {
             cluster: self.cluster.as_ref().map(|cluster| cluster.view().borrow().clone()),
             databases: self.databases_view(),
             addresses: self.addresses_view(),
+            names: self.name_servers.seen(),
             at: wall(),
         };
         self.picture.send_replace(Arc::new(picture));

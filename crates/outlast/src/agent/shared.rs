@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::addresses::AllSeen;
 use crate::cluster::ClusterView;
+use crate::names;
 use outlast_core::agreed::{AgreedAddress, Database, Notice};
 use outlast_core::database::{MemberSight, Wish};
 use outlast_core::event::Target;
@@ -53,6 +54,7 @@ pub struct Picture {
     pub databases: Option<DatabasesView>,
     /// `None` where nobody could agree on them.
     pub addresses: Option<AddressesView>,
+    pub names: Arc<names::Seen>,
     /// When it was made.
     pub at: Timestamp,
 }

@@ -4,16 +4,13 @@ use std::time::Duration;
 
 use outlast_consensus::{NodeId, Settings};
 use outlast_core::address::OVERHANG;
-use outlast_core::names::{WorstCase, of_address, of_record};
+use outlast_core::names::{AGREEMENT, WorstCase, of_address, of_record};
 use outlast_core::topology::{AddressMode, ConsensusKind, Topology};
 use outlast_core::units::show_duration;
 use serde_json::{Value, json};
 
 /// How long an etcd cluster waits for a leader that is gone.
 const ETCD_PATIENCE_MAX: Duration = Duration::from_millis(1_500);
-
-/// To elect or to agree: two rounds to a majority, each with a write to its disks.
-const AGREEMENT: Duration = Duration::from_millis(100);
 
 /// One address or name.
 pub(super) struct Stale {

@@ -8,6 +8,7 @@ pub mod page;
 pub mod scene;
 pub mod status_json;
 pub mod topology_status;
+pub mod zone_status;
 
 #[cfg(test)]
 mod doors;

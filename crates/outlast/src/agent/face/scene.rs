@@ -124,7 +124,8 @@ impl Scene {
         let alone = |address: &Address| none || matches!(address.mode, AddressMode::Vrrp(_));
         let addresses = topology.addresses.iter().filter(|(_, address)| alone(address));
         let addresses = addresses.map(|(name, _)| ("address", name));
-        let zones = topology.dns.keys().map(|name| ("dns", name));
+        let zones = topology.dns.iter().filter(|(_, zone)| zone.listen.is_none());
+        let zones = zones.map(|(name, _)| ("dns", name));
         postgres.chain(redis).chain(stores).chain(addresses).chain(zones).collect()
     }
 }

@@ -20,6 +20,7 @@ pub use super::database_status::{DatabaseStatus, MemberStatus, PausedStatus};
 use super::health::UNWATCHED;
 use super::scene::Scene;
 use super::topology_status::TopologyStatus;
+use super::zone_status::ZoneStatus;
 use crate::agent::shared::requests;
 use crate::cluster::{ClusterView, Phase};
 
@@ -99,6 +100,8 @@ pub struct Status {
     pub postgres: BTreeMap<String, DatabaseStatus>,
     /// Addresses that move, by `NAME` of `[address.NAME]`.
     pub addresses: BTreeMap<String, AddressStatus>,
+    /// Zones of the name system, by `ZONE` of `[dns."ZONE"]`.
+    pub dns: BTreeMap<String, ZoneStatus>,
     /// Parts of the file that nobody watches, and why not.
     pub unwatched: BTreeMap<String, String>,
 }
@@ -396,6 +399,7 @@ impl Status {
                 .collect(),
             postgres: databases.map(DatabaseStatus::all).unwrap_or_default(),
             addresses: AddressStatus::all(picture),
+            dns: ZoneStatus::all(picture),
             unwatched: unwatched.chain(unprobed).collect(),
         }
     }

@@ -1,9 +1,12 @@
 //! What people ask through the admin socket.
 
+use std::net::IpAddr;
+
 use outlast_core::agent::Input;
 use tokio::sync::oneshot;
 
 use super::Loop;
+use crate::names;
 
 /// What a person asks through the admin socket.
 #[derive(Debug)]
@@ -21,6 +24,13 @@ pub(in crate::agent) enum Request {
         service: String,
         answer: oneshot::Sender<Result<String, String>>,
     },
+    Explain {
+        name: String,
+        from: Option<IpAddr>,
+        answer: oneshot::Sender<Result<String, String>>,
+    },
+    /// What only the name servers can do.
+    Names(names::Ask),
     Upgrade {
         answer: oneshot::Sender<Result<String, String>>,
     },
@@ -68,6 +78,10 @@ impl Loop {
                     .ok();
             }
             Request::Failback { service, answer } => self.let_fail_back(service, answer),
+            Request::Explain { name, from, answer } => {
+                answer.send(self.explain(&name, from)).ok();
+            }
+            Request::Names(ask) => self.name_servers.ask(ask),
             // Handled by the loop, because they end it.
             Request::Upgrade { answer } | Request::Stop { answer } => {
                 answer.send(Err("not now".to_owned())).ok();

@@ -22,6 +22,56 @@ const BACKEND: &[&str] = &["service", "backend"];
 /// Every metric there is.
 pub const METRICS: &[Metric] = &[
     Metric {
+        name: "outlast_dns_responses_total",
+        kind: Counter,
+        unit: None,
+        labels: &["outcome"],
+        help: "What the name server did with messages: answer, no_data, no_such_name, referral, refused, error, slipped \
+               and limited (rate limit), no_query, slow (transfers, updates, signed messages), slow_dropped.",
+        read: |scene| {
+            let totals = &scene.picture.names.totals;
+            let all = [
+                ("answer", totals.answers),
+                ("no_data", totals.no_data),
+                ("no_such_name", totals.no_such_name),
+                ("referral", totals.referrals),
+                ("refused", totals.refused),
+                ("error", totals.errors),
+                ("slipped", totals.slipped),
+                ("limited", totals.limited),
+                ("no_query", totals.no_queries),
+                ("slow", totals.slow),
+                ("slow_dropped", totals.slow_dropped),
+            ];
+            let serves = !scene.picture.topology.dns.is_empty();
+            all.into_iter().filter(|_| serves).map(|(word, value)| whole([word], value)).collect()
+        },
+    },
+    Metric {
+        name: "outlast_dns_zone_serial",
+        kind: Gauge,
+        unit: None,
+        labels: &["zone"],
+        help: "Serial of each zone that this node answers for; different values on two nodes for long mean that one is \
+               cut off.",
+        read: |scene| {
+            let serials = scene.picture.names.serials.iter();
+            serials.map(|(zone, serial)| whole([zone], u64::from(*serial))).collect()
+        },
+    },
+    Metric {
+        name: "outlast_dns_zone_trouble",
+        kind: Gauge,
+        unit: None,
+        labels: &["zone"],
+        help: "1: this node does not answer for the zone as it should.",
+        read: |scene| {
+            let zones = scene.picture.topology.dns.keys();
+            let trouble = &scene.picture.names.trouble;
+            zones.map(|zone| whole([zone], u64::from(trouble.contains_key(zone)))).collect()
+        },
+    },
+    Metric {
         name: "http_requests_total",
         kind: Counter,
         unit: None,

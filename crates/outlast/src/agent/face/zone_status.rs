@@ -1,0 +1,82 @@
+//! Zones that name servers answer for, as `/v1/status` tells of them.
+
+use std::collections::BTreeMap;
+
+use outlast_core::names::{Answers, agreed_answers};
+use outlast_core::topology::Zone;
+use serde::{Deserialize, Serialize};
+
+use crate::agent::shared::Picture;
+use crate::names::Seen;
+
+/// One `[dns."ZONE"]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ZoneStatus {
+    /// Where this node is asked to listen; null: it is not.
+    pub listen: Option<String>,
+    /// Of the SOA that this node answers with; null while it does not answer.
+    pub serial: Option<u32>,
+    /// Why this node does not answer as it should.
+    pub trouble: Option<String>,
+    /// What the parent of a signed zone has to be told: key tag, algorithm, digest type, digest.
+    pub ds: Option<String>,
+    pub records: Vec<RecordStatus>,
+    /// Records that updates have added.
+    pub added_records: usize,
+}
+
+/// One record of the file.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RecordStatus {
+    pub name: String,
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub policy: String,
+    /// up, down or unknown.
+    pub health: String,
+    /// Something of it is down, is about to be moved, or is not where it belongs.
+    pub degraded: bool,
+    pub ttl_seconds: u64,
+    /// Everything that some client may get now.
+    pub values: Vec<String>,
+}
+
+impl ZoneStatus {
+    pub(super) fn all(picture: &Picture) -> BTreeMap<String, ZoneStatus> {
+        let zones = picture.topology.dns.iter();
+        zones
+            .map(|(name, zone)| (name.clone(), ZoneStatus::of(name, zone, &picture.names)))
+            .collect()
+    }
+
+    fn of(name: &str, zone: &Zone, seen: &Seen) -> ZoneStatus {
+        let answers = agreed_answers(name, zone, &seen.agreed);
+        let records = zone.records.iter().zip(&answers);
+        ZoneStatus {
+            listen: zone.listen.map(|address| address.to_string()),
+            serial: seen.serials.get(name).copied(),
+            trouble: seen.trouble.get(name).cloned(),
+            ds: seen.ds.get(name).cloned(),
+            records: records
+                .map(|(record, answers)| RecordStatus::of(record.policy.word(), answers))
+                .collect(),
+            added_records: seen.agreed.zones.get(name).map_or(0, |zone| zone.records.len()),
+        }
+    }
+}
+
+impl RecordStatus {
+    fn of(policy: &str, answers: &Answers) -> RecordStatus {
+        RecordStatus {
+            name: answers.name.clone(),
+            kind: answers.kind.word().to_owned(),
+            policy: policy.to_owned(),
+            health: answers.health.to_string(),
+            degraded: answers.degraded,
+            ttl_seconds: answers.ttl.as_secs(),
+            values: answers.choice.values().into_iter().map(ToString::to_string).collect(),
+        }
+    }
+}

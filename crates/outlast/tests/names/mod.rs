@@ -1,0 +1,154 @@
+//! Names that move, on real machines of a lab: agreed on by all name servers, kept by one that is cut off, changed by
+//! updates, followed by clients with ordinary tools.
+
+use std::fs;
+
+use crate::{Lab, each_user, wait_until};
+
+const FILE: &str = r#"
+[cluster]
+name = "names"
+data_dir = "/var/lib/outlast-of-a-test"
+proxy_threads = 1
+[node.a]
+address = "10.0.0.1"
+[node.b]
+address = "10.0.0.2"
+[node.c]
+address = "10.0.0.3"
+[node.w1]
+address = "10.0.0.4"
+[node.w2]
+address = "10.0.0.5"
+[consensus]
+voters = ["a", "b", "c"]
+[process.web]
+nodes = ["w1", "w2"]
+command = "python3 -m http.server 7001"
+[dns."example.com"]
+listen = "0.0.0.0:53"
+rate_limit = "off"
+SIGNED
+records = [
+  { name = "api", type = "A", policy = "failover", primary = "10.0.0.4", secondary = "10.0.0.5", ttl = "60s", probe = { tcp = true, port = 7001, every = "1s", timeout = "900ms", fall = 3, rise = 2 } },
+  { name = "any", type = "TXT", values = ["fixed"] },
+]
+"#;
+
+const SERVERS: [&str; 3] = ["10.0.0.1", "10.0.0.2", "10.0.0.3"];
+
+/// What a server answers to one question, in short; nothing where it does not answer.
+fn dig(lab: &Lab, from: &str, server: &str, words: &[&str]) -> String {
+    let at = format!("@{server}");
+    let mut all = vec!["dig", "+short", "+tries=1", "+time=1", &at];
+    all.extend(words);
+    let output = lab.exec(from, &all);
+    let said = String::from_utf8_lossy(&output.stdout);
+    said.lines().filter(|line| !line.starts_with(';')).collect::<Vec<_>>().join(" ")
+}
+
+fn address(lab: &Lab, node: &str) -> String {
+    dig(lab, node, "127.0.0.1", &["api.example.com", "A"])
+}
+
+fn all_say(lab: &Lab, value: &str) {
+    for server in SERVERS {
+        wait_until(&format!("{server} says {value}"), || {
+            dig(lab, "a", server, &["api.example.com", "A"]) == value
+        });
+    }
+}
+
+#[test]
+fn all_name_servers_move_together_and_one_that_is_cut_off_keeps_its_answer() {
+    each_user(|user| {
+        let lab = Lab::up(user, &FILE.replace("SIGNED", ""));
+        all_say(&lab, "10.0.0.4");
+        // Who sees nothing any more says what was agreed on last, and moves nobody.
+        lab.good(&["cut", "c", "--for", "60s"]);
+        wait_until("the others know that it is gone", || {
+            let said = String::from_utf8_lossy(
+                &lab.exec("a", &["outlast", "dns", "explain", "api.example.com"]).stdout,
+            )
+            .into_owned();
+            said.contains("a client is wrong for at most") && !said.contains("c sees it")
+        });
+        assert_eq!(address(&lab, "c"), "10.0.0.4");
+        assert_eq!(address(&lab, "a"), "10.0.0.4");
+        lab.good(&["kill", "w1"]);
+        for node in ["a", "b"] {
+            wait_until("the others move on", || address(&lab, node) == "10.0.0.5");
+        }
+        assert_eq!(address(&lab, "c"), "10.0.0.4");
+        lab.good(&["heal"]);
+        all_say(&lab, "10.0.0.5");
+        let explained = lab.exec("b", &["outlast", "dns", "explain", "api.example.com"]);
+        let explained = String::from_utf8_lossy(&explained.stdout).into_owned();
+        assert!(
+            explained.contains("failover: 10.0.0.5 serves, the secondary; 1 of 2 healthy"),
+            "{explained}"
+        );
+        assert!(explained.contains("ttl 30s"), "{explained}");
+        // After a restart, before it has heard of anybody, it answers as it did.
+        lab.good(&["kill", "b"]);
+        lab.good(&["start", "b"]);
+        let mut first = String::new();
+        wait_until("it answers again", || {
+            first = address(&lab, "b");
+            !first.is_empty()
+        });
+        assert_eq!(first, "10.0.0.5");
+    });
+}
+
+#[test]
+fn an_update_to_any_server_is_answered_by_all_and_one_to_what_the_file_has_is_refused() {
+    each_user(|user| {
+        let lab = Lab::new(user);
+        let keys = lab.dir.join("keys");
+        let key = "key \"admin\" { algorithm hmac-sha256; secret \"c2VjcmV0LWtleS1vZi0zMi1ieXRlcy1pbi1hbGw=\"; };\n";
+        fs::write(&keys, key).unwrap();
+        let more = format!("keys = \"{}\"\nupdate = [\"admin\"]\ndnssec = true", keys.display());
+        lab.write(&FILE.replace("SIGNED", &more));
+        lab.good(&["up", "lab.toml", "--detach"]);
+        all_say(&lab, "10.0.0.4");
+        let update = |server: &str, what: &str| {
+            let script = format!(
+                "printf 'server {server}\\nzone example.com\\n{what}\\nsend\\n' | nsupdate -k {}",
+                keys.display()
+            );
+            lab.exec("a", &["sh", "-c", &script])
+        };
+        for (nth, server) in SERVERS.iter().enumerate() {
+            let output =
+                update(server, &format!("update add www{nth}.example.com 60 A 192.0.2.{nth}"));
+            assert!(output.status.success(), "{server}: {output:?}");
+        }
+        for server in SERVERS {
+            for nth in 0..3 {
+                let name = format!("www{nth}.example.com");
+                wait_until(&format!("{server} knows {name}"), || {
+                    dig(&lab, "a", server, &[&name, "A"]) == format!("192.0.2.{nth}")
+                });
+            }
+        }
+        let refused = update("10.0.0.2", "update add api.example.com 60 A 192.0.2.9");
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("REFUSED"), "{refused:?}");
+        let gone = update("10.0.0.2", "update delete www0.example.com");
+        assert!(gone.status.success(), "{gone:?}");
+        for server in SERVERS {
+            wait_until("it is gone", || {
+                dig(&lab, "a", server, &["www0.example.com", "A"]).is_empty()
+            });
+        }
+        // All sign with the same key, and have one serial.
+        let keys_of = |server| dig(&lab, "a", server, &["example.com", "DNSKEY"]);
+        let serial = |server| dig(&lab, "a", server, &["example.com", "SOA"]);
+        for server in SERVERS {
+            assert_eq!(keys_of(server), keys_of("10.0.0.1"));
+            wait_until("serials are the same", || serial(server) == serial("10.0.0.1"));
+        }
+        let signed = dig(&lab, "a", "10.0.0.3", &["+dnssec", "api.example.com", "A"]);
+        assert!(signed.contains(" A 13 3 "), "{signed}");
+    });
+}

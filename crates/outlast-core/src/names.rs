@@ -26,6 +26,7 @@ use crate::topology::{
 };
 
 mod lead;
+mod places;
 mod quorum;
 mod worst;
 
@@ -36,6 +37,7 @@ pub use lead::{
     Known, Lead, Look, Sights, agreed_answers, changes, digest, key, policy_key, sights, sticky,
     wanted, wanted_by,
 };
+pub use places::{places, places_alone};
 pub use quorum::{Verdicts, Votes, verdict};
 pub use worst::{AGREEMENT, WorstCase, of_address, of_probe, of_record};
 
@@ -99,6 +101,9 @@ pub struct Seen {
     /// Somebody has planned to move it away, soon.
     pub moves_soon: bool,
 }
+
+/// Where parts are that policies follow: which of their sides, in the order of the file.
+pub type Places = BTreeMap<String, usize>;
 
 /// Says what is agreed on.
 pub type Sight<'a> = dyn Fn(Asked<'_>) -> Seen + 'a;
@@ -186,7 +191,16 @@ pub fn answers(zone: &Zone, sight: &Sight<'_>, sticky: &Sticky) -> Vec<Answers> 
 ///
 /// Who serves goes on until it is down; then the first that is not down takes over. Back it goes to one further in front
 /// once that has been up for as long as `failback` says. Where all are down, nothing changes.
-pub fn decide(zone: &Zone, sight: &Sight<'_>, sticky: &Sticky, now: Instant) -> Decision {
+///
+/// A policy that follows a part chooses where that is by `places`, whatever its values' health; where nobody knows, nothing
+/// changes.
+pub fn decide(
+    zone: &Zone,
+    sight: &Sight<'_>,
+    sticky: &Sticky,
+    places: &Places,
+    now: Instant,
+) -> Decision {
     let evaluation = Evaluation { zone, sight, sticky };
     let pins = sticky.pins.iter().filter(|(_, pin)| pin.until.is_none_or(|until| now < until));
     let pins: BTreeMap<FailoverId, Pin> = pins.map(|(id, pin)| (id.clone(), pin.clone())).collect();
@@ -194,7 +208,12 @@ pub fn decide(zone: &Zone, sight: &Sight<'_>, sticky: &Sticky, now: Instant) -> 
     let mut decision =
         Decision { sticky: Sticky { chosen: BTreeMap::new(), pins }, look_again: ends };
     for record in &zone.records {
-        evaluation.decide_below(&FailoverId::of(record), &record.policy, now, &mut decision);
+        evaluation.decide_below(
+            &FailoverId::of(record),
+            &record.policy,
+            (places, now),
+            &mut decision,
+        );
     }
     decision
 }
@@ -479,6 +498,9 @@ impl Evaluation<'_> {
                 Some(Choice::One(list.iter().map(|endpoint| endpoint.value.clone()).collect()))
             }
             Policy::Multivalue(list) => multivalue(list, found, open),
+            Policy::Failover { entries, follows: Some(_), .. } => {
+                found.get(self.kept(id, entries))?.choice(true).cloned()
+            }
             Policy::Failover { entries, .. } => {
                 found.get(self.chosen(id, entries, found))?.choice(open).cloned()
             }
@@ -515,13 +537,18 @@ impl Evaluation<'_> {
 
     /// Which entry of a failover policy serves.
     fn chosen(&self, id: &FailoverId, entries: &[Entry], found: &[Found]) -> usize {
-        let kept = self.sticky.chosen.get(id);
-        let kept = entries.iter().position(|entry| Some(&entry.label()) == kept).unwrap_or(0);
+        let kept = self.kept(id, entries);
         if found.get(kept).is_some_and(|found| !found.is_down()) {
             return kept;
         }
         // The next decision will say so, too.
         found.iter().position(|found| !found.is_down()).unwrap_or(kept)
+    }
+
+    /// Which one it is agreed that serves.
+    fn kept(&self, id: &FailoverId, entries: &[Entry]) -> usize {
+        let kept = self.sticky.chosen.get(id);
+        entries.iter().position(|entry| Some(&entry.label()) == kept).unwrap_or(0)
     }
 
     fn latency(&self, entries: &[(String, Entry)], found: &[Found], open: bool) -> Option<Choice> {
@@ -556,6 +583,11 @@ impl Evaluation<'_> {
         let healthy = found.iter().filter(|found| !found.is_down()).count();
         let count = format!("{healthy} of {} healthy", found.len());
         match policy {
+            Policy::Failover { entries, follows: Some(part), .. } => {
+                let nth = self.kept(id, entries);
+                let label = entries.get(nth).map(Entry::label).unwrap_or_default();
+                (format!("{word}: {label} serves, where {part} was last known to be"), false)
+            }
             Policy::Failover { entries, .. } => {
                 let nth = self.chosen(id, entries, found);
                 let label = entries.get(nth).map(Entry::label).unwrap_or_default();
@@ -612,16 +644,25 @@ impl Evaluation<'_> {
         &self,
         id: &FailoverId,
         policy: &Policy,
-        now: Instant,
+        (places, now): (&Places, Instant),
         decision: &mut Decision,
     ) {
         let entries = policy.entries();
         for (nth, entry) in entries.iter().enumerate() {
             if let Branch::Policy(inner) = &entry.what {
-                self.decide_below(&id.inner(nth), inner, now, decision);
+                self.decide_below(&id.inner(nth), inner, (places, now), decision);
             }
         }
-        if let Policy::Failover { entries, failback } = policy {
+        if let Policy::Failover { entries, follows: Some(part), .. } = policy {
+            let kept = self.kept(id, entries);
+            let place = places.get(&part.to_string()).copied();
+            let place = place.filter(|nth| *nth < entries.len()).unwrap_or(kept);
+            if place != 0
+                && let Some(entry) = entries.get(place)
+            {
+                decision.sticky.chosen.insert(id.clone(), entry.label());
+            }
+        } else if let Policy::Failover { entries, failback, .. } = policy {
             let found: Vec<Found> = (entries.iter().enumerate())
                 .map(|(nth, entry)| self.entry(&id.inner(nth), entry, 0))
                 .collect();

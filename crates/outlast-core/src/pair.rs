@@ -79,6 +79,10 @@ pub enum Stage {
     Ready,
     /// From the order to route until readers had the new route.
     Switch,
+    /// From then until an address that follows the pair was held on the other side.
+    Address,
+    /// From then until name servers answered with the other side.
+    Names,
 }
 
 impl fmt::Display for Stage {
@@ -88,6 +92,8 @@ impl fmt::Display for Stage {
             Stage::Start => "start",
             Stage::Ready => "ready",
             Stage::Switch => "switch",
+            Stage::Address => "address",
+            Stage::Names => "names",
         })
     }
 }

@@ -287,6 +287,7 @@ fn a_simple_failover_stays_as_it_was() {
             kind: RecordKind::A,
             policy: Policy::Failover {
                 entries: vec![entry("192.0.2.10", web), entry("198.51.100.20", None)],
+                follows: None,
                 failback: Failback::After(seconds(30)),
             },
             check: None,
@@ -318,7 +319,7 @@ fn every_key_of_a_zone_is_read() {
     assert_eq!(*latency, Duration::from_millis(80));
     let record = |name: &str| zone.records.iter().find(|record| record.name == name).unwrap();
 
-    let Policy::Failover { entries, failback } = &record("order").policy else { panic!() };
+    let Policy::Failover { entries, failback, .. } = &record("order").policy else { panic!() };
     assert_eq!((entries.len(), *failback), (3, Failback::Manual));
     let Some(HealthCheck::Value(probe)) = &entries[2].check else { panic!("{entries:?}") };
     assert_eq!(probe.id, "order.example.com A 192.0.2.3:80");

@@ -6,8 +6,8 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use super::{
-    Answers, Asked, FailoverId, Pin, Seen, Sticky, VerdictRule, Verdicts, Zone, answers, checks_of,
-    decide, parts, value_probes,
+    Answers, Asked, FailoverId, Pin, Places, Seen, Sticky, VerdictRule, Verdicts, Zone, answers,
+    checks_of, decide, parts, value_probes,
 };
 use crate::agreed::{AgreedNames, Hash, Limit, NameChange, NamesCommand};
 use crate::event::{Fact, Target};
@@ -152,6 +152,8 @@ pub fn wanted_by(zone: &Zone, record: &Record) -> BTreeSet<String> {
 pub struct Known {
     /// What all nodes agree on anyway: whether a database has a primary, an address a holder.
     pub agreed: Sights,
+    /// Where the parts are that policies follow.
+    pub places: Places,
     /// Things that somebody has planned to move away soon.
     pub soon: BTreeSet<String>,
 }
@@ -211,7 +213,7 @@ impl Lead {
         for (name, zone) in &topology.dns {
             let before = sticky(name, &after, now, wall);
             let sight = |asked: Asked<'_>| seen(&after, &self.up_since, asked);
-            let decision = decide(zone, &sight, &before, now);
+            let decision = decide(zone, &sight, &before, &known.places, now);
             again = [again, decision.look_again].into_iter().flatten().min();
             let chosen = decided(name, &before, &decision.sticky);
             let new = digest(zone);

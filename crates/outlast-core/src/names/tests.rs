@@ -48,7 +48,7 @@ fn inner(policy: Policy) -> Entry {
 }
 
 fn failover(entries: Vec<Entry>) -> Policy {
-    Policy::Failover { entries, failback: Failback::After(seconds(30)) }
+    Policy::Failover { entries, failback: Failback::After(seconds(30)), follows: None }
 }
 
 fn record(name: &str, policy: Policy) -> Record {
@@ -411,7 +411,7 @@ fn the_ttl_is_lower_while_something_is_down_or_soon_moved() {
 /// Leads one failover through time: each step is a moment, `health@since` of each entry, and who serves then.
 fn check_sticky(failback: Failback, pins: &[(&str, Option<u64>)], steps: &[(u64, &str, &str)]) {
     let entries = vec![checked(1), checked(2), checked(3)];
-    let zone = zone(vec![record("x", Policy::Failover { entries, failback })]);
+    let zone = zone(vec![record("x", Policy::Failover { entries, failback, follows: None })]);
     let id = FailoverId::of(&zone.records[0]);
     let mut sticky = Sticky::default();
     for &(label, until) in pins {
@@ -435,11 +435,11 @@ fn check_sticky(failback: Failback, pins: &[(&str, Option<u64>)], steps: &[(u64,
             Asked::Part(part) => seen[part.name.parse::<usize>().unwrap() - 1],
             Asked::Value(_) => Seen::default(),
         };
-        sticky = decide(&zone, &sight, &sticky, at(now)).sticky;
+        sticky = decide(&zone, &sight, &sticky, &Places::new(), at(now)).sticky;
         let choice = &answers(&zone, &sight, &sticky)[0].choice;
         assert_eq!(show(choice), expected, "at {now}s: {healths}");
         // What is decided stays so while nothing changes.
-        assert_eq!(decide(&zone, &sight, &sticky, at(now)).sticky, sticky);
+        assert_eq!(decide(&zone, &sight, &sticky, &Places::new(), at(now)).sticky, sticky);
     }
 }
 
@@ -491,12 +491,12 @@ fn a_decision_says_when_time_alone_will_change_it() {
     let mut sticky = Sticky::default();
     sticky.chosen.insert(FailoverId::of(&zone.records[0]), "192.0.2.2".to_owned());
     let up = |_: Asked<'_>| Seen { health: Up, since: at(100), moves_soon: false };
-    assert_eq!(decide(&zone, &up, &sticky, at(110)).look_again, Some(at(130)));
-    let decided = decide(&zone, &up, &sticky, at(130));
+    assert_eq!(decide(&zone, &up, &sticky, &Places::new(), at(110)).look_again, Some(at(130)));
+    let decided = decide(&zone, &up, &sticky, &Places::new(), at(130));
     assert_eq!((decided.sticky, decided.look_again), (Sticky::default(), None));
     // An entry that is gone is forgotten.
     sticky.chosen.insert(FailoverId::of(&zone.records[0]), "192.0.2.77".to_owned());
-    assert_eq!(decide(&zone, &up, &sticky, at(110)).sticky, Sticky::default());
+    assert_eq!(decide(&zone, &up, &sticky, &Places::new(), at(110)).sticky, Sticky::default());
 }
 
 #[test]
@@ -753,7 +753,7 @@ fn the_laws_hold_of_any_tree_and_any_health() {
             let is_down = |last: u8| seen[usize::from(last) - 1].health == Down;
             let look = look(&seen);
             now += rng.below(40);
-            sticky = decide(&zone, &look, &sticky, at(now)).sticky;
+            sticky = decide(&zone, &look, &sticky, &Places::new(), at(now)).sticky;
             let all = answers(&zone, &look, &sticky);
             let got = &all[0];
             let values: BTreeSet<u8> =
@@ -773,7 +773,11 @@ fn the_laws_hold_of_any_tree_and_any_health() {
             }
             // The same health gives the same answers, and a decision that stands.
             assert_eq!(answers(&zone, &look, &sticky), all, "seed {seed}");
-            assert_eq!(decide(&zone, &look, &sticky, at(now)).sticky, sticky, "seed {seed}");
+            assert_eq!(
+                decide(&zone, &look, &sticky, &Places::new(), at(now)).sticky,
+                sticky,
+                "seed {seed}"
+            );
             // A name server that has not heard of the decision yet answers nothing that is down either.
             let late = &answers(&zone, &look, &Sticky::default())[0];
             let late_down =
@@ -950,4 +954,32 @@ fn a_policy_is_found_again_by_its_name() {
     led.look(0);
     assert_eq!(led.agreed.chosen.keys().collect::<Vec<_>>(), ["example.com api A 0"]);
     assert_eq!(led.answers().0, "2");
+}
+
+#[test]
+fn a_name_that_follows_a_part_is_where_that_is_and_stays_while_nobody_knows() {
+    let mut led = Led::new(vec![record(
+        "api",
+        Policy::Failover {
+            entries: vec![plain(1), plain(2)],
+            failback: Failback::Manual,
+            follows: Some(part("pair")),
+        },
+    )]);
+    led.look(0);
+    assert_eq!(led.answers().0, "1");
+    let go = |place: Option<usize>, led: &mut Led| {
+        let places = place.map(|place| ("service.pair".to_owned(), place)).into_iter().collect();
+        let known = Known { places, ..Known::default() };
+        let look = led.lead.look(at(1), Timestamp(0), &led.topology, &known, &led.agreed);
+        if let Some(command) = look.command {
+            led.index += 1;
+            let stamp = crate::agreed::Stamp { index: led.index, wall: Timestamp(0) };
+            led.agreed = led.agreed.changed(stamp, &command).unwrap();
+        }
+        led.answers().0
+    };
+    assert_eq!(go(Some(1), &mut led), "2");
+    assert_eq!(go(None, &mut led), "2", "the last place that is known stays");
+    assert_eq!(go(Some(0), &mut led), "1");
 }

@@ -239,7 +239,7 @@ impl Check {
                         self.saw("started");
                     }
                     Stage::Switch => self.saw("confirmed"),
-                    Stage::Detect | Stage::Ready => {}
+                    Stage::Detect | Stage::Ready | Stage::Address | Stage::Names => {}
                 }
             }
             Fact::FailoverFinished { service, epoch, took, .. } => {

@@ -156,7 +156,12 @@ pub enum Policy {
     /// All values, whatever their health.
     Simple(Vec<Endpoint>),
     /// The first one that is healthy, and that one until another is to be chosen.
-    Failover { entries: Vec<Entry>, failback: Failback },
+    Failover {
+        entries: Vec<Entry>,
+        failback: Failback,
+        /// Instead of health: where this part is. The entries are in the order of its sides or nodes.
+        follows: Option<PartRef>,
+    },
     /// One of the healthy ones, each as often as its weight says. 0: only while no other is healthy.
     Weighted(Vec<(u16, Entry)>),
     /// All healthy values, at most [`MULTIVALUE_MAX`].

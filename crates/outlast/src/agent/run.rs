@@ -9,6 +9,7 @@ mod requests;
 mod stop;
 mod together;
 mod traffic;
+mod trails;
 mod upgrade;
 
 use std::net::IpAddr;
@@ -169,7 +170,9 @@ struct Loop {
     addresses: Option<Addresses>,
     name_servers: NameServers,
     /// Tells them what this node sees.
-    say_sights: watch::Sender<outlast_core::names::Sights>,
+    say_sights: watch::Sender<name_servers::Sighted>,
+    /// Failovers that addresses and names still have to follow.
+    trails: trails::Trails,
     cluster: Option<Cluster>,
     databases: Option<Databases>,
     /// Tells others of the topology that this node runs.
@@ -284,7 +287,7 @@ impl Loop {
             Addresses::start(home, cluster.of_addresses())
         });
         let addresses = addresses.transpose()?;
-        let (say_sights, sights) = watch::channel(outlast_core::names::Sights::new());
+        let (say_sights, sights) = watch::channel(name_servers::Sighted::default());
         let home = name_servers::Home {
             node: node.clone(),
             base: base.clone(),
@@ -340,6 +343,7 @@ impl Loop {
             addresses,
             name_servers,
             say_sights,
+            trails: trails::Trails::default(),
             in_force,
             databases_changed: false,
             lease: None,
@@ -403,7 +407,10 @@ impl Loop {
                 news = together::next_news(&mut self.cluster) => self.hear_cluster(news),
                 Some(fact) = self.facts_told.recv() => self.record(fact),
                 () = together::address_news(&mut self.addresses) => self.publish(),
-                () = self.name_servers.changed() => self.publish(),
+                () = self.name_servers.changed() => {
+                    self.publish();
+                    self.follow_trails();
+                }
                 errand = self.accord.errand() => self.hear_errand(errand),
                 () = tokio::time::sleep(wake) => {
                     self.look_after_proxies();
@@ -480,6 +487,7 @@ impl Loop {
         let now = self.now();
         self.core.step(now, input, &mut actions);
         self.act(actions);
+        self.follow_trails();
     }
 
     /// Does what the core says, in its order; what must be on disk first is done once it is.
@@ -546,6 +554,7 @@ impl Loop {
             Severity::Warn => tracing::warn!(subject, event = fact.name(), "{fact}"),
             Severity::Error => tracing::error!(subject, event = fact.name(), "{fact}"),
         }
+        self.trails.note(&fact);
         match self.journal.record(wall(), fact) {
             Ok(event) => self.recent.push(journal::Line::of(&event)),
             Err(error) => tracing::error!(%error, "write to the journal"),

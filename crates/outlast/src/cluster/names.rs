@@ -10,7 +10,7 @@ use outlast_core::address::unit_of;
 use outlast_core::agent::Agreement;
 use outlast_core::agreed::{ClientId, Command, Entry, Expected, KvCommand, NamesCommand, Reply};
 use outlast_core::health::Health;
-use outlast_core::names::{Known, Lead, Sights, sights};
+use outlast_core::names::{Known, Lead, Sights, places, sights};
 use outlast_core::observers::{Report, STALE_AFTER};
 use outlast_core::time::Instant;
 use outlast_core::topology::Topology;
@@ -301,6 +301,7 @@ fn known(topology: &Topology, agreement: &Agreement) -> Known {
     });
     Known {
         agreed: databases.chain(addresses).collect(),
+        places: places(topology, agreement),
         soon: soon.map(|(name, _)| format!("postgres.{name}")).collect(),
     }
 }

@@ -8,11 +8,12 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use outlast_core::topology::{
-    Network, POLICY_DEPTH_MAX, Record, RecordKind, RecordValue, Soa, TTL_DEGRADED_MIN, VerdictRule,
-    WhenAllDown, Zone,
+    Address, AddressMode, Network, POLICY_DEPTH_MAX, Pool, Postgres, Record, RecordKind,
+    RecordValue, Service, Soa, TTL_DEGRADED_MIN, VerdictRule, WhenAllDown, Zone,
 };
 use outlast_core::units::show_duration;
 
+use super::Parts;
 use super::complaint::quote;
 use super::desk::{Desk, Span};
 use super::item::Item;
@@ -26,7 +27,19 @@ use policy::{Alias, Reader, record_value};
 /// The port of the name system.
 const DNS_PORT: u16 = 53;
 
-pub(super) fn zone(section: &Section<'_>, name: &str, notes: &mut Notes) -> Option<Zone> {
+/// What stands beside a zone in the file.
+pub(super) struct Beside<'a, 't> {
+    pub(super) services: &'a Parts<'t, Service>,
+    pub(super) postgres: &'a Parts<'t, Postgres>,
+    pub(super) addresses: &'a Parts<'t, Address>,
+}
+
+pub(super) fn zone(
+    section: &Section<'_>,
+    name: &str,
+    beside: &Beside<'_, '_>,
+    notes: &mut Notes,
+) -> Option<Zone> {
     let listen = section.optional("listen", |item| item.listen());
     let ns = section.optional("ns", |item| item.distinct(|item| item.parsed(words::domain)));
     let soa = soa(section);
@@ -45,7 +58,13 @@ pub(super) fn zone(section: &Section<'_>, name: &str, notes: &mut Notes) -> Opti
         section.refuse(&["update"], "goes with `keys`", "name the file of keys, too");
     }
     let known = known_regions(regions.as_ref(), latencies.as_ref());
-    let records = records(section, name, known.as_ref(), regions.as_ref());
+    let around = policy::Around {
+        zone: name,
+        known_regions: known.as_ref(),
+        regions: regions.as_ref().and_then(Option::as_ref),
+        followed: followed(beside),
+    };
+    let records = records(section, &around);
     if let Some(Some(address)) = listen {
         notes.listen_for_dns(address, format!("[dns.\"{name}\"]"), section.span_of("listen"));
     }
@@ -64,6 +83,22 @@ pub(super) fn zone(section: &Section<'_>, name: &str, notes: &mut Notes) -> Opti
         regions: regions?.unwrap_or_default(),
         latencies: latencies?.unwrap_or_default(),
     })
+}
+
+/// How many values a name has to have that follows a part; `None`: it has no place that could be followed.
+fn followed(beside: &Beside<'_, '_>) -> BTreeMap<String, Option<usize>> {
+    let services = beside.services.good().map(|(name, _, service)| {
+        let sides = matches!(service.pool, Pool::Pair(_)).then_some(2);
+        (format!("service.{name}"), sides)
+    });
+    let postgres = beside.postgres.good();
+    let postgres =
+        postgres.map(|(name, _, part)| (format!("postgres.{name}"), Some(part.nodes.len())));
+    let addresses = beside.addresses.good().map(|(name, _, address)| {
+        let leased = matches!(address.mode, AddressMode::Lease { .. });
+        (format!("address.{name}"), leased.then_some(address.nodes.len()))
+    });
+    services.chain(postgres).chain(addresses).collect()
 }
 
 type Regions = BTreeMap<String, Vec<Network>>;
@@ -153,19 +188,13 @@ fn latencies(item: &Item<'_>) -> Option<Latencies> {
     all
 }
 
-fn records(
-    section: &Section<'_>,
-    zone: &str,
-    known_regions: Option<&BTreeSet<String>>,
-    regions: Option<&Option<Regions>>,
-) -> Option<Vec<Record>> {
+fn records(section: &Section<'_>, around: &policy::Around<'_>) -> Option<Vec<Record>> {
     let mut seen = BTreeMap::new();
     let mut aliases = Vec::new();
-    let regions = regions.and_then(Option::as_ref);
     let mut records = Some(Vec::new());
     for item in section.item("records")?.list()? {
         let read = item.section().and_then(|section| {
-            let mut reader = Reader::new(zone, &section, known_regions, regions);
+            let mut reader = Reader::new(around, &section);
             let record = record(&section, &mut reader, &mut seen);
             aliases.append(&mut reader.aliases);
             record

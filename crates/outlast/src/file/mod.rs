@@ -113,7 +113,8 @@ fn read<'t>(desk: &'t Desk<'t>, names: &'t Names, root: &'t DeTable<'t>) -> Opti
     let stores = named(&file, "store", |s, name| data::store(s, name, &mut notes));
     let beside = address::Beside { nodes: &nodes, services: &services, postgres: &postgres };
     let addresses = named(&file, "address", |section, _| address::read(section, &beside));
-    let dns = named(&file, "dns", |section, name| dns::zone(section, name, &mut notes));
+    let followed = dns::Beside { services: &services, postgres: &postgres, addresses: &addresses };
+    let dns = named(&file, "dns", |section, name| dns::zone(section, name, &followed, &mut notes));
     let externals = named(&file, "external", |section, _| process::external(section));
     let objectives = named(&file, "objective", |section, _| goals::objective(section));
     let agreements = named(&file, "agreement", |section, _| goals::agreement(section));

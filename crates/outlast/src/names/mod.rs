@@ -27,7 +27,7 @@ use anyhow::Context as _;
 use outlast_consensus::boottime;
 use outlast_core::agreed::{AgreedNames, NamesCommand, Stamp};
 use outlast_core::event::Fact;
-use outlast_core::names::{Known, Lead, Sights, digest};
+use outlast_core::names::{Known, Lead, Places, Sights, digest};
 use outlast_core::time::Instant;
 use outlast_core::topology::Topology;
 use outlast_dns::server::{Totals, UpdateRequest};
@@ -63,8 +63,15 @@ pub struct Home {
     pub data_dir: PathBuf,
     pub topology: watch::Receiver<Arc<Topology>>,
     /// What this node sees.
-    pub sights: watch::Receiver<Sights>,
+    pub sights: watch::Receiver<Sighted>,
     pub facts: mpsc::Sender<Fact>,
+}
+
+/// What a node that is alone goes by.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sighted {
+    pub sights: Sights,
+    pub places: Places,
 }
 
 /// The name servers as people see them.
@@ -266,7 +273,7 @@ impl Desk {
     }
 
     /// Takes what is agreed on, or judges where nobody else could.
-    fn learn(&mut self, topology: &Arc<Topology>, sights: Sights) {
+    fn learn(&mut self, topology: &Arc<Topology>, Sighted { sights, places }: Sighted) {
         let before = self.kept.borrow().clone();
         let after = match &mut self.source {
             Source::Cluster(of) => {
@@ -284,7 +291,7 @@ impl Desk {
                 lead.hear(&self.home.node, sights);
                 let mut kept = Kept { secrets: alone(topology, &before.secrets), ..before.clone() };
                 let now = boottime();
-                let known = Known::default();
+                let known = Known { places, ..Known::default() };
                 let look = lead.look(now, wall(), topology, &known, &kept.agreed);
                 *look_at = look.again.filter(|at| now < *at);
                 if let Some(command) = &look.command

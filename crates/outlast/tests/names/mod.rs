@@ -3,6 +3,8 @@
 
 use std::fs;
 
+use serde_json::Value;
+
 use crate::{Lab, each_user, wait_until};
 
 const FILE: &str = r#"
@@ -150,5 +152,76 @@ fn an_update_to_any_server_is_answered_by_all_and_one_to_what_the_file_has_is_re
         }
         let signed = dig(&lab, "a", "10.0.0.3", &["+dnssec", "api.example.com", "A"]);
         assert!(signed.contains(" A 13 3 "), "{signed}");
+    });
+}
+
+const PAIR: &str = r#"
+[cluster]
+name = "pair"
+data_dir = "/var/lib/outlast-of-a-test"
+proxy_threads = 1
+[node.a]
+address = "10.0.0.1"
+[node.b]
+address = "10.0.0.2"
+[node.c]
+address = "10.0.0.3"
+[consensus]
+voters = ["a", "b", "c"]
+[process.web]
+nodes = ["a", "b"]
+command = "python3 -m http.server 7001"
+[service.shop]
+listen = "0.0.0.0:8080"
+primary = "http://10.0.0.1:7001"
+backup = "http://10.0.0.2:7001"
+standby = "hot"
+probe = { tcp = true, every = "1s", timeout = "900ms", fall = 2, rise = 2 }
+failback = "manual"
+[address.edge]
+ip = "10.0.0.100/24"
+interface = "eth0"
+follows = "service.shop"
+[dns."example.com"]
+listen = "0.0.0.0:53"
+records = [
+  { name = "shop", type = "A", policy = "failover", primary = "192.0.2.1", secondary = "192.0.2.2", follows = "service.shop", ttl = "30s" },
+]
+"#;
+
+/// The stages of the last failover in a node's journal, in their order, as long as they are what they are to be.
+fn stages(lab: &Lab, node: &str) -> Vec<String> {
+    let output = lab.exec(node, &["outlast", "events", "--format", "json"]);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let events = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let stages = events.filter(|event| event["event"] == "failover_stage");
+    stages.filter_map(|event| Some(event["stage"].as_str()?.to_owned())).collect()
+}
+
+#[test]
+fn a_service_that_fails_over_takes_its_address_and_its_name_along_and_each_step_is_written_down() {
+    each_user(|user| {
+        let lab = Lab::up(user, PAIR);
+        let name = |node| dig(&lab, node, "127.0.0.1", &["shop.example.com", "A"]);
+        for node in ["a", "b", "c"] {
+            wait_until("the primary is answered", || name(node) == "192.0.2.1");
+        }
+        let holds = |node: &str| {
+            let here = lab.exec(node, &["ip", "-4", "addr", "show", "eth0"]);
+            String::from_utf8_lossy(&here.stdout).contains("10.0.0.100")
+        };
+        wait_until("the address is with the primary", || holds("a"));
+        lab.good(&["kill", "a"]);
+        wait_until("the address is with the backup", || holds("b"));
+        for node in ["b", "c"] {
+            wait_until("the backup is answered", || name(node) == "192.0.2.2");
+        }
+        let wanted = ["detect", "switch", "address", "names"];
+        wait_until("whoever decided has written down all of it", || {
+            ["b", "c"].iter().any(|node| stages(&lab, node) == wanted)
+        });
+        // With both sides down, the last place that is known stays.
+        lab.good(&["cut", "b", "--for", "60s"]);
+        assert_eq!(name("c"), "192.0.2.2");
     });
 }

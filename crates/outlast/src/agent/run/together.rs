@@ -10,7 +10,7 @@ use outlast_core::agreed::SideCommand;
 use outlast_core::database::{self as databases, MemberSight};
 use outlast_core::names;
 use outlast_core::observers::{Report, STALE_AFTER};
-use outlast_core::pair::Epoch;
+use outlast_core::pair::{Epoch, Side};
 use outlast_core::time::Instant;
 use outlast_core::topology::{Pool, Topology};
 use tokio::sync::oneshot;
@@ -22,6 +22,7 @@ use crate::agent::shared::{AddressesView, DatabasesView};
 use crate::agent::{standby, state};
 use crate::cluster::{Answering, Asked, Cluster, LeaseWish, News, StandbyOrder};
 use crate::database::Databases;
+use crate::names::Sighted;
 
 /// For as long as this a data plane may be behind what was agreed; then this node lets its lease end.
 const BEHIND_MAX: Duration = Duration::from_secs(4);
@@ -130,18 +131,26 @@ impl Loop {
         Some(AddressesView { agreed: self.agreement.addresses.clone(), seen: addresses.seen() })
     }
 
+    /// Which side of each pair serves, as this node knows it.
+    pub(super) fn sides(&self) -> BTreeMap<String, Side> {
+        self.core.pairs().into_iter().map(|(name, (side, _))| (name, side)).collect()
+    }
+
     /// Tells this node's name servers what it sees: where it is alone, they go by that.
     pub(super) fn tell_name_servers(&self, now: Instant) {
         if self.cluster.is_some() || self.topology.dns.is_empty() {
             return;
         }
-        let sights = names::sights(&self.core.report(now));
+        let sighted = Sighted {
+            sights: names::sights(&self.core.report(now)),
+            places: names::places_alone(&self.sides()),
+        };
         self.say_sights.send_if_modified(|before| {
-            let health = |sights: &names::Sights| -> Vec<_> {
-                sights.iter().map(|(key, (health, _))| (key.clone(), *health)).collect()
+            let health = |sighted: &Sighted| -> Vec<_> {
+                sighted.sights.iter().map(|(key, (health, _))| (key.clone(), *health)).collect()
             };
-            let differs = health(before) != health(&sights);
-            *before = sights;
+            let differs = health(before) != health(&sighted) || before.places != sighted.places;
+            *before = sighted;
             differs
         });
     }

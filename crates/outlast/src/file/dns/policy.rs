@@ -39,6 +39,15 @@ pub(super) struct Alias {
     pub(super) depth: usize,
 }
 
+/// What a zone says for all of its records, and what stands beside it.
+pub(super) struct Around<'a> {
+    pub(super) zone: &'a str,
+    pub(super) known_regions: Option<&'a BTreeSet<String>>,
+    pub(super) regions: Option<&'a BTreeMap<String, Vec<Network>>>,
+    /// How many values a name has to have that follows a part; `None`: it has no place that could be followed.
+    pub(super) followed: BTreeMap<String, Option<usize>>,
+}
+
 /// Reads one record.
 pub(super) struct Reader<'a, 't> {
     zone: &'a str,
@@ -46,6 +55,7 @@ pub(super) struct Reader<'a, 't> {
     pub(super) kind: Option<&'static str>,
     known_regions: Option<&'a BTreeSet<String>>,
     regions: Option<&'a BTreeMap<String, Vec<Network>>>,
+    followed: &'a BTreeMap<String, Option<usize>>,
     pub(super) aliases: Vec<Alias>,
     /// By their ids: two different ones of one value cannot be told apart.
     probes: BTreeMap<String, Probe>,
@@ -84,14 +94,12 @@ struct Written<'t> {
 }
 
 impl<'a, 't> Reader<'a, 't> {
-    pub(super) fn new(
-        zone: &'a str,
-        section: &Section<'t>,
-        known_regions: Option<&'a BTreeSet<String>>,
-        regions: Option<&'a BTreeMap<String, Vec<Network>>>,
-    ) -> Reader<'a, 't> {
+    pub(super) fn new(around: &'a Around<'a>, section: &Section<'t>) -> Reader<'a, 't> {
+        let Around { zone, known_regions, regions, followed } = around;
+        let (known_regions, regions) = (*known_regions, *regions);
         Reader {
             zone,
+            followed,
             name: section.item("name").and_then(|item| item.parsed(words::record_name)),
             kind: section.item("type").and_then(|item| item.word()),
             known_regions,
@@ -109,17 +117,24 @@ impl<'a, 't> Reader<'a, 't> {
         inherited: Option<&Judge>,
         depth: usize,
     ) -> Option<(Policy, Option<HealthCheck>)> {
-        let own = section.optional("probe", |item| judge(&item));
         let word = section.word("policy");
+        let follows = if depth == 0 { section.item("follows") } else { None };
+        if let Some(item) = follows {
+            return self.following(section, &item, word, depth).map(|policy| (policy, None));
+        }
+        let own = section.optional("probe", |item| judge(&item));
         let failback = failback(section);
         let evaluate = section.switch("evaluate");
         refuse_keys_of_others(section, word);
         let own = own?;
         let of_values = own.as_ref().filter(|own| own.is_of_value()).or(inherited);
         let mut policy = match word? {
-            "failover" => self
-                .failover(section, of_values, own.is_some(), depth)
-                .and_then(|entries| Some(Policy::Failover { entries, failback: failback? })),
+            "failover" => {
+                self.failover(section, of_values, own.is_some(), depth).and_then(|entries| {
+                    let (failback, follows) = (failback?, None);
+                    Some(Policy::Failover { entries, failback, follows })
+                })
+            }
             "weighted" => self.weighted(section, of_values, depth),
             "multivalue" => self.endpoints(section, of_values, true).map(Policy::Multivalue),
             "latency" => self.latency(section, of_values, depth),
@@ -137,6 +152,47 @@ impl<'a, 't> Reader<'a, 't> {
             return Some((policy, None));
         }
         Some((policy, check))
+    }
+
+    /// A failover policy that goes by where a part is.
+    fn following(
+        &mut self,
+        section: &Section<'t>,
+        item: &Item<'t>,
+        word: Option<&'static str>,
+        depth: usize,
+    ) -> Option<Policy> {
+        const DECIDES: &str = "cannot stand beside `follows`: where that is decides";
+        section.refuse(&["probe", "failback"], DECIDES, "keep one of the two");
+        if word.is_some_and(|word| word != "failover") {
+            section.refuse(
+                &["follows"],
+                "goes with `policy = \"failover\"`",
+                "write that, or take it out",
+            );
+            return None;
+        }
+        let part = item.part()?;
+        let entries = self.failover(section, None, true, depth)?;
+        match self.followed.get(&part.to_string())? {
+            None => {
+                item.complain(
+                    format!("{part} has no place that a name could follow"),
+                    "name a service with `primary` and `backup`, a postgres, or an address of mode lease",
+                );
+                None
+            }
+            Some(count) if *count != entries.len() => {
+                item.complain(
+                    format!("{part} can be in {count} places, and there are {} values", entries.len()),
+                    "write one value for each: of a pair the primary's first, else in the order of its `nodes`",
+                );
+                None
+            }
+            Some(_) => {
+                Some(Policy::Failover { entries, failback: Failback::Manual, follows: Some(part) })
+            }
+        }
     }
 
     fn failover(

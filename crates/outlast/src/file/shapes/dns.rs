@@ -93,6 +93,9 @@ pub(crate) static SOA: Shape = Shape {
     ],
 };
 
+/// What has one place at a time.
+static FOLLOWED: [PartKind; 3] = [PartKind::Service, PartKind::Postgres, PartKind::Address];
+
 /// A plain value, or one with what is said of it, or an inner policy.
 static ENTRIES: Kind = Kind::Any(ENTRY_KINDS);
 static ENTRY_KINDS: &[Kind] = &[Kind::Text("54.123.45.67"), Kind::Table(&ENTRY)];
@@ -178,6 +181,11 @@ static RECORD: Shape = Shape {
         TARGET,
         EVALUATE,
         failback(),
+        Key::new(
+            "follows",
+            Kind::Part(&FOLLOWED),
+            "With policy failover, instead of `probe`: the part whose place decides. A service with `primary` and `backup`: two values in that order; a postgres or an address: one value for each of its nodes, in their order.",
+        ),
         probe(),
         Key::new("ttl", DURATION_OR_ZERO, "How long others may remember the answer.").or("60s"),
         Key::new(

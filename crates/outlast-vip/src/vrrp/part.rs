@@ -1,13 +1,19 @@
 //! Drives one node's part in a virtual router: what is heard and when it is goes into the machine of `outlast_core::vrrp`, and
 //! what it wants is done.
+//!
+//! Several virtual routers that move together are one part with several voices: all of them are active, or none. Who is heard
+//! by any of them is there.
 
+use std::collections::BTreeMap;
+use std::future::poll_fn;
 use std::net::IpAddr;
 use std::num::NonZeroU8;
+use std::task::Poll;
 use std::time::Duration;
 
 use outlast_core::time::Instant;
 use outlast_core::vrrp::wire::{Advert, Dialect};
-use outlast_core::vrrp::{Action, Event, Heard, Router, Settings, State};
+use outlast_core::vrrp::{Action, Event, Heard, Interval, LEAVES, Router, Settings, State};
 use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 
@@ -23,55 +29,102 @@ use crate::guard::Guard;
 pub const HOLD_MIN: Duration = Duration::from_secs(1);
 /// They are refreshed this often within that time.
 const REFRESHES: u32 = 4;
+/// Of so many others it is known what they have said last.
+pub const HEARD_MAX: usize = 64;
+
+/// What another router has said last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Word {
+    pub number: NonZeroU8,
+    /// [`LEAVES`]: it has ended.
+    pub priority: u8,
+    pub interval: Interval,
+    pub dialect: Dialect,
+    pub at: Instant,
+}
 
 /// How a part does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
     pub state: State,
+    /// With what is tracked; `None` while something is wrong.
+    pub priority: Option<NonZeroU8>,
     /// What it could not say to others, the last time.
     pub unsaid: Option<String>,
+    /// How often it was late, so that the kernel let the addresses go before it did.
+    pub lost: u64,
+    /// By the address that it came from.
+    pub heard: BTreeMap<IpAddr, Word>,
 }
 
-/// One node's part in one virtual router.
+/// A virtual router, as this node speaks it.
 #[derive(Debug)]
-pub struct Part {
-    number: NonZeroU8,
-    settings: Settings,
-    addresses: Vec<IpAddr>,
-    router: Router,
-    speaker: Speaker,
-    guard: Guard,
+pub struct Voice {
+    pub number: NonZeroU8,
+    /// What it says of the time between two of its advertisements. All voices of a part speak with one rhythm.
+    pub interval: Interval,
+    /// `None`: as whoever was heard last.
+    pub checksum: Option<Dialect>,
+    /// In IPv6 the first one has to be a link-local one (RFC 9568 5.2.9).
+    pub addresses: Vec<IpAddr>,
+    pub speaker: Speaker,
+}
+
+/// A voice, and what has come of it.
+#[derive(Debug)]
+struct Spoken {
+    voice: Voice,
     /// Of whoever was heard last.
     dialect: Dialect,
+    /// That of whoever was heard last; its own before.
+    interval: Interval,
+}
+
+/// One node's part in one virtual router, or in several that move together.
+#[derive(Debug)]
+pub struct Part {
+    settings: Settings,
+    router: Router,
+    voices: Vec<Spoken>,
+    guard: Guard,
     timetable: Timetable,
     refreshes: Instant,
     status: watch::Sender<Status>,
 }
 
 impl Part {
-    /// Takes no part yet. In IPv6 the first address has to be a link-local one (RFC 9568 5.2.9).
+    /// Takes no part yet. The unit is the name of the guard that it puts up in the kernel.
     pub fn new(
-        number: NonZeroU8,
+        unit: &str,
         settings: Settings,
-        speaker: Speaker,
+        voices: Vec<Voice>,
         places: &[Place],
     ) -> Result<Part, Error> {
-        let status = Status { state: State::Idle, unsaid: None };
+        let router = Router::new(settings);
+        let status = Status {
+            state: State::Idle,
+            priority: router.priority(),
+            unsaid: None,
+            lost: 0,
+            heard: BTreeMap::new(),
+        };
+        let spoken = |voice: Voice| Spoken {
+            dialect: voice.checksum.unwrap_or_default(),
+            interval: voice.interval,
+            voice,
+        };
         Ok(Part {
-            number,
             settings,
-            addresses: places.iter().map(|place| place.network.address).collect(),
-            router: Router::new(settings),
-            speaker,
-            guard: Guard::open(&format!("vrrp{number}"), places)?,
-            dialect: Dialect::default(),
+            router,
+            voices: voices.into_iter().map(spoken).collect(),
+            guard: Guard::open(unit, places)?,
             timetable: Timetable::begin(boottime()),
             refreshes: boottime(),
             status: watch::Sender::new(status),
         })
     }
 
-    /// Tells of every change.
+    /// Tells of every change, and of everything that is heard.
     pub fn status(&self) -> watch::Receiver<Status> {
         self.status.subscribe()
     }
@@ -95,7 +148,7 @@ impl Part {
                     Some(order) => self.step(order)?,
                     None => return Ok(()),
                 },
-                said = self.speaker.hear() => self.hear(said?)?,
+                (voice, said) = hear_any(&mut self.voices) => self.hear(voice, said?)?,
                 () = sleep(wait) => {}
             }
             // However much is heard, what is due is done.
@@ -103,14 +156,22 @@ impl Part {
         }
     }
 
-    fn hear(&mut self, said: Said) -> Result<(), Error> {
+    fn hear(&mut self, voice: usize, said: Said) -> Result<(), Error> {
+        let Some(spoken) = self.voices.get_mut(voice) else { return Ok(()) };
         let Said { advert: Advert { router, priority, interval, .. }, from, dialect } = said;
-        if router != self.number {
+        if router != spoken.voice.number {
             return Ok(());
         }
-        self.dialect = dialect;
+        spoken.dialect = spoken.voice.checksum.unwrap_or(dialect);
+        spoken.interval = interval;
+        let own = spoken.voice.speaker.own();
+        let word = Word { number: router, priority, interval, dialect, at: boottime() };
+        self.status.send_modify(|status| note(&mut status.heard, from, word));
         self.begin_again_if_late()?;
-        self.step(Event::Heard(Heard { from, priority, interval }))
+        // Who speaks slowly with one voice is there for as long as that lasts.
+        let slowest = self.voices.iter().map(|spoken| spoken.interval).max();
+        let interval = slowest.unwrap_or(interval);
+        self.step(Event::Heard(Heard { from, own, priority, interval }))
     }
 
     /// Until something is to be done although nothing happens.
@@ -144,6 +205,7 @@ impl Part {
         if self.router.state() != State::Active || self.guard.holds() {
             return Ok(());
         }
+        self.status.send_modify(|status| status.lost = status.lost.saturating_add(1));
         self.step(Event::Stop)?;
         self.step(Event::Start)
     }
@@ -152,10 +214,10 @@ impl Part {
         let mut wanted = Vec::new();
         self.router.step(boottime(), event, &mut wanted);
         let done = wanted.into_iter().map(|action| self.act(action)).fold(Ok(()), Result::and);
-        let state = self.router.state();
+        let (state, priority) = (self.router.state(), self.router.priority());
         self.status.send_if_modified(|status| {
-            let changes = status.state != state;
-            status.state = state;
+            let changes = (status.state, status.priority) != (state, priority);
+            (status.state, status.priority) = (state, priority);
             changes
         });
         done
@@ -181,10 +243,12 @@ impl Part {
     }
 
     fn advertise(&self, priority: u8) {
-        let addresses = self.addresses.clone();
-        let interval = self.settings.interval;
-        let advert = Advert { router: self.number, priority, interval, addresses };
-        let said = self.speaker.say(&advert, self.dialect);
+        let say = |Spoken { voice, dialect, .. }: &Spoken| {
+            let addresses = voice.addresses.clone();
+            let (router, interval) = (voice.number, voice.interval);
+            voice.speaker.say(&Advert { router, priority, interval, addresses }, *dialect)
+        };
+        let said = self.voices.iter().map(say).fold(Ok(()), Result::and);
         self.said(said);
     }
 
@@ -206,5 +270,36 @@ impl Part {
 
     fn hold(&self) -> Duration {
         HOLD_MIN.max(3 * self.settings.interval.duration())
+    }
+}
+
+/// The next word that any of them hears. It may be given up at any time without losing one.
+async fn hear_any(voices: &mut [Spoken]) -> (usize, Result<Said, Error>) {
+    let speakers = voices.iter_mut().map(|spoken| &mut spoken.voice.speaker).enumerate();
+    let mut hearing: Vec<_> = speakers
+        .map(|(index, speaker)| Box::pin(async move { (index, speaker.hear().await) }))
+        .collect();
+    poll_fn(|context| {
+        let mut polled = hearing.iter_mut().map(|one| one.as_mut().poll(context));
+        polled.find(Poll::is_ready).unwrap_or(Poll::Pending)
+    })
+    .await
+}
+
+/// Who was heard longest ago makes room.
+fn note(heard: &mut BTreeMap<IpAddr, Word>, from: IpAddr, word: Word) {
+    if HEARD_MAX <= heard.len()
+        && !heard.contains_key(&from)
+        && let Some(oldest) = heard.iter().min_by_key(|(_, word)| word.at).map(|(ip, _)| *ip)
+    {
+        heard.remove(&oldest);
+    }
+    heard.insert(from, word);
+}
+
+impl Word {
+    /// It has said that it ends.
+    pub fn leaves(&self) -> bool {
+        self.priority == LEAVES
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use outlast_core::vrrp::wire::{Advert, Dialect, GROUP_V4, PROTOCOL};
 use outlast_core::vrrp::{Event, Interval, Settings, State};
-use outlast_vip::vrrp::{HOLD_MIN, Part, Said, Speaker, Status, own_address};
+use outlast_vip::vrrp::{HOLD_MIN, Part, Said, Speaker, Status, Voice, own_address};
 use rustix::net::sockopt::{set_ip_multicast_if_with_ifindex, set_ip_multicast_ttl};
 use rustix::net::{AddressFamily, Protocol, SendFlags, SocketType, bind, sendto, socket};
 
@@ -41,7 +41,7 @@ fn own(machine: &Machine, v4: bool) -> IpAddr {
     wait_until("there is an address to speak from", || {
         found = machine.run(move || {
             in_runtime(async move {
-                let own = own_address(INTERFACE, v4).ok()?;
+                let own = own_address(INTERFACE, v4, None, &[]).ok()?;
                 Speaker::open(INTERFACE, own, &[]).ok()?;
                 Some(own)
             })
@@ -142,7 +142,6 @@ fn take_part(
         preempt: true,
         preempt_delay: Duration::ZERO,
         refresh: Duration::from_secs(1),
-        address: own,
     };
     let (orders, ordered) = mpsc::channel(1);
     let (sender, status) = channel();
@@ -150,7 +149,14 @@ fn take_part(
         in_runtime(async move {
             let speaker = Speaker::open(INTERFACE, own, &[]).unwrap();
             let places = [place("10.1.0.200", 24)];
-            let part = Part::new(NonZeroU8::new(7).unwrap(), settings, speaker, &places).unwrap();
+            let voice = Voice {
+                number: NonZeroU8::new(7).unwrap(),
+                interval: settings.interval,
+                checksum: None,
+                addresses: vec![places[0].network.address],
+                speaker,
+            };
+            let part = Part::new("edge", settings, vec![voice], &places).unwrap();
             sender.send(part.status()).unwrap();
             part.run(ordered).await.unwrap();
         });

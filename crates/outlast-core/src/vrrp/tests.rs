@@ -108,8 +108,7 @@ fn a_backup_waits_for_equal_and_higher_ones_and_for_lower_ones_if_it_does_not_pr
 #[test]
 fn a_backup_goes_by_the_interval_of_the_active_one() {
     let mut backup = router(State::Backup, settings(100));
-    let slow =
-        Heard { from: address(3), own: address(2), priority: 200, interval: interval(100) };
+    let slow = Heard { from: address(3), own: address(2), priority: 200, interval: interval(100) };
     step(&mut backup, 10, Event::Heard(slow));
     assert_eq!(step(&mut backup, 3_000, Event::Tick), []);
     assert_eq!(step(&mut backup, 3_620, Event::Tick), [says(100), Action::Take]);

@@ -5,6 +5,7 @@
 
 mod hands;
 mod track;
+pub mod vrrp;
 
 use std::collections::BTreeMap;
 use std::future::pending;

@@ -35,6 +35,7 @@ use super::standby::Fence;
 use super::start::{self, Options};
 use super::table::{self, Certificates};
 use super::{admin, face, ports, state};
+use crate::addresses::vrrp::Routers;
 use crate::addresses::{self, Addresses};
 use crate::cluster::{self, Cluster};
 use crate::database::{Databases, Home};
@@ -165,6 +166,7 @@ struct Loop {
     /// `None` where there is only one node.
     /// Before the cluster, because the leader is told of their end.
     addresses: Option<Addresses>,
+    routers: Routers,
     cluster: Option<Cluster>,
     databases: Option<Databases>,
     /// Tells others of the topology that this node runs.
@@ -268,16 +270,16 @@ impl Loop {
         } else {
             None
         };
-        let addresses = cluster.as_ref().map(|cluster| {
-            let home = addresses::Home {
-                node: node.clone(),
-                base: base.clone(),
-                topology: follow,
-                picture: shared.picture.clone(),
-                facts: tell_facts.clone(),
-            };
-            Addresses::start(home, cluster.of_addresses())
-        });
+        let home = addresses::Home {
+            node: node.clone(),
+            base: base.clone(),
+            topology: follow,
+            picture: shared.picture.clone(),
+            facts: tell_facts.clone(),
+        };
+        let routers = Routers::start(home.clone())?;
+        let addresses = cluster.as_ref();
+        let addresses = addresses.map(|cluster| Addresses::start(home, cluster.of_addresses()));
         let addresses = addresses.transpose()?;
         let databases = cluster.as_ref().map(|cluster| {
             let home = Home { node: node.clone(), data_dir: data_dir.clone(), base: base.clone() };
@@ -323,6 +325,7 @@ impl Loop {
             cluster,
             databases,
             addresses,
+            routers,
             in_force,
             databases_changed: false,
             lease: None,
@@ -386,6 +389,7 @@ impl Loop {
                 news = together::next_news(&mut self.cluster) => self.hear_cluster(news),
                 Some(fact) = self.facts_told.recv() => self.record(fact),
                 () = together::address_news(&mut self.addresses) => self.publish(),
+                () = self.routers.changed() => self.publish(),
                 errand = self.accord.errand() => self.hear_errand(errand),
                 () = tokio::time::sleep(wake) => {
                     self.look_after_proxies();
@@ -556,6 +560,7 @@ impl Loop {
             cluster: self.cluster.as_ref().map(|cluster| cluster.view().borrow().clone()),
             databases: self.databases_view(),
             addresses: self.addresses_view(),
+            routers: self.routers.seen(),
             at: wall(),
         };
         self.picture.send_replace(Arc::new(picture));

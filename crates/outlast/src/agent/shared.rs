@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::addresses::AllSeen;
+use crate::addresses::vrrp::AllRouters;
 use crate::cluster::ClusterView;
 use outlast_core::agreed::{AgreedAddress, Database, Notice};
 use outlast_core::database::{MemberSight, Wish};
@@ -53,6 +54,8 @@ pub struct Picture {
     pub databases: Option<DatabasesView>,
     /// `None` where nobody could agree on them.
     pub addresses: Option<AddressesView>,
+    /// Addresses that nobody agrees on, by unit.
+    pub routers: AllRouters,
     /// When it was made.
     pub at: Timestamp,
 }

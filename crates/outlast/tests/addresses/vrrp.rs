@@ -1,0 +1,113 @@
+//! Addresses of the mode `vrrp`, on real machines of a lab: nobody is asked who has them.
+
+use serde_json::Value;
+
+use super::answers;
+use crate::{Lab, each_user, wait, wait_until};
+
+/// Two that may have the address, and one that asks for it.
+const FILE: &str = r#"
+[cluster]
+name = "routers"
+data_dir = "/var/lib/outlast-of-a-test"
+face = "[::]:8900"
+proxy_threads = 1
+[node.a]
+address = "10.0.0.1"
+[node.b]
+address = "10.0.0.2"
+[node.client]
+address = "10.0.0.4"
+[address.edge]
+ip = "10.0.0.100/24"
+interface = "eth0"
+nodes = ["a", "b"]
+mode = "vrrp"
+vrrp_id = 51
+advert = "500ms"
+preempt = true
+preempt_delay = "1s"
+"#;
+
+/// RFC 9568 6.1, with the priority 140 of the second of two nodes, in seconds.
+const SKEW: f64 = (256.0 - 140.0) / 256.0 * 0.5;
+const DOWN: f64 = 3.0 * 0.5 + SKEW;
+/// How much later everything may be on a machine with other things to do.
+const LATE: f64 = 0.7;
+
+/// What a node says of an address.
+fn seen_by(lab: &Lab, node: &str, address: &str) -> Value {
+    let output = lab.exec(node, &["outlast", "status", "--format", "json"]);
+    let status: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    status["addresses"][address].clone()
+}
+
+/// What a node has written down of an address, the last one of this kind.
+fn last_event(lab: &Lab, node: &str, what: &str) -> Value {
+    let events = ["outlast", "events", "--format", "json", "--last", "100"];
+    let output = lab.exec(node, &events);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    events.filter(|event| event["event"] == what).last().unwrap_or_default()
+}
+
+fn moment(event: &Value) -> f64 {
+    let text = event["at"].as_str().unwrap_or_else(|| panic!("{event} has a time"));
+    // All machines have one clock, and the test is over before midnight, or begins again.
+    let (_, time) = text.split_once('T').unwrap();
+    let parts = time.trim_end_matches('Z').split(':');
+    parts.fold(0.0, |sum, part| sum * 60.0 + part.parse::<f64>().unwrap())
+}
+
+#[test]
+fn of_two_virtual_routers_the_other_one_is_active_in_time_when_one_dies_or_is_stopped() {
+    each_user(|user| {
+        let lab = Lab::up(user, FILE);
+        wait_until("the preferred one answers", || answers(&lab).as_deref() == Some("a"));
+        wait_until("the other one hears it", || seen_by(&lab, "b", "edge")["holder"] == "a");
+        let backup = seen_by(&lab, "b", "edge");
+        assert_eq!(backup["here"], false, "{backup}");
+        assert_eq!(backup["router"]["state"], "backup");
+        assert_eq!(backup["router"]["priority"], 140);
+        assert_eq!(backup["router"]["peers"]["10.0.0.1"]["priority"], 150);
+        let table = lab.exec("b", &["outlast", "status"]);
+        let table = String::from_utf8(table.stdout).unwrap();
+        assert!(table.contains("VRRP 51: active at a; this node: backup, 140"), "{table}");
+        assert!(!table.contains("this version does not"), "{table}");
+
+        lab.good(&["kill", "a"]);
+        wait_until("the other one answers", || answers(&lab).as_deref() == Some("b"));
+        let taken = last_event(&lab, "b", "address_taken");
+        let text = taken["text"].as_str().unwrap_or_default();
+        let silent = text.split("10.0.0.1 has said nothing for ").nth(1).expect(text);
+        let silent = outlast_core::units::parse_duration(silent).expect(text).as_secs_f64();
+        assert!((DOWN - 0.01..DOWN + LATE).contains(&silent), "{text}");
+        println!("silent for {silent} s, {DOWN} s by the standard");
+
+        lab.good(&["start", "a"]);
+        wait_until("the preferred one takes over again", || {
+            answers(&lab).as_deref() == Some("a") && seen_by(&lab, "b", "edge")["here"] == false
+        });
+        let let_go = last_event(&lab, "b", "address_let_go");
+        let text = let_go["text"].as_str().unwrap_or_default();
+        assert!(text.contains("10.0.0.1 is active, with the priority 150"), "{let_go}");
+
+        lab.good(&["stop", "a"]);
+        let taken = wait("the other one has taken it", || {
+            let taken = last_event(&lab, "b", "address_taken");
+            taken["text"].as_str()?.contains("10.0.0.1 has given it up").then_some(taken)
+        });
+        wait_until("the other one answers", || answers(&lab).as_deref() == Some("b"));
+        lab.good(&["start", "a"]);
+        wait_until("the first one is back", || answers(&lab).as_deref() == Some("a"));
+        let let_go = wait("it has said why it let go", || {
+            let output = lab.exec("a", &["outlast", "events", "--format", "json"]);
+            let text = String::from_utf8(output.stdout).unwrap();
+            let mut events = text.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok());
+            events.find(|event| event["event"] == "address_let_go")
+        });
+        let took = moment(&taken) - moment(&let_go);
+        assert!(took < SKEW + LATE, "{took} s: {let_go} {taken}");
+        println!("taken {took} s after it was let go, {SKEW} s by the standard");
+    });
+}

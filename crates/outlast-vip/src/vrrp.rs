@@ -180,7 +180,9 @@ impl Speaker {
             if own.is_ipv4() { packet_v4(packet) } else { packet_v6(packet) }?;
         let is_known = self.peers.is_empty() || self.peers.contains(&from);
         let is_for_us = to == own || to == group_of(own);
-        if hops != HOPS || !is_known || !is_for_us || from == own {
+        // keepalived 2.2.7 speaks to its peers in IPv6 with 64 hops: whoever names its peers is content with their addresses.
+        let is_near = hops == HOPS || !self.peers.is_empty();
+        if !is_near || !is_known || !is_for_us || from == own {
             return None;
         }
         let (advert, dialect) = Advert::read(message, from, to).ok()?;

@@ -1,0 +1,5 @@
+//! What tshark says of our packets.
+
+use crate::Case;
+
+pub(crate) const CASES: &[Case] = &[];

@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::Case;
 use crate::field::{Field, INTERFACE, Machine, pause, set_apart, wait_until};
-use crate::vrrp::{Ours, Router, own};
+use crate::vrrp::{Ips, Ours, Router, own};
 
 pub(crate) const CASES: &[Case] = &[
     ("keepalived_and_we_take_turns_in_ipv4_by_multicast", |f| turns(f, true, false)),
@@ -42,7 +42,7 @@ fn skew(priority: u8) -> Duration {
     Duration::from_millis(u64::from(INTERVAL) * 10) * (256 - u32::from(priority)) / 256
 }
 
-pub(crate) fn ips(v4: bool) -> Vec<(IpAddr, u8)> {
+pub(crate) fn ips(v4: bool) -> Ips {
     let all: &[(&str, u8)] =
         if v4 { &[("10.1.0.200", 24)] } else { &[("fe80::200", 64), ("fd01::200", 64)] };
     all.iter().map(|(ip, prefix)| (ip.parse().unwrap(), *prefix)).collect()
@@ -70,8 +70,9 @@ impl Keepalived {
         command.arg("--vrrp_pid").arg(file("vrrp-pid"));
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         let started = machine.run(move || command.spawn());
-        let child = started
-            .unwrap_or_else(|error| panic!("start keepalived: {error}; apt-get install keepalived"));
+        let child = started.unwrap_or_else(|error| {
+            panic!("start keepalived: {error}; apt-get install keepalived")
+        });
         Keepalived { child, dir }
     }
 
@@ -104,7 +105,8 @@ impl Drop for Keepalived {
 /// A virtual router in the words of keepalived; without peers it speaks to the group.
 fn instance(name: &str, v4: bool, priority: u8, unicast: Option<(IpAddr, IpAddr)>) -> String {
     let seconds = f64::from(INTERVAL) / 100.0;
-    let addresses: String = ips(v4).iter().map(|(ip, prefix)| format!("  {ip}/{prefix}\n")).collect();
+    let addresses: String =
+        ips(v4).iter().map(|(ip, prefix)| format!("  {ip}/{prefix}\n")).collect();
     let unicast = unicast.map_or(String::new(), |(own, peer)| {
         format!(" unicast_src_ip {own}\n unicast_peer {{\n  {peer}\n }}\n")
     });
@@ -235,9 +237,7 @@ fn groups(field: &Field) {
     let voices = [true, false].map(|v4| (ips(v4), Vec::new())).to_vec();
     let plan = Router { voices, ..router(true, 100, Vec::new()) };
     let part = Ours::start(&ours, &[own(&ours, true), own(&ours, false)], plan);
-    wait_until("both are heard", || {
-        at_theirs.iter().all(|from| part.heard(*from).is_some())
-    });
+    wait_until("both are heard", || at_theirs.iter().all(|from| part.heard(*from).is_some()));
     keepalived.stop();
     wait_until("we have all", || has(&ours) == all.len() && has(&theirs) == 0);
     let _keepalived = start_theirs();

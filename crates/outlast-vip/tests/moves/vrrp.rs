@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use outlast_core::time::Instant as Moment;
 use outlast_core::vrrp::wire::{Advert, Dialect, GROUP_V4, PROTOCOL};
 use outlast_core::vrrp::{Event, Interval, Settings, State};
-use outlast_core::time::Instant as Moment;
 use outlast_vip::boottime;
 use outlast_vip::vrrp::{HOLD_MIN, Part, Said, Speaker, Status, Voice, Word, own_address};
 use rustix::net::sockopt::{set_ip_multicast_if_with_ifindex, set_ip_multicast_ttl};
@@ -135,6 +135,9 @@ fn far(field: &Field) {
     assert_eq!(thread.join().unwrap(), 1);
 }
 
+/// Addresses and their prefixes.
+pub(crate) type Ips = Vec<(IpAddr, u8)>;
+
 /// What a part is to be.
 #[derive(Clone)]
 pub(crate) struct Router {
@@ -143,7 +146,7 @@ pub(crate) struct Router {
     pub(crate) interval: u16,
     pub(crate) priority: NonZeroU8,
     /// The addresses of each voice, and to whom it speaks: to the group if there is nobody.
-    pub(crate) voices: Vec<(Vec<(IpAddr, u8)>, Vec<IpAddr>)>,
+    pub(crate) voices: Vec<(Ips, Vec<IpAddr>)>,
     pub(crate) checksum: Option<Dialect>,
 }
 
@@ -172,7 +175,7 @@ impl Ours {
         let kept = Arc::clone(&states);
         let thread = machine.start(move || {
             in_runtime(async move {
-                let speak = |((ips, peers), own): (&(Vec<_>, Vec<_>), IpAddr)| Voice {
+                let speak = |((ips, peers), own): (&(Ips, Vec<_>), IpAddr)| Voice {
                     number: router.number,
                     interval: settings.interval,
                     checksum: router.checksum,

@@ -102,6 +102,21 @@ pub fn router_plans(topology: &Topology, node: &str) -> BTreeMap<String, RouterP
     plans
 }
 
+/// What a node says of the addresses that it may hold by lease, by unit: the holder announces itself.
+pub fn announcing(topology: &Topology, node: &str) -> BTreeMap<String, Vec<Voice>> {
+    let mut all: BTreeMap<String, Vec<Voice>> = BTreeMap::new();
+    for (name, address) in &topology.addresses {
+        let is_member = address.nodes.iter().any(|member| member == node);
+        if !is_member || !matches!(address.mode, AddressMode::Lease { .. }) {
+            continue;
+        }
+        if let Some(voice) = Voice::of(topology, name, address, node) {
+            all.entry(unit_of(name, address)).or_default().push(voice);
+        }
+    }
+    all
+}
+
 impl RouterPlan {
     /// The shortest of its intervals: a group speaks with one rhythm.
     pub fn interval(&self) -> Option<Interval> {
@@ -202,14 +217,16 @@ mod tests {
         };
         let all = topology(&[
             ("four", address("10.0.0.100", Peers::Multicast, Some("all"))),
-            ("leased", leased.clone()),
+            ("leased", leased),
             ("six", address("fe80::100", Peers::Multicast, Some("all"))),
         ]);
         let plans = router_plans(&all, "b");
         assert_eq!(plans.keys().collect::<Vec<_>>(), ["group.all"]);
         assert_eq!(plans["group.all"].voices.len(), 2);
         // It speaks all the same, and decides nothing by it.
-        assert!(Voice::of(&all, "leased", &leased, "b").is_some());
+        let announced = announcing(&all, "b");
+        assert_eq!(announced.keys().collect::<Vec<_>>(), ["leased"]);
+        assert!(announcing(&all, "c").is_empty());
     }
 
     #[test]

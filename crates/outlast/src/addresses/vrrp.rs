@@ -586,7 +586,7 @@ fn whole_millis(duration: Duration) -> Duration {
 }
 
 /// From where a voice speaks, and to whom; nobody in the list means everybody.
-fn heading(voice: &Voice, moving: &[IpAddr]) -> Result<(IpAddr, Vec<IpAddr>), String> {
+pub(super) fn heading(voice: &Voice, moving: &[IpAddr]) -> Result<(IpAddr, Vec<IpAddr>), String> {
     let v4 = voice.ips.first().is_some_and(|ip| ip.address.is_ipv4());
     let (wished, to) = match &voice.audience {
         // RFC 9568 5.1.2.1: in IPv6 the group is spoken to from the link-local address.

@@ -111,3 +111,62 @@ fn of_two_virtual_routers_the_other_one_is_active_in_time_when_one_dies_or_is_st
         println!("taken {took} s after it was let go, {SKEW} s by the standard");
     });
 }
+
+/// Of both kinds, and only as long as all is well.
+const GROUP: &str = r#"
+group = "all"
+track = [{ script = ["sh", "-c", "! test -e /tmp/ill"], every = "200ms", weight = -50 }]
+[address.edge6]
+ips = ["fe80::100/64", "fd00:5::100/64"]
+interface = "eth0"
+nodes = ["a", "b"]
+mode = "vrrp"
+vrrp_id = 51
+advert = "500ms"
+preempt = true
+preempt_delay = "0s"
+group = "all"
+"#;
+
+/// Nodes that have all addresses, and none that has one of them.
+fn all_are_at(lab: &Lab, node: &str) -> bool {
+    ["a", "b"].iter().all(|other| {
+        let output = lab.exec(other, &["ip", "-o", "addr"]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        let mut here =
+            ["10.0.0.100/", "fe80::100/", "fd00:5::100/"].map(|ip| text.contains(ip)).into_iter();
+        if *other == node { here.all(|is| is) } else { !here.any(|is| is) }
+    })
+}
+
+#[test]
+fn a_group_of_virtual_routers_goes_where_all_is_well_and_leaves_a_node_without_agent_or_link() {
+    each_user(|user| {
+        let file = FILE.replace("preempt_delay = \"1s\"", "preempt_delay = \"0s\"");
+        let lab = Lab::up(user, &(file + GROUP));
+        wait_until("the preferred one has all", || all_are_at(&lab, "a"));
+        let run = |words: &[&str]| assert!(lab.exec("a", words).status.success(), "{words:?}");
+
+        run(&["touch", "/tmp/ill"]);
+        wait_until("the other one has all", || all_are_at(&lab, "b"));
+        let ill = seen_by(&lab, "a", "edge6");
+        assert_eq!(ill["router"]["priority"], 100, "{ill}");
+        assert!(ill["trouble"].as_str().unwrap().contains("script"), "{ill}");
+        assert_eq!(ill["here"], false);
+        run(&["rm", "/tmp/ill"]);
+        wait_until("the preferred one has all again", || all_are_at(&lab, "a"));
+        wait_until("nothing is amiss", || seen_by(&lab, "a", "edge")["trouble"].is_null());
+
+        run(&["ip", "link", "set", "eth0", "down"]);
+        wait_until("it leaves a dark link", || all_are_at(&lab, "b"));
+        assert_eq!(seen_by(&lab, "a", "edge")["trouble"], "interface eth0 is down");
+        assert_eq!(seen_by(&lab, "a", "edge")["router"]["state"], "idle");
+        run(&["ip", "link", "set", "eth0", "up"]);
+        wait_until("it comes back with the link", || all_are_at(&lab, "a"));
+
+        run(&["pkill", "-9", "-f", "outlast run"]);
+        wait_until("it leaves a node without an agent", || all_are_at(&lab, "b"));
+        lab.good(&["start", "a"]);
+        wait_until("it comes back with the agent", || all_are_at(&lab, "a"));
+    });
+}

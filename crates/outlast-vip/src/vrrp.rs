@@ -5,10 +5,10 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
-use std::num::NonZeroU32;
+use std::num::{NonZeroU8, NonZeroU32};
 use std::os::fd::OwnedFd;
 
-use outlast_core::vrrp::wire::{Advert, Dialect, GROUP_V4, GROUP_V6, HOPS, PROTOCOL};
+use outlast_core::vrrp::wire::{Advert, Dialect, GROUP_V4, GROUP_V6, HOPS, Malformed, PROTOCOL};
 use outlast_kernel::packet::{self, Filter, IPV4, IPV6};
 use outlast_kernel::route::{Link, Route};
 use rustix::io::Errno;
@@ -48,6 +48,15 @@ pub struct Said {
     pub from: IpAddr,
     /// How it makes its checksums: it wants ours to be made in the same way.
     pub dialect: Dialect,
+}
+
+/// What is none that counts, although it came from near enough and from nobody strange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    pub from: IpAddr,
+    /// Of which virtual router it is: every version has that at the same place.
+    pub number: Option<NonZeroU8>,
+    pub why: Malformed,
 }
 
 /// Speaks VRRP on one interface, in IPv4 or in IPv6, and hears nothing.
@@ -150,6 +159,15 @@ impl Speaker {
 
     /// Waits for the next advertisement of somebody else. It may be given up at any time without losing one.
     pub async fn hear(&mut self) -> Result<Said, Error> {
+        loop {
+            if let Ok(said) = self.listen().await? {
+                return Ok(said);
+            }
+        }
+    }
+
+    /// The same, and tells of what cannot be understood.
+    pub async fn listen(&mut self) -> Result<Result<Said, Refused>, Error> {
         let failed = |error| Error::kernel("listen for VRRP", error);
         let mut buffer = vec![0; FRAME_MAX];
         loop {
@@ -161,9 +179,12 @@ impl Speaker {
                 Ok(Err(error)) => return Err(failed(error)),
                 Err(_would_block) => continue,
             };
-            match buffer.get(..arrival.len).and_then(|frame| self.read(frame)) {
-                Some(said) => return Ok(said),
-                None => self.refused = self.refused.saturating_add(1),
+            let read = buffer.get(..arrival.len).and_then(|frame| self.read(frame));
+            if !matches!(read, Some(Ok(_))) {
+                self.refused = self.refused.saturating_add(1);
+            }
+            if let Some(read) = read {
+                return Ok(read);
             }
         }
     }
@@ -173,7 +194,7 @@ impl Speaker {
         self.refused
     }
 
-    fn read(&self, frame: &[u8]) -> Option<Said> {
+    fn read(&self, frame: &[u8]) -> Option<Result<Said, Refused>> {
         let packet = frame.get(ETHERNET..)?;
         let own = self.own();
         let Packet { from, to, hops, message } =
@@ -185,8 +206,13 @@ impl Speaker {
         if !is_near || !is_known || !is_for_us || from == own {
             return None;
         }
-        let (advert, dialect) = Advert::read(message, from, to).ok()?;
-        Some(Said { advert, from, dialect })
+        Some(match Advert::read(message, from, to) {
+            Ok((advert, dialect)) => Ok(Said { advert, from, dialect }),
+            Err(why) => {
+                let number = message.get(1).copied().and_then(NonZeroU8::new);
+                Err(Refused { from, number, why })
+            }
+        })
     }
 }
 

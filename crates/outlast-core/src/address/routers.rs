@@ -102,6 +102,12 @@ pub fn router_plans(topology: &Topology, node: &str) -> BTreeMap<String, RouterP
     plans
 }
 
+/// All addresses that move: none of them is a node's own, though it may be there.
+pub fn moving(topology: &Topology) -> Vec<IpAddr> {
+    let all = topology.addresses.values().flat_map(|address| &address.ips);
+    all.map(|network| network.address).collect()
+}
+
 /// What a node says of the addresses that it may hold by lease, by unit: the holder announces itself.
 pub fn announcing(topology: &Topology, node: &str) -> BTreeMap<String, Vec<Voice>> {
     let mut all: BTreeMap<String, Vec<Voice>> = BTreeMap::new();

@@ -17,7 +17,7 @@ use outlast_core::vrrp::{Action, Event, Heard, Interval, LEAVES, Router, Setting
 use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 
-use super::{Said, Speaker};
+use super::{Refused, Said, Speaker};
 use crate::address::Place;
 use crate::announce::Timetable;
 use crate::clock::boottime;
@@ -55,6 +55,8 @@ pub struct Status {
     pub lost: u64,
     /// By the address that it came from.
     pub heard: BTreeMap<IpAddr, Word>,
+    /// What was not understood last, and when.
+    pub refused: Option<(Refused, Instant)>,
 }
 
 /// A virtual router, as this node speaks it.
@@ -107,6 +109,7 @@ impl Part {
             unsaid: None,
             lost: 0,
             heard: BTreeMap::new(),
+            refused: None,
         };
         let spoken = |voice: Voice| Spoken {
             dialect: voice.checksum.unwrap_or_default(),
@@ -148,7 +151,10 @@ impl Part {
                     Some(order) => self.step(order)?,
                     None => return Ok(()),
                 },
-                (voice, said) = hear_any(&mut self.voices) => self.hear(voice, said?)?,
+                (voice, said) = hear_any(&mut self.voices) => match said? {
+                    Ok(said) => self.hear(voice, said)?,
+                    Err(refused) => self.refuse(voice, refused),
+                },
                 () = sleep(wait) => {}
             }
             // However much is heard, what is due is done.
@@ -174,6 +180,14 @@ impl Part {
         self.step(Event::Heard(Heard { from, own, priority, interval }))
     }
 
+    /// What others say of other routers is not ours to understand.
+    fn refuse(&self, voice: usize, refused: Refused) {
+        let number = self.voices.get(voice).map(|spoken| spoken.voice.number);
+        if refused.number == number {
+            self.status.send_modify(|status| status.refused = Some((refused, boottime())));
+        }
+    }
+
     /// Until something is to be done although nothing happens.
     fn wait(&self) -> Duration {
         let now = boottime();
@@ -191,8 +205,12 @@ impl Part {
             return Ok(());
         }
         if self.refreshes <= now {
-            self.guard.refresh(now + self.hold())?;
-            self.refreshes = now + self.hold() / REFRESHES;
+            match self.guard.refresh(now + self.hold()) {
+                Ok(()) => self.refreshes = now + self.hold() / REFRESHES,
+                // The kernel was told too late, and then to forget it: it is told again at once.
+                Err(Error::Over) => {}
+                Err(error) => return Err(error),
+            }
         }
         if self.timetable.next() <= now {
             self.announce(now);
@@ -228,9 +246,13 @@ impl Part {
             Action::Advertise { priority } => self.advertise(priority),
             Action::Take => {
                 let now = boottime();
-                self.guard.take(now + self.hold())?;
-                self.refreshes = now + self.hold() / REFRESHES;
                 self.timetable = Timetable::begin(now);
+                self.refreshes = match self.guard.take(now + self.hold()) {
+                    Ok(()) => now + self.hold() / REFRESHES,
+                    // The kernel was told too late: that is seen at once, and all begins anew.
+                    Err(Error::Over) => now,
+                    Err(error) => return Err(error),
+                };
             }
             Action::Announce => {
                 let now = boottime();
@@ -274,10 +296,10 @@ impl Part {
 }
 
 /// The next word that any of them hears. It may be given up at any time without losing one.
-async fn hear_any(voices: &mut [Spoken]) -> (usize, Result<Said, Error>) {
+async fn hear_any(voices: &mut [Spoken]) -> (usize, Result<Result<Said, Refused>, Error>) {
     let speakers = voices.iter_mut().map(|spoken| &mut spoken.voice.speaker).enumerate();
     let mut hearing: Vec<_> = speakers
-        .map(|(index, speaker)| Box::pin(async move { (index, speaker.hear().await) }))
+        .map(|(index, speaker)| Box::pin(async move { (index, speaker.listen().await) }))
         .collect();
     poll_fn(|context| {
         let mut polled = hearing.iter_mut().map(|one| one.as_mut().poll(context));

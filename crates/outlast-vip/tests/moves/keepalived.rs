@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use outlast_core::vrrp::wire::Dialect;
+use outlast_core::vrrp::wire::{Dialect, Malformed};
 use outlast_core::vrrp::{LEAVES, State};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -25,6 +25,7 @@ pub(crate) const CASES: &[Case] = &[
         equals(f, true);
         equals(f, false);
     }),
+    ("a_keepalived_of_version_2_is_told_of", second_version),
     ("a_sync_group_of_keepalived_and_ours_move_as_one", groups),
 ];
 
@@ -215,6 +216,21 @@ fn equals(field: &Field, ours_is_higher: bool) {
     println!("  the client is answered {:?} after there is one again", healed.elapsed());
     part.stop();
     drop(keepalived);
+}
+
+/// What keepalived speaks unless it is told not to.
+fn second_version(field: &Field) {
+    let (theirs, ours) = (field.machine(), field.machine());
+    let (at_theirs, at_ours) = (own(&theirs, true), own(&ours, true));
+    let config =
+        config(&instance("edge", true, 200, None)).replace("advert_int 0.3", "advert_int 1");
+    let _keepalived =
+        Keepalived::start(&theirs, config.replace("vrrp_version 3", "vrrp_version 2"));
+    let part = Ours::start(&ours, &[at_ours], router(true, 100, Vec::new()));
+    wait_until("it is not understood", || part.refused().is_some());
+    let refused = part.refused().unwrap();
+    assert_eq!((refused.from, refused.why), (at_theirs, Malformed::Version(2)));
+    part.stop();
 }
 
 /// Two virtual routers on each side, which move together.

@@ -11,7 +11,7 @@ use outlast_core::time::Instant as Moment;
 use outlast_core::vrrp::wire::{Advert, Dialect, GROUP_V4, PROTOCOL};
 use outlast_core::vrrp::{Event, Interval, Settings, State};
 use outlast_vip::boottime;
-use outlast_vip::vrrp::{HOLD_MIN, Part, Said, Speaker, Status, Voice, Word, own_address};
+use outlast_vip::vrrp::{HOLD_MIN, Part, Refused, Said, Speaker, Status, Voice, Word, own_address};
 use rustix::net::sockopt::{set_ip_multicast_if_with_ifindex, set_ip_multicast_ttl};
 use rustix::net::{AddressFamily, Protocol, SendFlags, SocketType, bind, sendto, socket};
 
@@ -219,6 +219,10 @@ impl Ours {
     /// What was heard from there last.
     pub(crate) fn heard(&self, from: IpAddr) -> Option<Word> {
         self.status.borrow().heard.get(&from).copied()
+    }
+
+    pub(crate) fn refused(&self) -> Option<Refused> {
+        self.status.borrow().refused.map(|(refused, _)| refused)
     }
 
     /// Returns once it has ended, and has said all that it had to.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use outlast_consensus::boottime;
-use outlast_core::address::{Voice, announcing};
+use outlast_core::address::{Voice, announcing, moving};
 use outlast_core::time::Instant;
 use outlast_core::topology::{PRIORITY_MAX, Topology};
 use outlast_core::vrrp::LEAVES;
@@ -18,38 +18,43 @@ use super::vrrp::heading;
 
 /// All that this node may have to announce, by unit.
 #[derive(Debug, Default)]
-pub(super) struct Announcers(BTreeMap<String, Vec<Announcer>>);
+pub(super) struct Announcers {
+    units: BTreeMap<String, Vec<Announcer>>,
+    /// Nobody speaks from these.
+    moving: Vec<IpAddr>,
+}
 
 impl Announcers {
     /// As the topology has them now. What is not announced any more is taken back.
     pub(super) fn follow(&mut self, topology: &Topology, node: &str) {
         let wanted = announcing(topology, node);
+        self.moving = moving(topology);
         let voices = |all: &Vec<Announcer>| -> Vec<Voice> {
             all.iter().map(|announcer| announcer.voice.clone()).collect()
         };
-        for (unit, announcers) in &mut self.0 {
+        for (unit, announcers) in &mut self.units {
             if wanted.get(unit) != Some(&voices(announcers)) {
-                announcers.iter_mut().for_each(|announcer| announcer.pass(false));
+                announcers.iter_mut().for_each(|announcer| announcer.pass(false, &self.moving));
                 announcers.clear();
             }
         }
-        self.0.retain(|_, announcers| !announcers.is_empty());
+        self.units.retain(|_, announcers| !announcers.is_empty());
         for (unit, voices) in wanted {
             let all = || voices.into_iter().map(Announcer::new).collect();
-            self.0.entry(unit).or_insert_with(all);
+            self.units.entry(unit).or_insert_with(all);
         }
     }
 
     /// Says what is due.
     pub(super) fn pass(&mut self, units: &BTreeMap<String, Hands>) {
-        for (unit, announcers) in &mut self.0 {
+        for (unit, announcers) in &mut self.units {
             let holds = units.get(unit).is_some_and(|hands| hands.seen().holds.is_some());
-            announcers.iter_mut().for_each(|announcer| announcer.pass(holds));
+            announcers.iter_mut().for_each(|announcer| announcer.pass(holds, &self.moving));
         }
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.0.values().flatten().filter_map(Announcer::deadline).min()
+        self.units.values().flatten().filter_map(Announcer::deadline).min()
     }
 }
 
@@ -72,17 +77,17 @@ impl Announcer {
         self.due
     }
 
-    fn pass(&mut self, holds: bool) {
+    fn pass(&mut self, holds: bool, moving: &[IpAddr]) {
         let now = boottime();
         match (holds, self.due) {
             (true, Some(due)) if now < due => {}
             (true, _) => {
-                let said = self.say(PRIORITY_MAX.get());
+                let said = self.say(PRIORITY_MAX.get(), moving);
                 self.due = Some(now + self.pause(said));
             }
             (false, Some(_)) => {
                 self.due = None;
-                self.say(LEAVES);
+                self.say(LEAVES, moving);
             }
             (false, None) => {}
         }
@@ -94,8 +99,8 @@ impl Announcer {
     }
 
     /// False: nobody heard it.
-    fn say(&mut self, priority: u8) -> bool {
-        let said = self.try_to_say(priority);
+    fn say(&mut self, priority: u8, moving: &[IpAddr]) -> bool {
+        let said = self.try_to_say(priority, moving);
         if let Err(error) = &said {
             // The interface may be another one by now.
             self.mouth = None;
@@ -108,12 +113,12 @@ impl Announcer {
         said.is_ok()
     }
 
-    fn try_to_say(&mut self, priority: u8) -> Result<(), String> {
+    fn try_to_say(&mut self, priority: u8, moving: &[IpAddr]) -> Result<(), String> {
         let addresses: Vec<IpAddr> = self.voice.ips.iter().map(|ip| ip.address).collect();
         let mouth = match self.mouth.take() {
             Some(mouth) => mouth,
             None => {
-                let (own, to) = heading(&self.voice, &addresses)?;
+                let (own, to) = heading(&self.voice, moving)?;
                 Mouth::open(&self.voice.interface, own, &to).map_err(|error| error.to_string())?
             }
         };

@@ -13,13 +13,14 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use outlast_consensus::boottime;
-use outlast_core::address::{Audience, RouterPlan, Voice, router_plans};
+use outlast_core::address::{Audience, RouterPlan, Voice, moving, router_plans};
 use outlast_core::event::{AddressChange, Fact};
 use outlast_core::time::Instant;
 use outlast_core::topology::Preempt;
 use outlast_core::units::show_duration;
+use outlast_core::vrrp::wire::Malformed;
 use outlast_core::vrrp::{Event as Order, Settings, State, down_after};
-use outlast_vip::vrrp::{self, Part, Speaker, Status, Word, own_address};
+use outlast_vip::vrrp::{self, Part, Refused, Speaker, Status, Word, own_address};
 use outlast_vip::{ANNOUNCE_EVERY, Event, Guardian, Place, Rivals};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
@@ -30,8 +31,14 @@ use super::{HEARD_MAX, Home, track};
 /// Weights that wait to be taken in.
 const ORDERS_MAX: usize = 8;
 
-/// How often a guardian is looked after.
+/// How often a guardian is looked after, and whether this node still has the address from which it speaks.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// For so long it is told that something was not understood.
+const REFUSED_FOR: Duration = Duration::from_secs(10);
+
+/// A rival is written down at most this often: two that do not hear each other announce the address for hours.
+const RIVAL_EVERY: Duration = Duration::from_secs(5);
 
 /// What this node does about a virtual router, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -189,6 +196,8 @@ struct Running {
     status: watch::Receiver<Status>,
     task: tokio::task::JoinHandle<Result<(), outlast_vip::Error>>,
     guardian: Guardian,
+    /// From where each voice speaks.
+    own: Vec<IpAddr>,
     /// What was told of last.
     state: State,
     lost: u64,
@@ -213,6 +222,8 @@ struct Unit {
     running: Option<Running>,
     refused: Option<String>,
     try_at: Instant,
+    look_at: Instant,
+    rival_at: Instant,
     /// As last said in the journal.
     was_able: bool,
 }
@@ -242,6 +253,8 @@ impl Unit {
             running: None,
             refused: None,
             try_at: boottime(),
+            look_at: boottime(),
+            rival_at: boottime(),
             was_able: true,
         }
     }
@@ -294,7 +307,11 @@ impl Unit {
             }
             self.weigh();
         }
-        self.look_after_guardian().await;
+        if self.look_at <= boottime() {
+            self.look_at = boottime() + LOOK_EVERY;
+            self.look_after_guardian().await;
+            self.look_at_own_addresses().await;
+        }
         self.note_ability();
     }
 
@@ -312,10 +329,13 @@ impl Unit {
         self.plan.voices.iter().flat_map(of).collect()
     }
 
+    fn moving(&self) -> Vec<IpAddr> {
+        moving(&self.home.topology.borrow())
+    }
+
     async fn begin(&self) -> Result<Running, String> {
         let said = |error: outlast_vip::Error| error.to_string();
-        let places = self.places();
-        let moving: Vec<IpAddr> = places.iter().map(|place| place.network.address).collect();
+        let (places, moving) = (self.places(), self.moving());
         let interval = self.plan.interval().ok_or("there is nothing to speak of")?;
         let (preempt, preempt_delay) = match self.plan.preempt {
             Preempt::Never => (false, Duration::ZERO),
@@ -333,13 +353,14 @@ impl Unit {
         let guardian =
             tokio::task::spawn_blocking(move || Guardian::spawn(guardian_command(), &name, &all));
         let guardian = guardian.await.map_err(|error| error.to_string())?.map_err(said)?;
-        let voices: Result<Vec<_>, _> =
-            self.plan.voices.iter().map(|voice| speak(voice, &moving)).collect();
-        let part = Part::new(&self.name, settings, voices?, &places).map_err(said)?;
+        let voices = self.plan.voices.iter().map(|voice| speak(voice, &moving));
+        let voices: Vec<_> = voices.collect::<Result<_, _>>()?;
+        let own = voices.iter().map(|voice| voice.speaker.own()).collect();
+        let part = Part::new(&self.name, settings, voices, &places).map_err(said)?;
         let (orders, ordered) = mpsc::channel(ORDERS_MAX);
         let status = part.status();
         let task = tokio::task::spawn(part.run(ordered));
-        Ok(Running { orders, status, task, guardian, state: State::Idle, lost: 0 })
+        Ok(Running { orders, status, task, guardian, own, state: State::Idle, lost: 0 })
     }
 
     /// Takes no part any more; the others are told, if it was active.
@@ -390,12 +411,26 @@ impl Unit {
         }
     }
 
+    /// Who speaks from an address that is gone is not heard.
+    async fn look_at_own_addresses(&mut self) {
+        let Some(running) = &self.running else { return };
+        let moving = self.moving();
+        let mut voices = self.plan.voices.iter().zip(&running.own);
+        let is_there = |(voice, own): (&Voice, &IpAddr)| {
+            heading(voice, &moving).is_ok_and(|(now, _)| now == *own)
+        };
+        if !voices.all(is_there) {
+            self.cease("the address from which this node speaks is another one now").await;
+        }
+    }
+
     fn hear(&mut self, heard: Heard) {
         match heard {
             Heard::Of { event: Event::Rival { address, mac }, .. } => {
                 // It announces the address again once it hears the other one's advertisement; if there is none, people
                 // have to know.
-                if self.is_active() {
+                if self.is_active() && self.rival_at <= boottime() {
+                    self.rival_at = boottime() + RIVAL_EVERY;
                     let mac = written(mac);
                     let text = format!("{mac} claims {address}, which is held here");
                     self.note(AddressChange::Rival, text);
@@ -464,7 +499,9 @@ impl Unit {
                 RouterSeen {
                     state: status.state,
                     priority: status.priority,
-                    trouble: trouble.or_else(|| status.unsaid.clone()),
+                    trouble: trouble
+                        .or_else(|| status.unsaid.clone())
+                        .or_else(|| not_understood(&status)),
                     heard: status.heard.clone(),
                 }
             }
@@ -544,6 +581,22 @@ async fn next_of(running: &mut Option<Running>) {
         Some(running) => drop(running.status.changed().await),
         None => pending().await,
     }
+}
+
+/// Who is there and says what does not count: both may be active then.
+fn not_understood(status: &Status) -> Option<String> {
+    let (Refused { from, why, .. }, at) = status.refused?;
+    let help = match why {
+        Malformed::Version(_) => "; of a keepalived: set `vrrp_version 3` there",
+        Malformed::Short
+        | Malformed::Kind(_)
+        | Malformed::Router
+        | Malformed::Interval
+        | Malformed::Checksum
+        | Malformed::Length => "",
+    };
+    let text = format!("what {from} says of this virtual router counts for nothing: {why}{help}");
+    (boottime().since(at) < REFUSED_FOR).then_some(text)
 }
 
 /// Why nobody else was active any more.

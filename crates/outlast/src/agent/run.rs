@@ -274,7 +274,7 @@ impl Loop {
             node: node.clone(),
             base: base.clone(),
             topology: follow,
-            picture: shared.picture.clone(),
+            picture: shared.picture,
             facts: tell_facts.clone(),
         };
         let routers = Routers::start(home.clone())?;

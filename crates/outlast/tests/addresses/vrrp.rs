@@ -47,8 +47,8 @@ fn last_event(lab: &Lab, node: &str, what: &str) -> Value {
     let events = ["outlast", "events", "--format", "json", "--last", "100"];
     let output = lab.exec(node, &events);
     let text = String::from_utf8(output.stdout).unwrap();
-    let events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    events.filter(|event| event["event"] == what).last().unwrap_or_default()
+    let mut events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    events.rfind(|event| event["event"] == what).unwrap_or_default()
 }
 
 fn moment(event: &Value) -> f64 {
@@ -92,6 +92,14 @@ fn of_two_virtual_routers_the_other_one_is_active_in_time_when_one_dies_or_is_st
         let text = let_go["text"].as_str().unwrap_or_default();
         assert!(text.contains("10.0.0.1 is active, with the priority 150"), "{let_go}");
 
+        lab.good(&["pause", "a", "--for", "60s"]);
+        wait_until("the other one answers", || answers(&lab).as_deref() == Some("b"));
+        lab.good(&["resume", "a"]);
+        wait_until("it knows that it was late", || {
+            !last_event(&lab, "a", "address_lost").is_null()
+        });
+        wait_until("it takes over again", || answers(&lab).as_deref() == Some("a"));
+
         lab.good(&["stop", "a"]);
         let taken = wait("the other one has taken it", || {
             let taken = last_event(&lab, "b", "address_taken");
@@ -103,8 +111,9 @@ fn of_two_virtual_routers_the_other_one_is_active_in_time_when_one_dies_or_is_st
         let let_go = wait("it has said why it let go", || {
             let output = lab.exec("a", &["outlast", "events", "--format", "json"]);
             let text = String::from_utf8(output.stdout).unwrap();
-            let mut events = text.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok());
-            events.find(|event| event["event"] == "address_let_go")
+            let events = text.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok());
+            let is_end = |event: &Value| event["text"].as_str().is_some_and(|t| t.contains("ends"));
+            events.filter(|event| event["event"] == "address_let_go").find(is_end)
         });
         let took = moment(&taken) - moment(&let_go);
         assert!(took < SKEW + LATE, "{took} s: {let_go} {taken}");

@@ -183,7 +183,7 @@ fn picture() -> Picture {
     Picture {
         databases: None,
         addresses: None,
-        routers: std::collections::BTreeMap::new(),
+        routers: BTreeMap::new(),
         cluster: None,
         view: view(),
         topology: Arc::new(crate::file::parse("shop.toml", FILE).unwrap()),

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::answers;
+use super::{answers, answers_from};
 use crate::{Lab, each_user, wait, wait_until};
 
 /// Two that may have the address, and one that asks for it.
@@ -177,5 +177,58 @@ fn a_group_of_virtual_routers_goes_where_all_is_well_and_leaves_a_node_without_a
         wait_until("it leaves a node without an agent", || all_are_at(&lab, "b"));
         lab.good(&["start", "a"]);
         wait_until("it comes back with the agent", || all_are_at(&lab, "a"));
+    });
+}
+
+/// One node of ours, and a keepalived on another machine that the file knows as a peer.
+const BESIDE: &str = r#"
+nodes = ["a"]
+unicast = true
+peers = ["10.0.0.4"]
+"#;
+
+const KEEPALIVED: &str = "global_defs {
+ vrrp_version 3
+}
+vrrp_instance edge {
+ state BACKUP
+ interface eth0
+ virtual_router_id 51
+ priority 200
+ advert_int 0.5
+ unicast_src_ip 10.0.0.4
+ unicast_peer {
+  10.0.0.1
+ }
+ virtual_ipaddress {
+  10.0.0.100/24
+ }
+}
+";
+
+#[test]
+fn a_node_takes_turns_with_a_keepalived_that_it_speaks_to_alone() {
+    each_user(|user| {
+        let lab = Lab::up(user, &FILE.replace("nodes = [\"a\", \"b\"]", BESIDE));
+        wait_until("who is alone answers", || answers_from(&lab, "b").as_deref() == Some("a"));
+        let run = "printf %s \"$1\" >/tmp/k.conf && exec keepalived --dont-fork --log-console --vrrp \
+                   --use-file /tmp/k.conf --pid /tmp/k.pid --vrrp_pid /tmp/v.pid";
+        let words = ["exec", "client", "--", "sh", "-c", run, "sh", KEEPALIVED];
+        let log = std::fs::File::create(lab.dir.join("keepalived.log")).unwrap();
+        let mut command = lab.command(&words);
+        let mut keepalived = command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+        wait_until("keepalived is active", || seen_by(&lab, "a", "edge")["holder"] == "client");
+        let seen = seen_by(&lab, "a", "edge");
+        assert_eq!(seen["here"], false, "{seen}");
+        let peer = &seen["router"]["peers"]["10.0.0.4"];
+        assert_eq!((&peer["priority"], &peer["node"]), (&200.into(), &"client".into()), "{seen}");
+        assert_eq!(peer["checksum"], "with-pseudo-header");
+        wait_until("keepalived answers", || answers_from(&lab, "b").as_deref() == Some("client"));
+
+        assert!(lab.exec("client", &["pkill", "-F", "/tmp/k.pid"]).status.success());
+        wait_until("the node answers", || answers_from(&lab, "b").as_deref() == Some("a"));
+        let taken = last_event(&lab, "a", "address_taken");
+        assert!(taken["text"].as_str().unwrap().contains("10.0.0.4 has given it up"), "{taken}");
+        keepalived.wait().unwrap();
     });
 }

@@ -24,10 +24,11 @@ use crate::clock::boottime;
 use crate::error::Error;
 use crate::guard::Guard;
 
-/// The addresses are held for so long at one time at least, and for three intervals if these are longer: a process that is
-/// stopped or dead loses them after that.
-pub const HOLD_MIN: Duration = Duration::from_secs(1);
-/// They are refreshed this often within that time.
+/// The addresses are held for three intervals from an advertisement on: a process that is stopped or dead loses them before
+/// others take it for dead, which they do after the skew besides. With intervals below 100 ms it is this long, so that
+/// who is late by that does not go dark; for the rest of it there may be two.
+pub const HOLD_MIN: Duration = Duration::from_millis(300);
+/// They are refreshed no more often within that time.
 const REFRESHES: u32 = 4;
 /// Of so many others it is known what they have said last.
 pub const HEARD_MAX: usize = 64;
@@ -90,7 +91,9 @@ pub struct Part {
     voices: Vec<Spoken>,
     guard: Guard,
     timetable: Timetable,
-    refreshes: Instant,
+    refreshed: Instant,
+    /// Others have been told that it is there; the kernel is told next.
+    refreshes: bool,
     status: watch::Sender<Status>,
 }
 
@@ -122,7 +125,8 @@ impl Part {
             voices: voices.into_iter().map(spoken).collect(),
             guard: Guard::open(unit, places)?,
             timetable: Timetable::begin(boottime()),
-            refreshes: boottime(),
+            refreshed: boottime(),
+            refreshes: false,
             status: watch::Sender::new(status),
         })
     }
@@ -190,9 +194,12 @@ impl Part {
 
     /// Until something is to be done although nothing happens.
     fn wait(&self) -> Duration {
+        if self.refreshes {
+            return Duration::ZERO;
+        }
         let now = boottime();
-        let active = (self.router.state() == State::Active)
-            .then(|| self.refreshes.min(self.timetable.next()).since(now));
+        let active =
+            (self.router.state() == State::Active).then(|| self.timetable.next().since(now));
         let due = self.router.deadline().map(|due| due.since(now));
         [active, due].into_iter().flatten().min().unwrap_or(Duration::MAX)
     }
@@ -204,9 +211,9 @@ impl Part {
         if self.router.state() != State::Active {
             return Ok(());
         }
-        if self.refreshes <= now {
+        if self.refreshes {
             match self.guard.refresh(now + self.hold()) {
-                Ok(()) => self.refreshes = now + self.hold() / REFRESHES,
+                Ok(()) => (self.refreshed, self.refreshes) = (now, false),
                 // The kernel was told too late, and then to forget it: it is told again at once.
                 Err(Error::Over) => {}
                 Err(error) => return Err(error),
@@ -243,23 +250,30 @@ impl Part {
 
     fn act(&mut self, action: Action) -> Result<(), Error> {
         match action {
-            Action::Advertise { priority } => self.advertise(priority),
+            Action::Advertise { priority } => {
+                let is_early = boottime() < self.refreshed + self.hold() / REFRESHES;
+                self.refreshes = priority != LEAVES && self.guard.holds() && !is_early;
+                self.advertise(priority);
+            }
             Action::Take => {
                 let now = boottime();
                 self.timetable = Timetable::begin(now);
-                self.refreshes = match self.guard.take(now + self.hold()) {
-                    Ok(()) => now + self.hold() / REFRESHES,
+                match self.guard.take(now + self.hold()) {
+                    Ok(()) => (self.refreshed, self.refreshes) = (now, false),
                     // The kernel was told too late: that is seen at once, and all begins anew.
-                    Err(Error::Over) => now,
+                    Err(Error::Over) => self.refreshes = true,
                     Err(error) => return Err(error),
-                };
+                }
             }
             Action::Announce => {
                 let now = boottime();
                 self.timetable.again(now);
                 self.announce(now);
             }
-            Action::Release => self.guard.drop_all()?,
+            Action::Release => {
+                self.refreshes = false;
+                self.guard.drop_all()?;
+            }
         }
         Ok(())
     }

@@ -257,8 +257,8 @@ fn two_parts(field: &Field) {
     });
     wait_until("the address has moved", || one.has(ip) && !other.has(ip));
     asks.wait_for_answer();
-    // Longer than the addresses are held at one time.
-    let until = Instant::now() + 2 * HOLD_MIN;
+    // Much longer than the addresses are held at one time.
+    let until = Instant::now() + 8 * HOLD_MIN;
     while Instant::now() < until {
         asks.wait_for_answer();
         pause(Duration::from_millis(20));

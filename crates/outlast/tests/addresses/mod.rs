@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, channel};
 
 use serde_json::Value;
 
-use crate::{Lab, each_user, wait, wait_until};
+use crate::{Lab, each_user, one_user, wait, wait_until};
 
 const FILE: &str = r#"
 [cluster]
@@ -177,7 +177,7 @@ fn the_holder_of_a_lease_says_so_by_vrrp_and_says_when_it_ends() {
     let file = FILE
         .replace("ips = [\"10.0.0.100/24\", \"fd00:5::100/64\"]", "ip = \"10.0.0.100/24\"")
         + "vrrp_id = 51\nadvert = \"200ms\"\n";
-    each_user(|user| {
+    one_user(|user| {
         let lab = Lab::up(user, &file);
         let ears = Ears::open(&lab, "client");
         let address = |node: &str| format!("10.0.0.{}", node.as_bytes()[0] - b'a' + 1);

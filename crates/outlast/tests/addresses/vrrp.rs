@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{answers, answers_from};
-use crate::{Lab, each_user, wait, wait_until};
+use crate::{Lab, each_user, one_user, wait, wait_until};
 
 /// Two that may have the address, and one that asks for it.
 const FILE: &str = r#"
@@ -208,7 +208,7 @@ vrrp_instance edge {
 
 #[test]
 fn a_node_takes_turns_with_a_keepalived_that_it_speaks_to_alone() {
-    each_user(|user| {
+    one_user(|user| {
         let lab = Lab::up(user, &FILE.replace("nodes = [\"a\", \"b\"]", BESIDE));
         wait_until("who is alone answers", || answers_from(&lab, "b").as_deref() == Some("a"));
         let run = "printf %s \"$1\" >/tmp/k.conf && exec keepalived --dont-fork --log-console --vrrp \

@@ -29,6 +29,7 @@ pub(crate) const CASES: &[Case] = &[
     ("the_higher_priority_has_the_address_and_the_other_one_after_it", two_parts),
     ("checksums_are_made_as_the_peer_makes_them", dialects),
     ("the_address_goes_where_more_is_well", weights),
+    ("the_kernel_lets_go_of_a_frozen_one_before_another_is_active", frozen),
 ];
 
 fn advert(priority: u8) -> Advert {
@@ -153,6 +154,7 @@ pub(crate) struct Router {
 /// A part on a machine, and when it came into which state.
 pub(crate) struct Ours {
     pub(crate) orders: mpsc::Sender<Event>,
+    freeze: mpsc::Sender<Duration>,
     status: watch::Receiver<Status>,
     states: Arc<Mutex<Vec<(Moment, State)>>>,
     thread: JoinHandle<()>,
@@ -170,6 +172,7 @@ impl Ours {
         };
         let own = own.to_vec();
         let (orders, ordered) = mpsc::channel(1);
+        let (freeze, mut frozen) = mpsc::channel(1);
         let (sender, status) = channel();
         let states = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&states);
@@ -199,11 +202,18 @@ impl Ours {
                         }
                     }
                 });
+                // All of it has one thread.
+                tokio::spawn(async move {
+                    while let Some(time) = frozen.recv().await {
+                        pause(time);
+                    }
+                });
                 part.run(ordered).await.unwrap();
                 watching.await.unwrap();
             });
         });
-        Ours { orders, status: status.recv_timeout(LIMIT).unwrap(), states, thread }
+        let status = status.recv_timeout(LIMIT).unwrap();
+        Ours { orders, freeze, status, states, thread }
     }
 
     pub(crate) fn state(&self) -> State {
@@ -314,6 +324,47 @@ fn weights(field: &Field) {
     weigh(Some(150));
     wait_until("it comes back again", || is_at(&one, &other));
     assert_eq!(second.state(), State::Backup);
+    preferred.stop();
+    second.stop();
+}
+
+/// When something could be sent from the address for the last time.
+fn last_sent(machine: &Machine, ip: IpAddr, to: IpAddr) -> JoinHandle<Moment> {
+    machine.start(move || {
+        let socket = socket(AddressFamily::INET, SocketType::DGRAM, None).unwrap();
+        rustix::net::sockopt::set_ip_freebind(&socket, true).unwrap();
+        bind(&socket, &SocketAddr::new(ip, 0)).unwrap();
+        let to = SocketAddr::new(to, 9);
+        let mut last = boottime();
+        wait_until("nothing can be sent any more", || {
+            let sent = sendto(&socket, b"here", SendFlags::DONTWAIT, &to).is_ok();
+            if sent {
+                last = boottime();
+            }
+            !sent
+        });
+        last
+    })
+}
+
+fn frozen(field: &Field) {
+    /// What the kernel may be late by.
+    const LATE: Duration = Duration::from_millis(20);
+    let (one, other) = (field.machine(), field.machine());
+    let ip = "10.1.0.200".parse().unwrap();
+    let at_other = own(&other, true);
+    let preferred = Ours::start(&one, &[own(&one, true)], seven(150));
+    let second = Ours::start(&other, &[at_other], seven(140));
+    wait_until("the preferred one has it", || one.has(ip) && !other.has(ip));
+    wait_until("the other one knows", || second.heard(own(&one, true)).is_some());
+    let last = last_sent(&one, ip, at_other);
+    preferred.freeze.blocking_send(Duration::from_secs(1)).unwrap();
+    wait_until("the other one is active", || second.state() == State::Active);
+    let (last, active) = (last.join().unwrap(), second.since(State::Active));
+    assert!(last < active + LATE, "{:?} too late", last.since(active));
+    println!("  dark for {:?} before another one is active", active.since(last));
+    wait_until("it knows that it was late", || preferred.status.borrow().lost == 1);
+    wait_until("the preferred one has it again", || one.has(ip) && !other.has(ip));
     preferred.stop();
     second.stop();
 }

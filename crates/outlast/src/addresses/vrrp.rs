@@ -289,10 +289,10 @@ impl Unit {
                 Err(error) => self.refuse(error.to_string()),
             }
         }
-        self.note_transitions();
         if self.running.as_ref().is_some_and(|running| running.task.is_finished()) {
             self.cease("something failed").await;
         }
+        self.note_transitions();
         if self.running.is_some()
             && let Some(why) = self.dark_link()
         {
@@ -333,8 +333,14 @@ impl Unit {
         moving(&self.home.topology.borrow())
     }
 
+    async fn guardian(&self) -> Result<Guardian, String> {
+        let (name, places) = (self.name.clone(), self.places());
+        let spawned =
+            elsewhere(move || Guardian::spawn(guardian_command(), &name, &places)).await?;
+        spawned.map_err(|error| error.to_string())
+    }
+
     async fn begin(&self) -> Result<Running, String> {
-        let said = |error: outlast_vip::Error| error.to_string();
         let (places, moving) = (self.places(), self.moving());
         let interval = self.plan.interval().ok_or("there is nothing to speak of")?;
         let (preempt, preempt_delay) = match self.plan.preempt {
@@ -348,15 +354,17 @@ impl Unit {
             preempt_delay,
             refresh: ANNOUNCE_EVERY,
         };
-        let (name, all) = (self.name.clone(), places.clone());
-        // Other virtual routers speak meanwhile.
-        let guardian =
-            tokio::task::spawn_blocking(move || Guardian::spawn(guardian_command(), &name, &all));
-        let guardian = guardian.await.map_err(|error| error.to_string())?.map_err(said)?;
         let voices = self.plan.voices.iter().map(|voice| speak(voice, &moving));
         let voices: Vec<_> = voices.collect::<Result<_, _>>()?;
         let own = voices.iter().map(|voice| voice.speaker.own()).collect();
-        let part = Part::new(&self.name, settings, voices, &places).map_err(said)?;
+        let guardian = self.guardian().await?;
+        let part = match Part::new(&self.name, settings, voices, &places) {
+            Ok(part) => part,
+            Err(error) => {
+                elsewhere(move || drop(guardian)).await?;
+                return Err(error.to_string());
+            }
+        };
         let (orders, ordered) = mpsc::channel(ORDERS_MAX);
         let status = part.status();
         let task = tokio::task::spawn(part.run(ordered));
@@ -375,14 +383,19 @@ impl Unit {
             Ok(Err(error)) => Some(error.to_string()),
             Err(error) => Some(format!("its task has ended: {error}")),
         };
-        match &failed {
-            // The guardian lets go of what could not be let go of here.
-            Some(_) => drop(tokio::task::spawn_blocking(move || drop(guardian)).await),
-            None => {
-                if let Err(error) = guardian.goodbye() {
-                    tracing::warn!(unit = self.name, %error, "let a guardian go");
-                }
+        // Without a goodbye it lets go of what could not be let go of here.
+        let is_done = failed.is_none();
+        let gone = elsewhere(move || {
+            if is_done {
+                return guardian.goodbye();
             }
+            drop(guardian);
+            Ok(())
+        });
+        match gone.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(unit = self.name, %error, "let a guardian go"),
+            Err(error) => tracing::warn!(unit = self.name, error, "let a guardian go"),
         }
         if state == State::Active || status.borrow().state == State::Active {
             let why = failed.as_deref().unwrap_or(why);
@@ -395,19 +408,13 @@ impl Unit {
     }
 
     async fn look_after_guardian(&mut self) {
-        let places = self.places();
-        let Some(running) = &mut self.running else { return };
-        if !running.guardian.has_ended() {
+        if !self.running.as_mut().is_some_and(|running| running.guardian.has_ended()) {
             return;
         }
-        let name = self.name.clone();
-        let spawned = tokio::task::spawn_blocking(move || {
-            Guardian::spawn(guardian_command(), &name, &places)
-        });
-        match spawned.await {
-            Ok(Ok(guardian)) => running.guardian = guardian,
-            Ok(Err(error)) => tracing::error!(unit = self.name, %error, "start a guardian anew"),
-            Err(error) => tracing::error!(unit = self.name, %error, "start a guardian anew"),
+        match (self.guardian().await, &mut self.running) {
+            (Ok(guardian), Some(running)) => running.guardian = guardian,
+            (Err(error), _) => tracing::error!(unit = self.name, error, "start a guardian anew"),
+            (Ok(_), None) => {}
         }
     }
 
@@ -572,6 +579,13 @@ impl Unit {
             tracing::warn!(%error, "the journal does not keep up with the addresses");
         }
     }
+}
+
+/// Does what may take a while on another thread: other virtual routers speak meanwhile.
+async fn elsewhere<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| error.to_string())
 }
 
 /// Returns once something has become of it; never, where there is none.

@@ -47,7 +47,11 @@ pub(crate) const APT: &[Package] = &[
         name: "etcd-server",
         why: "the store that our agreement is compared with, and that nodes agree through in tests",
     },
-    Package { name: "keepalived", why: "what our addresses that move are compared with" },
+    Package {
+        name: "keepalived",
+        why: "what our addresses that move are compared with, and other half of our virtual routers in tests",
+    },
+    Package { name: "tshark", why: "reads the packets by which we tell of addresses that move" },
     Package { name: "wrk", why: "closed-loop HTTP load" },
     Package {
         name: "prometheus",

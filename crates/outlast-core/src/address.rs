@@ -15,6 +15,7 @@
 mod hold;
 mod lead;
 mod plan;
+mod routers;
 
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -25,6 +26,7 @@ use core::time::Duration;
 pub use hold::{Hold, Order};
 pub use lead::{Decision, Lead, Scene};
 pub use plan::{Plan, digest, plans, unit_of};
+pub use routers::{Audience, RouterPlan, Voice, announcing, moving, router_plans};
 
 use crate::agreed::AgreedAddress;
 use crate::agreed::form::{coded_enum, coded_struct};

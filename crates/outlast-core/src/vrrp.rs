@@ -69,14 +69,14 @@ pub struct Settings {
     pub preempt_delay: Duration,
     /// An active router announces the addresses again this often: who was active beyond a partition may have told others.
     pub refresh: Duration,
-    /// The address from which this node speaks: among equal priorities the highest one wins.
-    pub address: IpAddr,
 }
 
 /// What another router of the same number has said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heard {
     pub from: IpAddr,
+    /// The address from which this node speaks there: among equal priorities the highest one wins.
+    pub own: IpAddr,
     pub priority: u8,
     pub interval: Interval,
 }
@@ -150,6 +150,11 @@ impl Router {
 
     pub fn state(&self) -> State {
         self.state
+    }
+
+    /// With what is tracked; `None` while something is wrong.
+    pub fn priority(&self) -> Option<NonZeroU8> {
+        self.priority
     }
 
     /// When [`Router::step`] wants to be called although nothing has happened.
@@ -253,7 +258,7 @@ impl Router {
             self.advertise(now, out);
             return;
         }
-        let own = (priority.get(), self.settings.address);
+        let own = (priority.get(), heard.own);
         if own < (heard.priority, heard.from) {
             // Who stays hears that there were two, and announces the addresses once they are gone from here.
             out.push(Action::Release);

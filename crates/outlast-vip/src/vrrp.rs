@@ -5,10 +5,10 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
-use std::num::NonZeroU32;
+use std::num::{NonZeroU8, NonZeroU32};
 use std::os::fd::OwnedFd;
 
-use outlast_core::vrrp::wire::{Advert, Dialect, GROUP_V4, GROUP_V6, HOPS, PROTOCOL};
+use outlast_core::vrrp::wire::{Advert, Dialect, GROUP_V4, GROUP_V6, HOPS, Malformed, PROTOCOL};
 use outlast_kernel::packet::{self, Filter, IPV4, IPV6};
 use outlast_kernel::route::{Link, Route};
 use rustix::io::Errno;
@@ -27,7 +27,7 @@ use crate::error::Error;
 
 mod part;
 
-pub use part::{HOLD_MIN, Part, Status};
+pub use part::{HEARD_MAX, HOLD_MIN, Part, Status, Voice, Word};
 
 /// Others that are spoken to one by one.
 pub const PEERS_MAX: usize = 64;
@@ -50,37 +50,64 @@ pub struct Said {
     pub dialect: Dialect,
 }
 
+/// What is none that counts, although it came from near enough and from nobody strange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    pub from: IpAddr,
+    /// Of which virtual router it is: every version has that at the same place.
+    pub number: Option<NonZeroU8>,
+    pub why: Malformed,
+}
+
+/// Speaks VRRP on one interface, in IPv4 or in IPv6, and hears nothing.
+#[derive(Debug)]
+pub struct Mouth {
+    own: IpAddr,
+    index: u32,
+    to: Vec<IpAddr>,
+    socket: OwnedFd,
+}
+
 /// Speaks and hears VRRP on one interface, in IPv4 or in IPv6.
 #[derive(Debug)]
 pub struct Speaker {
-    own: IpAddr,
-    index: u32,
-    /// Empty: it speaks to the group.
+    mouth: Mouth,
+    /// Empty: it speaks to the group, and hears everybody.
     peers: Vec<IpAddr>,
-    mouth: OwnedFd,
     ears: AsyncFd<packet::Socket>,
     refused: u64,
 }
 
-/// The address from which a node speaks on an interface: its first one in IPv4, the link-local one in IPv6.
-pub fn own_address(interface: &str, v4: bool) -> Result<IpAddr, Error> {
+/// The address from which a node speaks on an interface: the wished one if it is there, else its first one in IPv4, the
+/// link-local one in IPv6. Those that move are nobody's own.
+pub fn own_address(
+    interface: &str,
+    v4: bool,
+    wished: Option<IpAddr>,
+    moving: &[IpAddr],
+) -> Result<IpAddr, Error> {
     let (route, link) = look_up(interface)?;
     let look = |error| Error::kernel(format!("list the addresses of `{interface}`"), error);
     let found = route.addresses(link.index).map_err(look)?;
+    let mut own = found.iter().map(|here| here.ip).filter(|ip| !moving.contains(ip));
+    if let Some(wished) = wished
+        && own.clone().any(|ip| ip == wished)
+    {
+        return Ok(wished);
+    }
     let fits = |ip: &IpAddr| match ip {
         IpAddr::V4(_) => v4,
         IpAddr::V6(ip) => !v4 && ip.is_unicast_link_local(),
     };
-    found.iter().map(|here| here.ip).find(fits).ok_or_else(|| {
+    own.find(fits).ok_or_else(|| {
         let kind = if v4 { "address of IPv4" } else { "link-local address of IPv6" };
-        Error::Asked(format!("`{interface}` has no {kind} to speak VRRP from: add one"))
+        Error::Asked(format!("`{interface}` has no {kind} of its own to speak VRRP from: add one"))
     })
 }
 
-impl Speaker {
-    /// Speaks from this node's own address, to these peers, or to everybody if there are none. It must be called within a
-    /// runtime of tokio.
-    pub fn open(interface: &str, own: IpAddr, peers: &[IpAddr]) -> Result<Speaker, Error> {
+impl Mouth {
+    /// Speaks from this node's own address, to these peers, or to everybody if there are none.
+    pub fn open(interface: &str, own: IpAddr, peers: &[IpAddr]) -> Result<Mouth, Error> {
         if PEERS_MAX < peers.len() || peers.iter().any(|peer| peer.is_ipv4() != own.is_ipv4()) {
             return Err(Error::Asked(format!(
                 "VRRP from {own} speaks to at most {PEERS_MAX} peers of the same version of IP"
@@ -88,29 +115,59 @@ impl Speaker {
         }
         let (_, link) = look_up(interface)?;
         let failed = |error| Error::kernel(format!("open VRRP on `{interface}`"), error);
-        let mouth = match own {
+        let socket = match own {
             IpAddr::V4(ip) => mouth_v4(ip, link.index),
             IpAddr::V6(ip) => mouth_v6(ip, link.index),
         };
-        let ears = hear_on(link.index, own.is_ipv4()).map_err(failed)?;
-        let mouth = mouth.map_err(failed)?;
-        Ok(Speaker { own, index: link.index, peers: peers.to_vec(), mouth, ears, refused: 0 })
-    }
-
-    /// From where it speaks.
-    pub fn own(&self) -> IpAddr {
-        self.own
+        let to = if peers.is_empty() { vec![group_of(own)] } else { peers.to_vec() };
+        Ok(Mouth { own, index: link.index, to, socket: socket.map_err(failed)? })
     }
 
     /// Says an advertisement to everybody that it speaks to; the first failure is said, and the others are spoken to.
     pub fn say(&self, advert: &Advert, dialect: Dialect) -> Result<(), Error> {
-        let group = [group_of(self.own)];
-        let to = if self.peers.is_empty() { &group } else { self.peers.as_slice() };
-        to.iter().map(|to| self.say_to(*to, advert, dialect)).fold(Ok(()), Result::and)
+        self.to.iter().map(|to| self.say_to(*to, advert, dialect)).fold(Ok(()), Result::and)
+    }
+
+    fn say_to(&self, to: IpAddr, advert: &Advert, dialect: Dialect) -> Result<(), Error> {
+        let bytes = advert.to_bytes(self.own, to, dialect);
+        let address = socket_address(to, self.index);
+        let sent = sendto(&self.socket, &bytes, SendFlags::DONTWAIT, &address);
+        sent.map(|_len| ())
+            .map_err(|errno| Error::kernel(format!("say VRRP to {to}"), errno.into()))
+    }
+}
+
+impl Speaker {
+    /// Speaks from this node's own address, to these peers, or to everybody if there are none. It must be called within a
+    /// runtime of tokio.
+    pub fn open(interface: &str, own: IpAddr, peers: &[IpAddr]) -> Result<Speaker, Error> {
+        let mouth = Mouth::open(interface, own, peers)?;
+        let failed = |error| Error::kernel(format!("open VRRP on `{interface}`"), error);
+        let ears = hear_on(mouth.index, own.is_ipv4()).map_err(failed)?;
+        Ok(Speaker { mouth, peers: peers.to_vec(), ears, refused: 0 })
+    }
+
+    /// From where it speaks.
+    pub fn own(&self) -> IpAddr {
+        self.mouth.own
+    }
+
+    /// Says an advertisement to everybody that it speaks to; the first failure is said, and the others are spoken to.
+    pub fn say(&self, advert: &Advert, dialect: Dialect) -> Result<(), Error> {
+        self.mouth.say(advert, dialect)
     }
 
     /// Waits for the next advertisement of somebody else. It may be given up at any time without losing one.
     pub async fn hear(&mut self) -> Result<Said, Error> {
+        loop {
+            if let Ok(said) = self.listen().await? {
+                return Ok(said);
+            }
+        }
+    }
+
+    /// The same, and tells of what cannot be understood.
+    pub async fn listen(&mut self) -> Result<Result<Said, Refused>, Error> {
         let failed = |error| Error::kernel("listen for VRRP", error);
         let mut buffer = vec![0; FRAME_MAX];
         loop {
@@ -122,9 +179,12 @@ impl Speaker {
                 Ok(Err(error)) => return Err(failed(error)),
                 Err(_would_block) => continue,
             };
-            match buffer.get(..arrival.len).and_then(|frame| self.read(frame)) {
-                Some(said) => return Ok(said),
-                None => self.refused = self.refused.saturating_add(1),
+            let read = buffer.get(..arrival.len).and_then(|frame| self.read(frame));
+            if !matches!(read, Some(Ok(_))) {
+                self.refused = self.refused.saturating_add(1);
+            }
+            if let Some(read) = read {
+                return Ok(read);
             }
         }
     }
@@ -134,25 +194,25 @@ impl Speaker {
         self.refused
     }
 
-    fn say_to(&self, to: IpAddr, advert: &Advert, dialect: Dialect) -> Result<(), Error> {
-        let bytes = advert.to_bytes(self.own, to, dialect);
-        let address = socket_address(to, self.index);
-        let sent = sendto(&self.mouth, &bytes, SendFlags::DONTWAIT, &address);
-        sent.map(|_len| ())
-            .map_err(|errno| Error::kernel(format!("say VRRP to {to}"), errno.into()))
-    }
-
-    fn read(&self, frame: &[u8]) -> Option<Said> {
+    fn read(&self, frame: &[u8]) -> Option<Result<Said, Refused>> {
         let packet = frame.get(ETHERNET..)?;
+        let own = self.own();
         let Packet { from, to, hops, message } =
-            if self.own.is_ipv4() { packet_v4(packet) } else { packet_v6(packet) }?;
+            if own.is_ipv4() { packet_v4(packet) } else { packet_v6(packet) }?;
         let is_known = self.peers.is_empty() || self.peers.contains(&from);
-        let is_for_us = to == self.own || to == group_of(self.own);
-        if hops != HOPS || !is_known || !is_for_us || from == self.own {
+        let is_for_us = to == own || to == group_of(own);
+        // keepalived 2.2.7 speaks to its peers in IPv6 with 64 hops: whoever names its peers is content with their addresses.
+        let is_near = hops == HOPS || !self.peers.is_empty();
+        if !is_near || !is_known || !is_for_us || from == own {
             return None;
         }
-        let (advert, dialect) = Advert::read(message, from, to).ok()?;
-        Some(Said { advert, from, dialect })
+        Some(match Advert::read(message, from, to) {
+            Ok((advert, dialect)) => Ok(Said { advert, from, dialect }),
+            Err(why) => {
+                let number = message.get(1).copied().and_then(NonZeroU8::new);
+                Err(Refused { from, number, why })
+            }
+        })
     }
 }
 

@@ -10,6 +10,10 @@ mod bench;
 mod cases;
 #[path = "moves/field.rs"]
 mod field;
+#[path = "moves/keepalived.rs"]
+mod keepalived;
+#[path = "moves/shark.rs"]
+mod shark;
 #[path = "moves/vrrp.rs"]
 mod vrrp;
 
@@ -34,7 +38,8 @@ fn main() -> ExitCode {
 }
 
 fn cases() -> impl Iterator<Item = &'static Case> {
-    cases::CASES.iter().chain(vrrp::CASES).chain(bench::CASES)
+    let vrrp = vrrp::CASES.iter().chain(keepalived::CASES).chain(shark::CASES);
+    cases::CASES.iter().chain(vrrp).chain(bench::CASES)
 }
 
 fn list() -> ExitCode {

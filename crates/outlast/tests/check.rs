@@ -253,6 +253,6 @@ fn an_address_that_will_not_move_is_warned_of() {
     let two = format!("{two}{}", address("nodes = [\"a\", \"b\"]"));
     assert!(warnings(&two).iter().any(|said| said.starts_with("address.edge: it goes dark")));
     let vrrp = three(&address("nodes = [\"a\", \"b\"]\nmode = \"vrrp\"\nvrrp_id = 5"));
-    assert!(warnings(&vrrp)[0].contains("cannot exclude that two nodes answer"));
+    assert!(warnings(&vrrp)[0].contains("is not safe against a parted network"));
     assert_eq!(warnings(&three(&address("nodes = [\"a\", \"b\"]"))), [""; 0]);
 }

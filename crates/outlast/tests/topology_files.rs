@@ -264,7 +264,7 @@ fn every_key_of_an_address_is_read() {
         ]
     );
     let edge6 = all.addresses["edge6"].vrrp().unwrap();
-    assert_eq!((edge6.advert.duration(), &edge6.peers), (seconds(1), &Peers::Multicast));
+    assert_eq!((edge6.advert, &edge6.peers), (edge.vrrp().unwrap().advert, &Peers::Multicast));
     assert_eq!(edge6.checksum, None);
     assert_eq!(all.addresses["database"].follows(), Some(&part(PartKind::Postgres, "own")));
     assert_eq!(all.addresses["database"].nodes, ["a", "b"]);

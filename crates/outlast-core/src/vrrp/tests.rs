@@ -28,19 +28,20 @@ fn interval(centiseconds: u16) -> Interval {
     Interval::of_centiseconds(centiseconds).unwrap()
 }
 
-fn settings(of: u8, last: u8) -> Settings {
+fn settings(of: u8) -> Settings {
     Settings {
         priority: priority(of),
         interval: interval(TENTH),
         preempt: true,
         preempt_delay: Duration::ZERO,
         refresh: Duration::from_secs(1),
-        address: address(last),
     }
 }
 
+/// By the one that speaks from .2.
 fn heard(of: u8, last: u8) -> Event {
-    Event::Heard(Heard { from: address(last), priority: of, interval: interval(TENTH) })
+    let (from, own) = (address(last), address(2));
+    Event::Heard(Heard { from, own, priority: of, interval: interval(TENTH) })
 }
 
 /// One that speaks every 0.1 s and has come into this state at 0.
@@ -68,7 +69,7 @@ fn says(priority: u8) -> Action {
 #[test]
 fn a_backup_takes_over_after_three_intervals_and_its_skew() {
     // RFC 9568 6.1: 3 * 100 ms + (256 - 100) / 256 * 100 ms.
-    let mut backup = router(State::Backup, settings(100, 1));
+    let mut backup = router(State::Backup, settings(100));
     assert_eq!(
         backup.deadline(),
         Some(Instant::from_start(Duration::from_micros(360_937) + Duration::from_nanos(500)))
@@ -81,14 +82,14 @@ fn a_backup_takes_over_after_three_intervals_and_its_skew() {
 
 #[test]
 fn the_owner_is_active_at_once() {
-    let mut owner = Router::new(settings(255, 1));
+    let mut owner = Router::new(settings(255));
     assert_eq!(step(&mut owner, 0, Event::Start), [says(255), Action::Take]);
 }
 
 #[test]
 fn a_backup_that_hears_of_an_end_waits_for_its_skew_alone() {
-    let mut backup = router(State::Backup, settings(100, 1));
-    assert_eq!(step(&mut backup, 50, heard(LEAVES, 2)), []);
+    let mut backup = router(State::Backup, settings(100));
+    assert_eq!(step(&mut backup, 50, heard(LEAVES, 3)), []);
     assert_eq!(step(&mut backup, 111, Event::Tick), [says(100), Action::Take]);
 }
 
@@ -97,8 +98,8 @@ fn a_backup_waits_for_equal_and_higher_ones_and_for_lower_ones_if_it_does_not_pr
     for (of, preempt, waits) in
         [(100, true, true), (101, true, true), (99, true, false), (99, false, true)]
     {
-        let mut backup = router(State::Backup, Settings { preempt, ..settings(100, 1) });
-        assert_eq!(step(&mut backup, 300, heard(of, 2)), []);
+        let mut backup = router(State::Backup, Settings { preempt, ..settings(100) });
+        assert_eq!(step(&mut backup, 300, heard(of, 3)), []);
         let takes = step(&mut backup, 400, Event::Tick).contains(&Action::Take);
         assert_eq!(takes, !waits, "{of} {preempt}");
     }
@@ -106,8 +107,8 @@ fn a_backup_waits_for_equal_and_higher_ones_and_for_lower_ones_if_it_does_not_pr
 
 #[test]
 fn a_backup_goes_by_the_interval_of_the_active_one() {
-    let mut backup = router(State::Backup, settings(100, 1));
-    let slow = Heard { from: address(2), priority: 200, interval: interval(100) };
+    let mut backup = router(State::Backup, settings(100));
+    let slow = Heard { from: address(3), own: address(2), priority: 200, interval: interval(100) };
     step(&mut backup, 10, Event::Heard(slow));
     assert_eq!(step(&mut backup, 3_000, Event::Tick), []);
     assert_eq!(step(&mut backup, 3_620, Event::Tick), [says(100), Action::Take]);
@@ -116,12 +117,12 @@ fn a_backup_goes_by_the_interval_of_the_active_one() {
 #[test]
 fn a_delayed_preemption_begins_later() {
     let delay = Duration::from_secs(1);
-    let mut backup = router(State::Backup, Settings { preempt_delay: delay, ..settings(200, 1) });
+    let mut backup = router(State::Backup, Settings { preempt_delay: delay, ..settings(200) });
     for now in [300, 600, 900] {
-        assert_eq!(step(&mut backup, now, heard(100, 2)), []);
+        assert_eq!(step(&mut backup, now, heard(100, 3)), []);
     }
-    assert_eq!(step(&mut backup, 1_200, heard(100, 2)), []);
-    assert_eq!(step(&mut backup, 1_230, heard(100, 2)), [says(200), Action::Take]);
+    assert_eq!(step(&mut backup, 1_200, heard(100, 3)), []);
+    assert_eq!(step(&mut backup, 1_230, heard(100, 3)), [says(200), Action::Take]);
 }
 
 #[test]
@@ -130,14 +131,14 @@ fn an_active_one_yields_to_a_higher_priority_or_address_and_says_so_after_it_let
     for (of, last, out) in
         [(101, 1, &yields[..]), (100, 3, &yields), (100, 1, &[says(100), Action::Announce])]
     {
-        let mut active = router(State::Active, settings(100, 2));
+        let mut active = router(State::Active, settings(100));
         assert_eq!(step(&mut active, 150, heard(of, last)), out, "{of} .{last}");
     }
 }
 
 #[test]
 fn an_active_one_answers_a_lower_one_once_per_interval() {
-    let mut active = router(State::Active, settings(100, 2));
+    let mut active = router(State::Active, settings(100));
     assert_eq!(step(&mut active, 20, heard(50, 1)), []);
     assert_eq!(step(&mut active, 100, heard(50, 1)), [says(100), Action::Announce]);
     assert_eq!(step(&mut active, 110, heard(50, 1)), []);
@@ -147,7 +148,7 @@ fn an_active_one_answers_a_lower_one_once_per_interval() {
 
 #[test]
 fn an_active_one_announces_again_and_again() {
-    let mut active = router(State::Active, settings(100, 2));
+    let mut active = router(State::Active, settings(100));
     let announces = (1..=30).map(|n| step(&mut active, 100 * n, Event::Tick));
     let announces = announces.filter(|out| out.contains(&Action::Announce)).count();
     assert_eq!(announces, 3);
@@ -157,7 +158,7 @@ fn an_active_one_announces_again_and_again() {
 fn who_ends_lets_go_before_it_says_so() {
     let ends = [Action::Release, says(LEAVES)];
     for event in [Event::Stop, Event::Weigh(None)] {
-        let mut active = router(State::Active, settings(100, 2));
+        let mut active = router(State::Active, settings(100));
         assert_eq!(step(&mut active, 50, event), ends);
         assert_eq!((active.state(), active.deadline()), (State::Idle, None));
         assert_eq!(step(&mut active, 60, heard(1, 1)), []);
@@ -166,7 +167,7 @@ fn who_ends_lets_go_before_it_says_so() {
 
 #[test]
 fn what_is_tracked_counts_at_once() {
-    let mut active = router(State::Active, settings(100, 2));
+    let mut active = router(State::Active, settings(100));
     assert_eq!(step(&mut active, 10, Event::Weigh(Some(priority(50)))), [says(50)]);
     assert_eq!(step(&mut active, 20, Event::Weigh(Some(priority(50)))), []);
     assert_eq!(step(&mut active, 30, heard(60, 1)), [Action::Release, says(50)]);
@@ -217,6 +218,11 @@ fn the_bytes_are_those_of_the_standard() {
     assert_eq!(bytes[6..8], [0x43, 0x73]);
 }
 
+/// The address of a router of the world.
+fn place(node: usize) -> IpAddr {
+    address(u8::try_from(node + 1).unwrap())
+}
+
 /// Routers on one network, and a client that believes the last announcement.
 struct World {
     rng: Rng,
@@ -235,21 +241,21 @@ struct World {
 impl World {
     fn new(seed: u64, only_parts: bool) -> World {
         let mut rng = Rng::new(seed);
-        let count = rng.pick(&[2, 3, 4]);
+        let count: usize = rng.pick(&[2, 3, 4]);
         let preempt = rng.per_mille(700);
-        let router = |last: u8, rng: &mut Rng| {
+        let router = |rng: &mut Rng| {
             let of = rng.pick(&[50, 100, 100, 200]);
             let refresh = Duration::from_secs(if only_parts { 3_600 } else { 1 });
-            Router::new(Settings { preempt, refresh, ..settings(of, last + 1) })
+            Router::new(Settings { preempt, refresh, ..settings(of) })
         };
-        let routers = (0..count).map(|last| router(last, &mut rng)).collect();
+        let routers = (0..count).map(|_| router(&mut rng)).collect();
         World {
             rng,
             now: 0,
             routers,
             sent: Vec::new(),
-            side: std::vec![0; usize::from(count)],
-            holds: std::vec![false; usize::from(count)],
+            side: std::vec![0; count],
+            holds: std::vec![false; count],
             believed: None,
             only_parts,
         }
@@ -274,8 +280,8 @@ impl World {
     fn send(&mut self, node: usize, of: u8) {
         for other in (0..self.routers.len()).filter(|&other| other != node) {
             if self.side[node] == self.side[other] {
-                let from = self.routers[node].settings.address;
-                let heard = Heard { from, priority: of, interval: interval(TENTH) };
+                let (from, own) = (place(node), place(other));
+                let heard = Heard { from, own, priority: of, interval: interval(TENTH) };
                 self.sent.push((self.now + self.rng.between(0, 4), other, heard));
             }
         }
@@ -321,12 +327,9 @@ impl World {
         let [holder] = holders[..] else {
             return Some(std::format!("{holders:?} hold the addresses"));
         };
-        let rank = |node: usize| {
-            let router = &self.routers[node];
-            (router.priority, router.settings.address)
-        };
-        let best = (0..self.routers.len()).map(|node| rank(node).0).max();
-        if self.routers[holder].settings.preempt && best != Some(rank(holder).0) {
+        let best = self.routers.iter().map(|router| router.priority).max();
+        let holding = &self.routers[holder];
+        if holding.settings.preempt && best != Some(holding.priority) {
             return Some(std::format!("{holder} holds the addresses, and a higher one is there"));
         }
         (self.believed != Some(holder)).then(|| {

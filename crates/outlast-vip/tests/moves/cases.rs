@@ -442,7 +442,7 @@ pub(crate) fn in_runtime<T>(work: impl Future<Output = T>) -> T {
 }
 
 /// Hears everything on the wire.
-fn listen() -> packet::Socket {
+pub(crate) fn listen() -> packet::Socket {
     let socket = packet::Socket::open().unwrap();
     socket.ignore_outgoing().unwrap();
     socket.bind(0, packet::ALL).unwrap();

@@ -76,6 +76,21 @@ impl Field {
     }
 }
 
+/// Takes the machine's port off the bridge, or puts it back: the link stays up, and nothing passes.
+pub(crate) fn set_apart(port: &str, apart: bool) {
+    /// IFLA_MASTER, and how the bridge is called.
+    const MASTER: u16 = 10;
+    const BRIDGE: &str = "lab";
+    let route = Route::open().expect("open netlink");
+    let bridge = if apart { 0 } else { route.link(BRIDGE).expect("find the bridge").index };
+    let mut ask = Messages::default();
+    ask.add(NEW_LINK, ASK, &[0; 16], |a| {
+        a.put_text(LINK_NAME, port);
+        a.put(MASTER, &bridge.to_ne_bytes());
+    });
+    Socket::open(ROUTE).and_then(|route| route.ask(ask.bytes())).expect("plug a port");
+}
+
 /// Switches the machine's port of the bridge on or off, from where the bridge is.
 pub(crate) fn set_up(port: &str, up: bool) {
     let flags = if up { UP } else { 0 };
@@ -117,6 +132,13 @@ impl Machine {
             let index = route.link(INTERFACE).expect("find the interface").index;
             route.addresses(index).expect("list addresses")
         })
+    }
+
+    /// Its own address that everybody in IPv6 knows.
+    pub(crate) fn global(&self) -> IpAddr {
+        let is_global = |ip: &IpAddr| ip.is_ipv6() && ip.to_string().starts_with("fd01:");
+        let found = self.addresses().into_iter().map(|here| here.ip).find(is_global);
+        found.expect("each machine has one")
     }
 
     pub(crate) fn has(&self, ip: IpAddr) -> bool {

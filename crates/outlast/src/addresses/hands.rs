@@ -16,7 +16,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use super::{GUARDIAN, Home, Seen, track};
 
 /// After something that this node's kernel refused.
-const AGAIN: Duration = Duration::from_secs(2);
+pub(super) const AGAIN: Duration = Duration::from_secs(2);
 
 /// How often the address is announced while a member does not ask, or has only just come back.
 const TELL_EVERY: Duration = Duration::from_millis(80);
@@ -26,6 +26,13 @@ const TELL_EVERY: Duration = Duration::from_millis(80);
 pub(super) struct Which {
     pub(super) unit: String,
     number: u64,
+}
+
+impl Which {
+    pub(super) fn next(unit: &str) -> Which {
+        static NUMBERS: AtomicU64 = AtomicU64::new(0);
+        Which { unit: unit.to_owned(), number: NUMBERS.fetch_add(1, Ordering::Relaxed) }
+    }
 }
 
 /// What the tasks beside a unit have heard or seen.
@@ -96,9 +103,7 @@ pub(super) struct Hands {
 
 impl Hands {
     pub(super) fn new(home: &Home, name: String, plan: Plan, tell: mpsc::Sender<Heard>) -> Hands {
-        static NUMBERS: AtomicU64 = AtomicU64::new(0);
-        let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
-        let which = Which { unit: name.clone(), number };
+        let which = Which::next(&name);
         let own = plan.unit.members.iter().find(|member| member.node == home.node);
         let priority = own.map_or(0, |member| member.priority);
         let tracked = plan.track.iter().map(|_| None).collect();
@@ -422,20 +427,20 @@ impl Hands {
     }
 }
 
-fn written(mac: [u8; 6]) -> String {
+pub(super) fn written(mac: [u8; 6]) -> String {
     let bytes: Vec<String> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
     bytes.join(":")
 }
 
 /// This binary, even if another one lies at its path by now.
-fn guardian_command() -> Command {
+pub(super) fn guardian_command() -> Command {
     let mut command = Command::new(PathBuf::from("/proc/self/exe"));
     command.arg(GUARDIAN);
     command
 }
 
 /// Passes on what is heard, until nothing can be.
-async fn listen(unit: Which, mut rivals: Rivals, tell: mpsc::Sender<Heard>) {
+pub(super) async fn listen(unit: Which, mut rivals: Rivals, tell: mpsc::Sender<Heard>) {
     loop {
         let unit = unit.clone();
         let heard = match rivals.next().await {

@@ -3,8 +3,10 @@
 //! All of it runs on a thread of its own, so that nothing else delays a question. What happens when this thread is late,
 //! stopped or dead is the kernel's business: see [`outlast_vip::Guard`].
 
+mod announcer;
 mod hands;
 mod track;
+pub mod vrrp;
 
 use std::collections::BTreeMap;
 use std::future::pending;
@@ -24,6 +26,7 @@ use tokio::task::JoinSet;
 
 use crate::agent::shared::{Picture, wall};
 use crate::cluster::OfAddresses;
+use announcer::Announcers;
 use hands::{Hands, Heard};
 
 /// The hidden verb of a guardian's process.
@@ -139,6 +142,7 @@ struct Desk {
     /// Stands for the units of all nodes.
     plans: u64,
     units: BTreeMap<String, Hands>,
+    announcers: Announcers,
     answers: JoinSet<Answered>,
     tell: mpsc::Sender<Heard>,
     heard: mpsc::Receiver<Heard>,
@@ -160,6 +164,7 @@ impl Desk {
             ask_at: boottime(),
             plans: 0,
             units,
+            announcers: Announcers::default(),
             answers,
             tell,
             heard,
@@ -174,6 +179,7 @@ impl Desk {
             if self.ask_at <= boottime() {
                 self.ask();
             }
+            self.announcers.pass(&self.units);
             self.show();
             let wake = self.next_wake();
             let pause = async move {
@@ -218,6 +224,7 @@ impl Desk {
                 .entry(name.clone())
                 .or_insert_with(|| Hands::new(home, name, plan, tell.clone()));
         }
+        self.announcers.follow(topology, &self.home.node);
         self.ask_at = boottime();
     }
 
@@ -235,7 +242,8 @@ impl Desk {
 
     fn next_wake(&self) -> Option<Instant> {
         let asks = (!self.units.is_empty()).then_some(self.ask_at);
-        self.units.values().filter_map(Hands::deadline).chain(asks).min()
+        let says = self.announcers.deadline();
+        self.units.values().filter_map(Hands::deadline).chain(asks).chain(says).min()
     }
 
     fn ask(&mut self) {
@@ -289,6 +297,7 @@ impl Desk {
         for hands in self.units.values_mut() {
             held |= hands.leave();
         }
+        self.announcers.pass(&self.units);
         if held {
             self.ask();
             let number = self.number;

@@ -37,6 +37,7 @@ use super::standby::Fence;
 use super::start::{self, Options};
 use super::table::{self, Certificates};
 use super::{admin, face, ports, state};
+use crate::addresses::vrrp::Routers;
 use crate::addresses::{self, Addresses};
 use crate::cluster::{self, Cluster};
 use crate::database::{Databases, Home};
@@ -173,6 +174,7 @@ struct Loop {
     say_sights: watch::Sender<name_servers::Sighted>,
     /// Failovers that addresses and names still have to follow.
     trails: trails::Trails,
+    routers: Routers,
     cluster: Option<Cluster>,
     databases: Option<Databases>,
     /// Tells others of the topology that this node runs.
@@ -276,16 +278,16 @@ impl Loop {
         } else {
             None
         };
-        let addresses = cluster.as_ref().map(|cluster| {
-            let home = addresses::Home {
-                node: node.clone(),
-                base: base.clone(),
-                topology: follow,
-                picture: shared.picture.clone(),
-                facts: tell_facts.clone(),
-            };
-            Addresses::start(home, cluster.of_addresses())
-        });
+        let home = addresses::Home {
+            node: node.clone(),
+            base: base.clone(),
+            topology: follow,
+            picture: shared.picture,
+            facts: tell_facts.clone(),
+        };
+        let routers = Routers::start(home.clone())?;
+        let addresses = cluster.as_ref();
+        let addresses = addresses.map(|cluster| Addresses::start(home, cluster.of_addresses()));
         let addresses = addresses.transpose()?;
         let (say_sights, sights) = watch::channel(name_servers::Sighted::default());
         let home = name_servers::Home {
@@ -344,6 +346,7 @@ impl Loop {
             name_servers,
             say_sights,
             trails: trails::Trails::default(),
+            routers,
             in_force,
             databases_changed: false,
             lease: None,
@@ -411,6 +414,7 @@ impl Loop {
                     self.publish();
                     self.follow_trails();
                 }
+                () = self.routers.changed() => self.publish(),
                 errand = self.accord.errand() => self.hear_errand(errand),
                 () = tokio::time::sleep(wake) => {
                     self.look_after_proxies();
@@ -584,6 +588,7 @@ impl Loop {
             databases: self.databases_view(),
             addresses: self.addresses_view(),
             names: self.name_servers.seen(),
+            routers: self.routers.seen(),
             at: wall(),
         };
         self.picture.send_replace(Arc::new(picture));

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::addresses::AllSeen;
+use crate::addresses::vrrp::AllRouters;
 use crate::cluster::ClusterView;
 use crate::names;
 use outlast_core::agreed::{AgreedAddress, Database, Notice};
@@ -55,6 +56,8 @@ pub struct Picture {
     /// `None` where nobody could agree on them.
     pub addresses: Option<AddressesView>,
     pub names: Arc<names::Seen>,
+    /// Addresses that nobody agrees on, by unit.
+    pub routers: AllRouters,
     /// When it was made.
     pub at: Timestamp,
 }

@@ -100,7 +100,7 @@ pub(super) fn warnings(topology: &Topology) -> Vec<String> {
     };
     let one = |(name, address): (&String, &outlast_core::topology::Address)| match &address.mode {
         AddressMode::Vrrp(_) => Some(format!(
-            "address.{name}: `mode = \"vrrp\"` cannot exclude that two nodes answer on it while the network between them is parted, and this version does not run it; leave `mode` out for an agreed lease"
+            "address.{name}: `mode = \"vrrp\"` is not safe against a parted network: nodes that do not hear each other all answer on it, for as long as that lasts; leave `mode` out for an agreed lease, which needs 3 nodes"
         )),
         AddressMode::Lease { .. } if topology.nodes.len() < 2 => Some(format!(
             "address.{name}: never held, because nodes agree on who holds it, and one node has nobody to agree with; add nodes until there are 3"

@@ -443,6 +443,7 @@ pub(super) fn complain_of_same(addresses: &Parts<'_, Address>, nodes: &Parts<'_,
                 );
             }
         }
+        complain_of_silence(section, address, nodes);
         let v4 = address.ips.iter().all(|ip| ip.address.is_ipv4());
         if let Some(id) = address.vrrp().map(|vrrp| vrrp.id)
             && let Some(first) =
@@ -475,6 +476,7 @@ pub(super) fn complain_of_groups(addresses: &Parts<'_, Address>) {
     let all_are_good = addresses.list.iter().all(|(.., address)| address.is_some());
     for (group, members) in groups {
         let Some(((name, first, with), others)) = members.split_first() else { continue };
+        complain_of_equals(first, with);
         if others.is_empty() && all_are_good {
             first.desk.complain(
                 first.span_of("group"),
@@ -499,6 +501,55 @@ pub(super) fn complain_of_groups(addresses: &Parts<'_, Address>) {
     }
 }
 
+/// Complains of nodes between which nothing decides in each router of a group alike: among equal priorities the addresses
+/// from which they speak would, and these are others in each of them.
+fn complain_of_equals(section: &Section<'_>, address: &Address) {
+    if !matches!(address.mode, AddressMode::Vrrp(_)) {
+        return;
+    }
+    let mut known: BTreeMap<NonZeroU8, &str> = BTreeMap::new();
+    for (node, priority) in &address.priorities {
+        if let Some(other) = known.insert(*priority, node) {
+            section.desk.complain(
+                section.span_of("priority"),
+                format!(
+                    "nodes {} and {} have the same priority, which leaves open who holds a `group` of the mode vrrp",
+                    quote(other),
+                    quote(node)
+                ),
+                "give each node another one",
+            );
+        }
+    }
+}
+
+/// Complains of nodes that would speak to nobody.
+fn complain_of_silence(section: &Section<'_>, address: &Address, nodes: &Parts<'_, Node>) {
+    let Some(Vrrp { peers: Peers::Unicast { others }, .. }) = address.vrrp() else { return };
+    let v4 = address.ips.iter().all(|ip| ip.address.is_ipv4());
+    let speaks_to = |name: &str, node: &str, ip: IpAddr| name != node && ip.is_ipv4() == v4;
+    let is_silent = |node: &&String| {
+        let is_peer = |other: &&String| {
+            let known = nodes.good().find(|(name, ..)| name == *other);
+            // One that cannot be read may be one.
+            known.is_none_or(|(.., known)| speaks_to(other, node, known.address))
+        };
+        !address.nodes.iter().any(|other| is_peer(&other))
+            && !others.iter().any(|ip| ip.is_ipv4() == v4)
+    };
+    if let Some(node) = address.nodes.iter().find(is_silent) {
+        section.desk.complain(
+            section.span_of("unicast"),
+            format!(
+                "node {} would speak to nobody: none of the other `nodes` has an address of {}, and `peers` names none",
+                quote(node),
+                if v4 { "IPv4" } else { "IPv6" }
+            ),
+            "name one in `peers`, or take `unicast` out",
+        );
+    }
+}
+
 /// What decides who holds an address, and is not the same for both.
 fn different(one: &Address, other: &Address) -> Vec<&'static str> {
     let nodes = |address: &Address| -> BTreeSet<String> { address.nodes.iter().cloned().collect() };
@@ -507,6 +558,10 @@ fn different(one: &Address, other: &Address) -> Vec<&'static str> {
         AddressMode::Lease { split_brain, .. } => split_brain,
         AddressMode::Vrrp(_) => SplitBrain::Refuse,
     };
+    let advert = |address: &Address| match &address.mode {
+        AddressMode::Lease { .. } => None,
+        AddressMode::Vrrp(vrrp) => Some(vrrp.advert),
+    };
     [
         ("nodes", nodes(one) == nodes(other)),
         ("mode", is_vrrp(one) == is_vrrp(other)),
@@ -514,6 +569,7 @@ fn different(one: &Address, other: &Address) -> Vec<&'static str> {
         ("priority", nodes(one) != nodes(other) || one.priorities == other.priorities),
         ("preempt", one.preempt == other.preempt),
         ("split_brain", split_brain(one) == split_brain(other)),
+        ("advert", is_vrrp(one) != is_vrrp(other) || advert(one) == advert(other)),
     ]
     .into_iter()
     .filter_map(|(key, same)| (!same).then_some(key))

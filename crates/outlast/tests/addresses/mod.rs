@@ -1,8 +1,14 @@
 //! Addresses that move, on real machines of a lab: held by one node, moved when it dies, is cut off or stops.
 
+mod vrrp;
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+
 use serde_json::Value;
 
-use crate::{Lab, each_user, wait, wait_until};
+use crate::{Lab, each_user, one_user, wait, wait_until};
 
 const FILE: &str = r#"
 [cluster]
@@ -30,8 +36,13 @@ const CANDIDATES: [&str; 3] = ["a", "b", "c"];
 
 /// The node that says, through the address, that it is the one.
 fn answers(lab: &Lab) -> Option<String> {
+    answers_from(lab, "client")
+}
+
+/// The same, asked elsewhere.
+fn answers_from(lab: &Lab, client: &str) -> Option<String> {
     let url = "http://10.0.0.100:8900/v1/status";
-    let output = lab.exec("client", &["curl", "-s", "-m", "1", url]);
+    let output = lab.exec(client, &["curl", "-s", "-m", "1", url]);
     let status: Value = serde_json::from_slice(&output.stdout).ok()?;
     status["node"].as_str().map(str::to_owned)
 }
@@ -112,5 +123,71 @@ fn addresses_of_both_kinds_and_of_one_group_go_together() {
         let next = wait("another one answers", || answers(&lab).filter(|now| now != "a"));
         all_are_reached();
         assert_eq!(holders(&lab, &without("a")), [next]);
+    });
+}
+
+/// What a node hears by VRRP: who said it, and with which priority.
+struct Ears {
+    child: Child,
+    heard: Receiver<(String, u8)>,
+}
+
+impl Ears {
+    fn open(lab: &Lab, node: &str) -> Ears {
+        let tshark = ["exec", node, "--", "tshark", "-i", "eth0", "-n", "-l", "-f", "ip proto 112"];
+        let fields =
+            ["-T", "fields", "-e", "ip.src", "-e", "vrrp.prio", "-e", "_ws.expert.message"];
+        let mut command = lab.command(&[tshark.as_slice(), &fields].concat());
+        // As whoever runs the lab has it set up, nobody is to look at their settings.
+        command.env("HOME", &lab.dir).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let (tell, heard) = channel();
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let words: Vec<&str> = line.split('\t').collect();
+                let [from, priority, ""] = words[..] else { panic!("tshark says: {line}") };
+                if tell.send((from.to_owned(), priority.parse().unwrap())).is_err() {
+                    return;
+                }
+            }
+        });
+        Ears { child, heard }
+    }
+
+    fn wait_for(&self, what: &str, fits: impl Fn(&str, u8) -> bool) -> String {
+        wait(what, || {
+            self.heard
+                .try_iter()
+                .find(|(from, priority)| fits(from, *priority))
+                .map(|(from, _)| from)
+        })
+    }
+}
+
+impl Drop for Ears {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+#[test]
+fn the_holder_of_a_lease_says_so_by_vrrp_and_says_when_it_ends() {
+    let file = FILE
+        .replace("ips = [\"10.0.0.100/24\", \"fd00:5::100/64\"]", "ip = \"10.0.0.100/24\"")
+        + "vrrp_id = 51\nadvert = \"200ms\"\n";
+    one_user(|user| {
+        let lab = Lab::up(user, &file);
+        let ears = Ears::open(&lab, "client");
+        let address = |node: &str| format!("10.0.0.{}", node.as_bytes()[0] - b'a' + 1);
+        let first = wait("somebody answers on the address", || answers(&lab));
+        let from = ears.wait_for("the holder says so", |_, priority| priority == 254);
+        assert_eq!(from, address(&first));
+        lab.good(&["stop", &first]);
+        ears.wait_for("it says that it ends", |said, priority| said == from && priority == 0);
+        let next = ears.wait_for("another one says so", |_, priority| priority == 254);
+        wait_until("that one answers", || answers(&lab).is_some_and(|now| address(&now) == next));
+        assert_ne!(next, from);
     });
 }

@@ -6,6 +6,7 @@ use outlast_core::address::unit_of;
 use outlast_core::topology::{Address, AddressMode};
 use serde::{Deserialize, Serialize};
 
+use super::router_status::{self, RouterStatus};
 use crate::agent::shared::{AddressesView, Picture};
 
 /// One `[address.NAME]`.
@@ -26,11 +27,19 @@ pub struct AddressStatus {
     pub here: bool,
     /// Why this node cannot hold it, or what makes it hold it less gladly.
     pub trouble: Option<String>,
+    /// Null in the mode `lease`; else who has it is not agreed on, and `holder` is who this node takes for the active one.
+    pub router: Option<RouterStatus>,
 }
 
 impl AddressStatus {
-    /// Those that are held by lease.
-    pub(super) fn all(picture: &Picture) -> BTreeMap<String, AddressStatus> {
+    /// On the node of this name.
+    pub(super) fn all(node: &str, picture: &Picture) -> BTreeMap<String, AddressStatus> {
+        let mut all = AddressStatus::leased(picture);
+        all.extend(router_status::all(node, picture));
+        all
+    }
+
+    fn leased(picture: &Picture) -> BTreeMap<String, AddressStatus> {
         let Some(view) = &picture.addresses else { return BTreeMap::new() };
         let leased = picture.topology.addresses.iter();
         let leased = leased.filter(|(_, address)| !matches!(address.mode, AddressMode::Vrrp(_)));
@@ -50,6 +59,7 @@ impl AddressStatus {
             why: agreed.map(|agreed| agreed.why.clone()),
             here: seen.is_some_and(|seen| seen.holds.is_some()),
             trouble: seen.and_then(|seen| seen.trouble.clone()),
+            router: None,
         }
     }
 }

@@ -5,6 +5,7 @@ pub mod database_status;
 pub mod health;
 pub mod metrics;
 pub mod page;
+pub mod router_status;
 pub mod scene;
 pub mod status_json;
 pub mod topology_status;

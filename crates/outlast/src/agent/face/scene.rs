@@ -121,8 +121,8 @@ impl Scene {
         let redis = topology.redis.keys().map(|name| ("redis", name));
         let stores = topology.stores.keys().map(|name| ("store", name));
         let none = self.picture.addresses.is_none();
-        let alone = |address: &Address| none || matches!(address.mode, AddressMode::Vrrp(_));
-        let addresses = topology.addresses.iter().filter(|(_, address)| alone(address));
+        let agreed = |address: &Address| matches!(address.mode, AddressMode::Lease { .. });
+        let addresses = topology.addresses.iter().filter(|(_, address)| none && agreed(address));
         let addresses = addresses.map(|(name, _)| ("address", name));
         let zones = topology.dns.iter().filter(|(_, zone)| zone.listen.is_none());
         let zones = zones.map(|(name, _)| ("dns", name));

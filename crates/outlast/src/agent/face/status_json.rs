@@ -398,8 +398,8 @@ impl Status {
                 .map(|(n, e)| (n.clone(), external(scene, e)))
                 .collect(),
             postgres: databases.map(DatabaseStatus::all).unwrap_or_default(),
-            addresses: AddressStatus::all(picture),
             dns: ZoneStatus::all(picture),
+            addresses: AddressStatus::all(&scene.node, picture),
             unwatched: unwatched.chain(unprobed).collect(),
         }
     }

@@ -184,6 +184,7 @@ fn picture() -> Picture {
         databases: None,
         addresses: None,
         names: Arc::default(),
+        routers: BTreeMap::new(),
         cluster: None,
         view: view(),
         topology: Arc::new(crate::file::parse("shop.toml", FILE).unwrap()),

@@ -34,8 +34,15 @@ impl Loop {
 
     /// Others take them at once, before anything here ends.
     pub(super) async fn let_go_of_addresses(&mut self) {
-        if let Some(mut addresses) = self.addresses.take() {
-            addresses.end().await;
+        let addresses = self.addresses.take();
+        let leased = async {
+            if let Some(mut addresses) = addresses {
+                addresses.end().await;
+            }
+        };
+        tokio::join!(self.routers.end(), leased);
+        while let Ok(fact) = self.facts_told.try_recv() {
+            self.record(fact);
         }
     }
 

@@ -24,6 +24,7 @@ use crate::topology::{self, Failback, Pool, Standby, Topology};
 use crate::view::{ProcessView, ServiceState};
 
 use joint::Joint;
+pub(crate) use joint::is_between;
 pub use joint::{Agreement, Held as HeldDatabase, ROUTING_LEASE, routing_role};
 
 /// Everything that can happen to an agent. Closed: there is no other way in.

@@ -34,6 +34,14 @@ const SETTLE_EVERY: Duration = Duration::from_secs(1);
 const NO_LEASE: &str =
     "this node's lease is over: which side serves is not known here until a majority answers";
 
+/// Why a pair is not served while it moves.
+const MOVING: &str = "changes sides: waits until every node has left the other one";
+
+/// Whether a node says of a pair only that it does not route to it now, which says nothing about the pair's servers.
+pub(crate) fn is_between(why: &str) -> bool {
+    why.contains(MOVING) || why.contains(NO_LEASE)
+}
+
 /// How long a node may route to pairs after it last asked a majority. A failover waits for it only where a node that held
 /// one is not heard any more.
 pub const ROUTING_LEASE: Duration = Duration::from_secs(3);
@@ -304,8 +312,7 @@ impl Agent {
     /// Why this node routes a pair to nobody.
     pub(super) fn not_routed(&self, service: &str) -> Option<(ServiceState, String)> {
         if self.moving.contains(service) {
-            let why = "changes sides: waits until every node has left the other one";
-            return Some((ServiceState::Down, why.to_owned()));
+            return Some((ServiceState::Down, MOVING.to_owned()));
         }
         match self.joint.as_ref()?.vouches {
             Some(true) => None,

@@ -148,7 +148,8 @@ impl NamesCommand {
 }
 
 impl NameChange {
-    fn check(&self) -> Result<(), Refusal> {
+    /// Refuses what is too long or not well-formed.
+    pub fn check(&self) -> Result<(), Refusal> {
         match self {
             NameChange::Health { of, why, .. } => {
                 Limit::SubjectBytes.name(of)?;
@@ -159,11 +160,11 @@ impl NameChange {
             }
             NameChange::Chosen { policy, label } => {
                 Limit::SubjectBytes.name(policy)?;
-                label.iter().try_for_each(|label| Limit::SubjectBytes.name(label))
+                label.iter().try_for_each(|label| Limit::SubjectBytes.text(label))
             }
             NameChange::Pinned { policy, pin } => {
                 Limit::SubjectBytes.name(policy)?;
-                pin.iter().try_for_each(|pin| Limit::SubjectBytes.name(&pin.label))
+                pin.iter().try_for_each(|pin| Limit::SubjectBytes.text(&pin.label))
             }
             NameChange::Zone { zone, .. } => Limit::SubjectBytes.name(zone),
             NameChange::Record { zone, record, .. } => {

@@ -4,18 +4,24 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use super::{
     Answers, Asked, FailoverId, Pin, Places, Seen, Sticky, VerdictRule, Verdicts, Zone, answers,
     checks_of, decide, parts, value_probes,
 };
-use crate::agreed::{AgreedNames, Hash, Limit, NameChange, NamesCommand};
+use crate::agent::is_between;
+use crate::agreed::{AgreedNames, AgreedZone, Hash, Limit, NameChange, NamesCommand};
 use crate::event::{Fact, Target};
 use crate::health::Health;
 use crate::observers::Report;
 use crate::time::{Instant, Timestamp};
 use crate::topology::{HealthCheck, POLICY_DEPTH_MAX, Policy, Record, RecordKind, Topology};
 use crate::view::ServiceState;
+
+/// How often the serial of a signed zone counts up although nothing has changed: signatures are given to secondaries with at
+/// least a third of their 14 days left.
+const RESIGN_EVERY: Duration = Duration::from_secs(2 * 86_400);
 
 /// What one node sees of the things that answers depend on, and why.
 pub type Sights = BTreeMap<String, (Health, String)>;
@@ -41,6 +47,8 @@ pub fn sights(report: &Report) -> Sights {
     let services = report.services.iter().map(|(name, sight)| {
         let health = match sight.state {
             ServiceState::Up | ServiceState::Degraded => Health::Up,
+            // A pair that changes sides, or that a node without a lease may not route to, is not what is asked for.
+            ServiceState::Down if is_between(&sight.why) => Health::Unknown,
             ServiceState::Down => Health::Down,
             ServiceState::Unknown => Health::Unknown,
         };
@@ -62,7 +70,7 @@ pub fn sticky(zone: &str, agreed: &AgreedNames, now: Instant, wall: Timestamp) -
     let pins = agreed.pins.iter().filter_map(|(key, pin)| {
         let until = pin.until.map(|until| {
             let left = u64::try_from(until.0.saturating_sub(wall.0)).unwrap_or_default();
-            now + core::time::Duration::from_millis(left)
+            now + Duration::from_millis(left)
         });
         Some((policy_of(zone, key)?, Pin { label: pin.label.clone(), until }))
     });
@@ -210,6 +218,7 @@ impl Lead {
             self.take(now, change, &mut after);
         }
         let (mut again, mut zones) = (None, BTreeSet::new());
+        let mut resigned = false;
         for (name, zone) in &topology.dns {
             let before = sticky(name, &after, now, wall);
             let sight = |asked: Asked<'_>| seen(&after, &self.up_since, asked);
@@ -225,6 +234,10 @@ impl Lead {
                 self.take(now, change, &mut after);
             }
             changes.extend(chosen);
+            if ages(zone, agreed.zones.get(name), wall) {
+                resigned = true;
+                zones.insert(name.clone());
+            }
             if other || differs(name, zone, agreed, &after) {
                 zones.insert(name.clone());
             }
@@ -233,10 +246,12 @@ impl Lead {
             changes.push(NameChange::Zone { zone: zone.clone(), digest: None });
         }
         changes.extend(orphaned(topology, agreed));
+        // What can never be agreed on must not keep everything else from it.
+        changes.retain(|change| change.check().is_ok());
         // The rest is found at the next look.
         changes.truncate(Limit::NameChanges.most());
         let command = NamesCommand::Change { from: agreed.epoch, changes: changes.clone(), zones };
-        Look { command: (!changes.is_empty()).then_some(command), again }
+        Look { command: (!changes.is_empty() || resigned).then_some(command), again }
     }
 
     /// Goes on from what is agreed on.
@@ -322,6 +337,12 @@ impl Lead {
             NameChange::Zone { .. } | NameChange::Record { .. } => {}
         }
     }
+}
+
+/// Whether secondaries have to fetch a signed zone again, so that no signature of theirs runs out.
+fn ages(zone: &Zone, agreed: Option<&AgreedZone>, wall: Timestamp) -> bool {
+    let age = agreed.map_or(0, |agreed| wall.0.saturating_sub(agreed.changed.wall.0));
+    zone.dnssec && i64::try_from(RESIGN_EVERY.as_millis()).is_ok_and(|limit| limit < age)
 }
 
 /// What no answer depends on any more, and what is planned.

@@ -46,7 +46,8 @@ fn place(topology: &Topology, agreement: &Agreement, part: &PartRef) -> Option<u
     let waits = plans(topology).into_iter().any(|(unit, plan)| {
         let wanted = plan.wanted(topology, agreement);
         let holder = agreement.addresses.get(&unit).and_then(|agreed| agreed.holder.as_ref());
-        plan.follows.as_ref() == Some(part) && wanted.as_ref() != holder
+        // Nobody waits for an address that nobody can hold.
+        plan.follows.as_ref() == Some(part) && holder.is_some() && wanted.as_ref() != holder
     });
     (!waits).then_some(place)
 }

@@ -8,13 +8,17 @@ use std::time::Duration;
 use outlast_consensus::{Role, Term, boottime};
 use outlast_core::address::unit_of;
 use outlast_core::agent::Agreement;
-use outlast_core::agreed::{ClientId, Command, Entry, Expected, KvCommand, NamesCommand, Reply};
+use outlast_core::agreed::{
+    AgreedNames, ClientId, Command, Entry, Expected, KvCommand, Limit, NameChange, NamesCommand,
+    Reply, Stamp,
+};
 use outlast_core::health::Health;
 use outlast_core::names::{Known, Lead, Sights, places, sights};
 use outlast_core::observers::{Report, STALE_AFTER};
 use outlast_core::time::Instant;
 use outlast_core::topology::Topology;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 
 use super::agree::Failure;
 use super::found::OWN_KEYS;
@@ -36,14 +40,17 @@ const SOON: Duration = Duration::from_secs(600);
 /// Changes of name servers that wait to be agreed on.
 pub(super) const CHANGES_MAX: usize = 64;
 
+/// Those that are under way.
+const CHANGES_OPEN: usize = 16;
+
 /// How soon a secret is asked for again.
-const SECRET_AGAIN: Duration = Duration::from_millis(500);
+const SECRET_AGAIN: Duration = Duration::from_millis(20);
 
 /// Bytes of the secret that DNS cookies are made with.
 const COOKIE_BYTES: usize = 16;
 
 /// What a name server wants to be agreed on, and where the answer goes.
-pub type Wanted = (NamesCommand, oneshot::Sender<Result<(), String>>);
+pub type Wanted = (NamesCommand, oneshot::Sender<Result<Reply, String>>);
 
 /// What the name servers of this node go by.
 #[derive(Clone, Debug)]
@@ -138,8 +145,12 @@ impl Hub {
                         Some(reign) if reign.0 == term => reign,
                         _ => reign.insert((term, Lead::default())),
                     };
-                    self.bring_sights(lead, own);
-                    match self.look_at_names(term, lead, &known, &now).await {
+                    // What was known before the term began may be old news.
+                    let (agreed, now) = self
+                        .replica
+                        .read(|agreed| (agreed.names().all().clone(), Agreement::of(agreed, true)));
+                    self.bring_sights(lead, own, &now);
+                    match self.look_at_names(term, lead, &known, (&now, &agreed)).await {
                         Some(pause) => pause,
                         None => continue,
                     }
@@ -170,13 +181,14 @@ impl Hub {
         Some(term)
     }
 
-    fn bring_sights(&self, lead: &mut Lead, own: Sights) {
+    fn bring_sights(&self, lead: &mut Lead, own: Sights, agreement: &Agreement) {
         lead.hear(&self.settings.node, own);
         let (now, peers) = (boottime(), self.links().peers());
         let heard = self.witnesses.heard.lock().expect("no panic while held");
         for (node, (at, sights)) in heard.iter() {
             let linked = peers.get(node).is_some_and(|peer| peer.connection.is_some());
-            if linked && now.since(*at) <= STALE_AFTER {
+            let counts = linked && agreement.nodes.contains(node);
+            if counts && now.since(*at) <= STALE_AFTER {
                 lead.hear(node, sights.clone());
             } else {
                 lead.lose(node);
@@ -190,15 +202,23 @@ impl Hub {
         term: Term,
         lead: &mut Lead,
         topology: &Topology,
-        agreement: &Agreement,
+        (agreement, agreed): (&Agreement, &AgreedNames),
     ) -> Option<Duration> {
-        let agreed = self.replica.read(|agreed| agreed.names().all().clone());
         let (now, known) = (boottime(), known(topology, agreement));
-        let look = lead.look(now, wall(), topology, &known, &agreed);
-        let Some(command) = look.command else {
+        let look = lead.look(now, wall(), topology, &known, agreed);
+        let command = match look.command {
+            Some(command) if agreed.epoch == 0 => Some(self.with_what_was_kept(topology, command)),
+            command => command,
+        };
+        let Some(command) = command else {
             let again = look.again.map_or(LOOK_EVERY, |at| at.since(now));
             return Some(again.clamp(Duration::from_millis(1), LOOK_EVERY));
         };
+        let stamp = Stamp { index: agreed.epoch + 1, wall: wall() };
+        if let Err(why) = agreed.changed(stamp, &command) {
+            tracing::warn!(%why, "what name servers should answer by cannot be agreed on");
+            return Some(LOOK_EVERY);
+        }
         match self.agree_in(term, Command::Names(command)).await {
             Ok(()) => None,
             Err(why) => {
@@ -208,25 +228,62 @@ impl Hub {
         }
     }
 
+    /// A node that was alone, or in a cluster that is founded anew, brings the records that updates had added to its zones.
+    fn with_what_was_kept(&self, topology: &Topology, command: NamesCommand) -> NamesCommand {
+        let NamesCommand::Change { from, mut changes, zones } = command;
+        let kept = crate::names::kept(&self.settings.data_dir);
+        for (zone, known) in &kept.zones {
+            if topology.dns.contains_key(zone) {
+                changes.extend(known.records.iter().map(|record| NameChange::Record {
+                    zone: zone.clone(),
+                    record: record.clone(),
+                    present: true,
+                }));
+            }
+        }
+        let most = Limit::NameChanges.most();
+        if most < changes.len() {
+            tracing::warn!(
+                left = changes.len() - most,
+                "records that updates had added are too many to be brought along; import them again"
+            );
+            changes.truncate(most);
+        }
+        NamesCommand::Change { from, changes, zones }
+    }
+
     /// Has agreed on what name servers of this node want.
     pub(super) async fn agree_on_names(self: Arc<Self>, mut changes: mpsc::Receiver<Wanted>) {
+        let mut open = JoinSet::new();
         while let Some((command, answer)) = changes.recv().await {
-            let entry = Entry {
-                origin: ClientId::NOBODY,
-                sequence: 0,
-                wall: wall(),
-                command: Command::Names(command),
-            };
-            let deadline = tokio::time::Instant::now() + CHANGE_MAX;
-            let result = match self.propose(&entry, deadline).await {
-                Ok((_, Reply::Refused { why })) => Err(why.to_string()),
-                Ok((_, _)) => Ok(()),
-                Err(Failure::Unavailable(why) | Failure::Unknown(why)) => Err(why),
-            };
-            // Whoever asked may have given up.
-            answer.send(result).ok();
+            while open.try_join_next().is_some() {}
+            if open.len() >= CHANGES_OPEN {
+                open.join_next().await;
+            }
+            let hub = self.clone();
+            open.spawn(async move { hub.agree_on_change(command, answer).await });
         }
         std::future::pending::<()>().await;
+    }
+
+    async fn agree_on_change(
+        &self,
+        command: NamesCommand,
+        answer: oneshot::Sender<Result<Reply, String>>,
+    ) {
+        let entry = Entry {
+            origin: ClientId::NOBODY,
+            sequence: 0,
+            wall: wall(),
+            command: Command::Names(command),
+        };
+        let deadline = tokio::time::Instant::now() + CHANGE_MAX;
+        let result = match self.propose(&entry, deadline).await {
+            Ok((_, reply)) => Ok(reply),
+            Err(Failure::Unavailable(why) | Failure::Unknown(why)) => Err(why),
+        };
+        // Whoever asked may have given up.
+        answer.send(result).ok();
     }
 
     /// Has the nodes agree on what name servers share in secret, and keeps what was agreed on at hand.
@@ -241,15 +298,18 @@ impl Hub {
                 });
                 NameSecrets(known.collect())
             });
-            for name in wanted.iter().filter(|name| !known.0.contains_key(*name)) {
-                self.propose_name_secret(name).await;
-            }
             let all = known.0.len() == wanted.len();
             self.name_secrets.send_if_modified(|before| {
                 let changed = *before != known;
-                *before = known;
+                before.clone_from(&known);
                 changed
             });
+            if !all {
+                let kept = crate::names::kept_secrets(&self.settings.data_dir);
+                for name in wanted.iter().filter(|name| !known.0.contains_key(*name)) {
+                    self.propose_name_secret(name, kept.0.get(name).cloned()).await;
+                }
+            }
             tokio::select! {
                 () = tokio::time::sleep(SECRET_AGAIN), if !all => {}
                 Ok(()) = topology.changed() => {}
@@ -258,8 +318,9 @@ impl Hub {
         }
     }
 
-    async fn propose_name_secret(&self, name: &str) {
-        let value = match new_secret(name) {
+    /// A node that was alone goes on with what it has: parents and clients know the key.
+    async fn propose_name_secret(&self, name: &str, kept: Option<Vec<u8>>) {
+        let value = match kept.map_or_else(|| new_secret(name), Ok) {
             Ok(value) => value,
             Err(error) => return tracing::error!(%error, name, "make a secret of name servers"),
         };
@@ -278,7 +339,12 @@ impl Hub {
 
 /// What is known of parts without asking vantage points.
 fn known(topology: &Topology, agreement: &Agreement) -> Known {
-    let databases = agreement.databases.iter().map(|(name, held)| {
+    // While it is switched over as planned, it is neither gone nor anywhere.
+    let settled = agreement
+        .databases
+        .iter()
+        .filter(|(_, held)| held.lease.is_some() || held.database.switchover.is_none());
+    let databases = settled.map(|(name, held)| {
         let sight = match &held.lease {
             Some((holder, _)) => (Health::Up, format!("{holder} is its primary")),
             None => (Health::Down, "it has no primary".to_owned()),

@@ -25,9 +25,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use outlast_consensus::boottime;
-use outlast_core::agreed::{AgreedNames, NamesCommand, Stamp};
+use outlast_core::agreed::{AgreedNames, NamesCommand, Reply, Stamp};
 use outlast_core::event::Fact;
-use outlast_core::names::{Known, Lead, Places, Sights, digest};
+use outlast_core::names::{Known, Lead, Places, Sights};
 use outlast_core::time::Instant;
 use outlast_core::topology::Topology;
 use outlast_dns::server::{Totals, UpdateRequest};
@@ -41,9 +41,6 @@ use store::Kept;
 
 /// How often it is looked whether the addresses of this machine, or files of keys, have changed.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-
-/// How long a zone whose part of the file has changed here waits for the others to agree on it.
-const HOLD: Duration = Duration::from_secs(2);
 
 /// How soon after a look that came to something a node that is alone looks again.
 const LOOK_SOON: Duration = Duration::from_millis(1);
@@ -172,6 +169,16 @@ fn run(
     runtime.shutdown_background();
 }
 
+/// What this node answered by last, whatever has become of the others.
+pub(crate) fn kept(data_dir: &std::path::Path) -> Arc<AgreedNames> {
+    store::load(data_dir).agreed
+}
+
+/// What it shared in secret.
+pub(crate) fn kept_secrets(data_dir: &std::path::Path) -> NameSecrets {
+    store::load(data_dir).secrets
+}
+
 /// From where it is known what is agreed on.
 enum Source {
     Cluster(OfNames),
@@ -194,9 +201,6 @@ struct Desk {
     show: watch::Sender<Arc<Seen>>,
     servers: Servers,
     updates: mpsc::Receiver<UpdateRequest>,
-    /// Since when this node's file has another zone than is agreed on.
-    differs_since: Option<Instant>,
-    published: bool,
     open: JoinSet<()>,
 }
 
@@ -217,18 +221,7 @@ impl Desk {
         };
         let view = View { topology: home.topology.clone(), kept: known, changes };
         let servers = Servers::new(home.base.clone(), home.node.clone(), send_updates);
-        Desk {
-            home,
-            source,
-            view,
-            kept,
-            show,
-            servers,
-            updates,
-            differs_since: None,
-            published: false,
-            open: JoinSet::new(),
-        }
+        Desk { home, source, view, kept, show, servers, updates, open: JoinSet::new() }
     }
 
     async fn live(mut self, mut asked: mpsc::Receiver<Ask>, mut stop: watch::Receiver<bool>) {
@@ -246,7 +239,7 @@ impl Desk {
             tokio::select! {
                 news = heard(&mut self.source) => {
                     if let Some((command, answer)) = news {
-                        answer.send(self.change_alone(&command)).ok();
+                        answer.send(Ok(self.change_alone(&command))).ok();
                     }
                 }
                 Ok(()) = topology.changed() => {}
@@ -262,14 +255,11 @@ impl Desk {
 
     /// When time alone has something to do.
     fn wake(&self) -> Duration {
-        let now = boottime();
-        let hold = self.differs_since.map(|since| (since + HOLD).since(now));
         let look = match &self.source {
-            Source::Alone { look_at, .. } => look_at.map(|at| at.since(now)),
+            Source::Alone { look_at, .. } => look_at.map(|at| at.since(boottime())),
             Source::Cluster(_) => None,
         };
-        let wake = [hold.filter(|hold| !hold.is_zero()), look].into_iter().flatten().min();
-        wake.unwrap_or(LOOK_EVERY).max(LOOK_SOON)
+        look.unwrap_or(LOOK_EVERY).max(LOOK_SOON)
     }
 
     /// Takes what is agreed on, or judges where nobody else could.
@@ -277,9 +267,10 @@ impl Desk {
         let before = self.kept.borrow().clone();
         let after = match &mut self.source {
             Source::Cluster(of) => {
+                // First: what was agreed on when it became true is then read.
+                let caught_up = *of.caught_up.borrow_and_update();
                 let agreed = of.agreement.borrow_and_update().names.clone();
                 let secrets = of.secrets.borrow_and_update().clone();
-                let caught_up = *of.caught_up.borrow_and_update();
                 // A node that has just started hears old news again first.
                 let newer = before.agreed.epoch <= agreed.epoch || caught_up;
                 let agreed = if newer { agreed } else { before.agreed.clone() };
@@ -326,30 +317,28 @@ impl Desk {
     }
 
     /// Makes a change where nobody else has to agree.
-    fn change_alone(&mut self, command: &NamesCommand) -> Result<(), String> {
+    fn change_alone(&mut self, command: &NamesCommand) -> Reply {
         let before = self.kept.borrow().clone();
-        let agreed = changed(&before.agreed, command).map_err(|why| why.to_string())?;
+        let agreed = match changed(&before.agreed, command) {
+            Ok(agreed) => agreed,
+            Err(why) => return Reply::Refused { why },
+        };
         let after = Kept { agreed: Arc::new(agreed), ..before.clone() };
         let topology = self.home.topology.borrow().clone();
         self.keep(&topology, before, after);
-        Ok(())
+        Reply::Done
     }
 
     /// Brings the servers to what is known.
     fn serve(&mut self, topology: &Arc<Topology>) {
         let kept = self.kept.borrow().clone();
-        let other = topology.dns.iter().any(|(name, zone)| {
-            kept.agreed.zones.get(name).is_none_or(|agreed| agreed.digest != digest(zone))
-        });
-        let now = boottime();
-        let since = other.then(|| self.differs_since.unwrap_or(now));
-        self.differs_since = since;
-        let waits = since.is_some_and(|since| now.since(since) < HOLD);
-        // What has never been answered for is not made wrong by waiting; what was is kept as it was for a moment.
-        if !(waits && self.published) {
-            let facts = self.servers.serve(topology, &kept);
-            self.published = true;
-            for fact in facts {
+        let knows = match &self.source {
+            // Who has never heard of anything would answer as if all were well.
+            Source::Cluster(of) => kept.agreed.epoch != 0 || *of.caught_up.borrow(),
+            Source::Alone { .. } => true,
+        };
+        if knows {
+            for fact in self.servers.serve(topology, &kept) {
                 self.home.facts.try_send(fact).ok();
             }
         }

@@ -1,4 +1,5 @@
-//! The servers themselves: one for each address that the file names, with all zones that are answered for there.
+//! The servers themselves: one for each address of this machine that a zone is answered for at, so that one that cannot be
+//! listened on, or that comes and goes, does not trouble the others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -9,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Context as _;
 use outlast_core::agreed::AgreedNames;
 use outlast_core::event::Fact;
+use outlast_core::names::digest;
 use outlast_core::topology::{Topology, Zone};
 use outlast_dns::dnssec::Signatures;
 use outlast_dns::name::Name;
@@ -30,15 +32,21 @@ const SIGN_EVERY: Duration = Duration::from_secs(6 * 3600);
 /// How often it is tried again to start a server that cannot be started.
 const START_AGAIN: Duration = Duration::from_secs(1);
 
+/// Threads that answer at one address.
+const THREADS: usize = 16;
+
 /// All servers of this node.
 pub(super) struct Servers {
     base: PathBuf,
     node: String,
     updates: mpsc::Sender<UpdateRequest>,
     running: BTreeMap<SocketAddr, Running>,
-    /// Where one could not be started, and when that was tried.
-    failed: BTreeMap<SocketAddr, Instant>,
-    signatures: Signatures,
+    /// When something could not be started last.
+    failed: Option<Instant>,
+    /// By what the zones of one place say in `listen`.
+    places: BTreeMap<SocketAddr, Place>,
+    /// Of each zone, the part of a topology by which it is answered.
+    answered: BTreeMap<String, Zone>,
     /// What the tables were made of, and when.
     made: Option<(Arc<Topology>, Kept, Instant)>,
     /// By zone.
@@ -51,6 +59,15 @@ pub(super) struct Servers {
     stale: bool,
     local: BTreeSet<IpAddr>,
     key_files: BTreeMap<PathBuf, Option<SystemTime>>,
+}
+
+/// The zones of one `listen`.
+#[derive(Debug, Default)]
+struct Place {
+    signatures: Signatures,
+    /// The last specification of each zone that could be made.
+    specs: BTreeMap<String, ZoneSpec>,
+    table: Table,
 }
 
 struct Running {
@@ -69,10 +86,11 @@ impl Drop for Running {
 /// What one server is started with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Plan {
-    addresses: Vec<SocketAddr>,
     cookies: Option<[u8; 16]>,
     rate_limit: Option<std::num::NonZeroU32>,
+    /// Who is told of changes; empty at all but one of the addresses of one `listen`.
     secondaries: BTreeSet<SocketAddr>,
+    transfer_to: BTreeSet<IpAddr>,
     /// Which files of keys, as they were at which time, and who may do what by them.
     keys: BTreeMap<PathBuf, Option<SystemTime>>,
     updaters: BTreeSet<String>,
@@ -89,8 +107,9 @@ impl Servers {
             node,
             updates,
             running: BTreeMap::new(),
-            failed: BTreeMap::new(),
-            signatures: Signatures::default(),
+            failed: None,
+            places: BTreeMap::new(),
+            answered: BTreeMap::new(),
             made: None,
             trouble: BTreeMap::new(),
             serials: BTreeMap::new(),
@@ -124,7 +143,7 @@ impl Servers {
         if topology.dns.is_empty() && self.running.is_empty() {
             return Vec::new();
         }
-        let again = self.failed.values().any(|at| START_AGAIN <= at.elapsed());
+        let again = self.failed.is_some_and(|at| START_AGAIN <= at.elapsed());
         let same = self.made.as_ref().is_some_and(|(of, with, at)| {
             Arc::ptr_eq(of, topology) && with == kept && at.elapsed() < SIGN_EVERY
         });
@@ -134,147 +153,214 @@ impl Servers {
         if self.made.is_none() {
             self.look(topology);
         }
-        self.stale = false;
+        (self.stale, self.failed) = (false, None);
         self.made = Some((topology.clone(), kept.clone(), Instant::now()));
         let before = std::mem::take(&mut self.trouble);
-        let mut groups: BTreeMap<SocketAddr, Vec<(&String, &Zone)>> = BTreeMap::new();
-        for (name, zone) in &topology.dns {
+        self.choose_zones(topology, &kept.agreed);
+        let mut groups: BTreeMap<SocketAddr, BTreeMap<String, Zone>> = BTreeMap::new();
+        for (name, zone) in &self.answered {
             if let Some(listen) = zone.listen {
-                groups.entry(listen).or_default().push((name, zone));
+                groups.entry(listen).or_default().insert(name.clone(), zone.clone());
+            }
+        }
+        self.places.retain(|listen, _| groups.contains_key(listen));
+        (self.serials, self.ds) = (BTreeMap::new(), BTreeMap::new());
+        let mut wanted = BTreeMap::new();
+        for (listen, zones) in groups {
+            let table = self.table(listen, &zones, kept);
+            for (nth, address) in self.addresses(listen, &zones).into_iter().enumerate() {
+                wanted.insert(
+                    address,
+                    (self.plan(&zones, kept, nth == 0), zones.clone(), table.clone()),
+                );
             }
         }
         let gone: Vec<SocketAddr> =
-            self.running.keys().filter(|at| !groups.contains_key(*at)).copied().collect();
-        for at in gone {
-            self.end(at);
-        }
-        self.failed.retain(|at, _| groups.contains_key(at));
-        (self.serials, self.ds) = (BTreeMap::new(), BTreeMap::new());
-        for (listen, zones) in groups {
-            let table = self.table(&zones, kept);
-            if let Err(error) = self.run(listen, &zones, kept, table) {
-                self.failed.insert(listen, Instant::now());
-                for (name, _) in zones {
-                    self.trouble.insert(name.clone(), format!("{error:#}"));
+            self.running.keys().filter(|at| !wanted.contains_key(*at)).copied().collect();
+        gone.into_iter().for_each(|at| self.end(at));
+        for (address, (plan, zones, table)) in wanted {
+            if let Err(error) = self.run(address, plan, table) {
+                self.failed = Some(Instant::now());
+                for name in zones.keys() {
+                    self.complain(name, format!("{error:#}"));
                 }
-            } else {
-                self.failed.remove(&listen);
             }
         }
         told(&before, &self.trouble)
     }
 
-    /// The table of those zones that can be answered for.
-    fn table(&mut self, zones: &[(&String, &Zone)], kept: &Kept) -> Table {
-        let mut specs: BTreeMap<&String, ZoneSpec> = BTreeMap::new();
+    /// A second complaint goes behind the first.
+    fn complain(&mut self, zone: &str, why: String) {
+        let all = self.trouble.entry(zone.to_owned()).or_default();
+        if all.is_empty() {
+            *all = why;
+        } else if !all.contains(&why) {
+            all.push_str("; ");
+            all.push_str(&why);
+        }
+    }
+
+    /// By which part of which topology each zone is answered: the one that is agreed on, if this node has it. While a changed
+    /// file is on its way to all nodes, none of them answers by it before the others do.
+    fn choose_zones(&mut self, topology: &Topology, agreed: &AgreedNames) {
+        let mut chosen = BTreeMap::new();
+        for (name, of_file) in &topology.dns {
+            let wanted = agreed.zones.get(name).map(|zone| zone.digest);
+            let fits = |zone: &&Zone| wanted.is_none_or(|wanted| digest(zone) == wanted);
+            let both = [Some(of_file), self.answered.get(name)];
+            let found = both.into_iter().flatten().find(fits);
+            if found.is_none() {
+                self.trouble.insert(
+                    name.clone(),
+                    "this node's file has another zone than is agreed on: bring the same file to all nodes, or use \
+                     `outlast apply`"
+                        .to_owned(),
+                );
+            }
+            chosen.insert(name.clone(), found.unwrap_or(of_file).clone());
+        }
+        self.answered = chosen;
+    }
+
+    /// The table of those zones that can be answered for. One that cannot be made now stays as it was.
+    fn table(&mut self, listen: SocketAddr, zones: &BTreeMap<String, Zone>, kept: &Kept) -> Table {
+        let mut place = self.places.remove(&listen).unwrap_or_default();
+        place.specs.retain(|name, _| zones.contains_key(name));
         for (name, zone) in zones {
             match spec::spec(name, zone, &kept.agreed, &kept.secrets) {
-                Ok(spec) => drop(specs.insert(name, spec)),
-                Err(why) => drop(self.trouble.insert((*name).clone(), why)),
+                Ok(spec) => drop(place.specs.insert(name.clone(), spec)),
+                Err(why) => self.complain(name, why),
             }
         }
-        let all: Vec<ZoneSpec> = specs.values().cloned().collect();
-        let table = Table::build(&all, &mut self.signatures, now());
-        let table = table.unwrap_or_else(|_one_is_bad| {
-            for (name, zone) in zones {
-                match self.checked(name, zone, kept) {
-                    Ok(spec) => drop(specs.insert(name, spec)),
-                    Err(why) => {
-                        specs.remove(name);
-                        self.trouble.insert((*name).clone(), why);
+        let all: Vec<ZoneSpec> = place.specs.values().cloned().collect();
+        match Table::build(&all, &mut place.signatures, now()) {
+            Ok(table) => place.table = table,
+            Err(error) => {
+                tracing::warn!(%error, "a zone cannot be answered for");
+                let good = zones.iter().filter_map(|(name, zone)| {
+                    Some((name.clone(), self.checked(name, zone, kept)?))
+                });
+                place.specs = good.collect();
+                let good: Vec<ZoneSpec> = place.specs.values().cloned().collect();
+                match Table::build(&good, &mut place.signatures, now()) {
+                    Ok(table) => place.table = table,
+                    // Each of them can be built alone: together they are too many, and what was answered stays.
+                    Err(error) => {
+                        zones.keys().for_each(|name| self.complain(name, error.to_string()));
                     }
                 }
             }
-            let good: Vec<ZoneSpec> = specs.values().cloned().collect();
-            Table::build(&good, &mut self.signatures, now()).unwrap_or_default()
-        });
-        for (name, spec) in specs {
+        }
+        for (name, spec) in &place.specs {
             self.serials.insert(name.clone(), spec.serial);
             if let Some(key) = &spec.key {
                 self.ds.insert(name.clone(), ds_text(&key.ds(&spec.name).0));
             }
         }
+        let table = place.table.clone();
+        self.places.insert(listen, place);
         table
     }
 
     /// A zone that can be built; without what updates have added, if that is what spoils it.
-    fn checked(&mut self, name: &str, zone: &Zone, kept: &Kept) -> Result<ZoneSpec, String> {
+    fn checked(&mut self, name: &str, zone: &Zone, kept: &Kept) -> Option<ZoneSpec> {
         let build = |agreed: &AgreedNames| {
             let spec = spec::spec(name, zone, agreed, &kept.secrets)?;
-            let bare = ZoneSpec { key: None, ..spec.clone() };
-            let table = Table::build(&[bare], &mut Signatures::default(), now());
+            let table =
+                Table::build(std::slice::from_ref(&spec), &mut Signatures::default(), now());
             table.map(|_table| spec).map_err(|error| error.to_string())
         };
         let why = match build(&kept.agreed) {
-            Ok(spec) => return Ok(spec),
+            Ok(spec) => return Some(spec),
             Err(why) => why,
         };
         let mut bare = AgreedNames::clone(&kept.agreed);
         let added = bare.zones.get_mut(name).map(|zone| std::mem::take(&mut zone.records));
-        if added.is_none_or(|added| added.is_empty()) {
-            return Err(why);
-        }
-        let spec = build(&bare)?;
-        self.trouble.insert(
-            name.to_owned(),
-            format!("is answered for without what updates have added, because of that: {why}"),
+        let bare = added.filter(|added| !added.is_empty()).and_then(|_added| build(&bare).ok());
+        self.complain(
+            name,
+            match &bare {
+                Some(_) => format!(
+                    "is answered for without what updates have added, because of that: {why}"
+                ),
+                None => why,
+            },
         );
-        Ok(spec)
+        bare
     }
 
-    fn run(
-        &mut self,
-        listen: SocketAddr,
-        zones: &[(&String, &Zone)],
-        kept: &Kept,
-        table: Table,
-    ) -> anyhow::Result<()> {
-        let plan = self.plan(listen, zones, kept);
-        if self.running.get(&listen).is_none_or(|running| running.plan != plan) {
-            // Its sockets have to be closed before others take their place.
-            self.end(listen);
-            let running = self.start(plan, zones, listen, table)?;
-            self.running.insert(listen, running);
-        } else if let Some(running) = self.running.get(&listen) {
+    /// Has a server at an address as it is to be. While it cannot be given what it needs, an old one goes on.
+    fn run(&mut self, address: SocketAddr, plan: Plan, table: Table) -> anyhow::Result<()> {
+        if let Some(running) = self.running.get(&address).filter(|running| running.plan == plan) {
             running.server.publish(table);
+            return Ok(());
         }
-        Ok(())
+        let (config, plan, trouble) = match self.config(&plan) {
+            Ok(config) => (config, plan, None),
+            Err(error) => {
+                if let Some(running) = self.running.get(&address) {
+                    running.server.publish(table);
+                    return Err(error);
+                }
+                // Nobody can transfer or update by keys that cannot be read, and everybody can ask.
+                let keyless = Plan { keys: BTreeMap::new(), updaters: BTreeSet::new(), ..plan };
+                (self.config(&keyless)?, keyless, Some(error))
+            }
+        };
+        // Its sockets have to be closed before others take their place.
+        self.end(address);
+        let running = self.start(address, plan, config, table)?;
+        self.running.insert(address, running);
+        trouble.map_or(Ok(()), Err)
     }
 
-    fn plan(&self, listen: SocketAddr, zones: &[(&String, &Zone)], kept: &Kept) -> Plan {
-        let addresses = if listen.ip().is_unspecified() {
-            let fits = |ip: &&IpAddr| ip.is_ipv4() || listen.is_ipv6();
-            let own = self.local.iter().filter(fits).take(LISTEN_MAX);
-            own.map(|ip| SocketAddr::new(*ip, listen.port())).collect()
-        } else {
-            vec![listen]
-        };
-        let of = |wanted: fn(&Zone) -> bool| zones.iter().any(|(_, zone)| wanted(zone));
+    /// Where the zones of one `listen` are answered for.
+    fn addresses(&mut self, listen: SocketAddr, zones: &BTreeMap<String, Zone>) -> Vec<SocketAddr> {
+        if !listen.ip().is_unspecified() {
+            return vec![listen];
+        }
+        let fits = |ip: &&IpAddr| ip.is_ipv4() || listen.is_ipv6();
+        let mut own: Vec<IpAddr> = self.local.iter().filter(fits).copied().collect();
+        // Secondaries know the first one, and do not know us as 127.0.0.1.
+        own.sort_by_key(|ip| (ip.is_loopback(), *ip));
+        if LISTEN_MAX < own.len() {
+            let why = format!(
+                "this machine has {} addresses, and {LISTEN_MAX} of them are listened on: name one in `listen`",
+                own.len()
+            );
+            zones.keys().for_each(|name| self.complain(name, why.clone()));
+        }
+        own.into_iter().take(LISTEN_MAX).map(|ip| SocketAddr::new(ip, listen.port())).collect()
+    }
+
+    fn plan(&self, zones: &BTreeMap<String, Zone>, kept: &Kept, tells: bool) -> Plan {
+        let of = |wanted: fn(&Zone) -> bool| zones.values().any(wanted);
         let secret = kept.secrets.0.get(&cookie_secret());
         let cookies = secret.filter(|_| of(|zone| zone.cookies));
         // One server counts for all of its zones: the most generous of their limits.
         let unlimited = of(|zone| zone.rate_limit.is_none());
-        let limit = zones.iter().filter_map(|(_, zone)| zone.rate_limit).max();
+        let limit = zones.values().filter_map(|zone| zone.rate_limit).max();
+        let secondaries: BTreeSet<SocketAddr> =
+            zones.values().flat_map(|zone| &zone.secondaries).copied().collect();
         Plan {
-            addresses,
             cookies: cookies.and_then(|secret| secret.as_slice().try_into().ok()),
             rate_limit: limit.filter(|_| !unlimited),
-            secondaries: zones.iter().flat_map(|(_, zone)| &zone.secondaries).copied().collect(),
-            keys: key_files(&self.base, zones.iter().map(|(_, zone)| *zone)),
-            updaters: zones.iter().flat_map(|(_, zone)| zone.update.iter().cloned()).collect(),
+            transfer_to: secondaries.iter().map(SocketAddr::ip).collect(),
+            secondaries: if tells { secondaries } else { BTreeSet::new() },
+            keys: key_files(&self.base, zones.values()),
+            updaters: zones.values().flat_map(|zone| zone.update.iter().cloned()).collect(),
         }
     }
 
-    fn start(
-        &self,
-        plan: Plan,
-        zones: &[(&String, &Zone)],
-        listen: SocketAddr,
-        table: Table,
-    ) -> anyhow::Result<Running> {
+    fn config(&self, plan: &Plan) -> anyhow::Result<Config> {
         let mut tsig: BTreeMap<Name, TsigKey> = BTreeMap::new();
         for path in plan.keys.keys() {
-            tsig.extend(keys::load(path)?);
+            for (name, key) in keys::load(path)? {
+                anyhow::ensure!(
+                    tsig.insert(name.clone(), key).is_none(),
+                    "the key `{name}` is in two files of zones with one `listen`: give one of them another name"
+                );
+            }
         }
         for updater in &plan.updaters {
             let name = spec::parse(updater).map_err(anyhow::Error::msg)?;
@@ -285,27 +371,34 @@ impl Servers {
         }
         // Who has a key of the file is a secondary or changes the zone: both may read it.
         tsig.values_mut().for_each(|key| key.may_transfer = true);
-        let config = Config {
+        let secondaries = plan.secondaries.iter();
+        Ok(Config {
             cookies: plan.cookies.map(|current| CookieSecrets { current, previous: None }),
             rate_limit: plan
                 .rate_limit
                 .map(|per_second| RateLimit { per_second, ..RateLimit::default() }),
             nsid: self.node.clone().into_bytes(),
-            transfer_to: plan.secondaries.iter().map(SocketAddr::ip).collect(),
-            secondaries: plan
-                .secondaries
-                .iter()
+            transfer_to: plan.transfer_to.iter().copied().collect(),
+            secondaries: secondaries
                 .map(|address| Secondary { address: *address, key: None })
                 .collect(),
             keys: tsig.into_values().collect(),
-        };
-        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let names: Vec<&str> = zones.iter().map(|(name, _)| name.as_str()).collect();
-        let (server, mut requests) = Server::start(&plan.addresses, threads, config, table).with_context(|| {
+        })
+    }
+
+    fn start(
+        &self,
+        address: SocketAddr,
+        plan: Plan,
+        config: Config,
+        table: Table,
+    ) -> anyhow::Result<Running> {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let started = Server::start(&[address], cores.min(THREADS), config, table);
+        let (server, mut requests) = started.with_context(|| {
             format!(
-                "listen on {listen} for {}; end what uses it (systemd-resolved has 127.0.0.53:53), or change `listen`; \
-                 ports below 1024 need root or CAP_NET_BIND_SERVICE",
-                names.join(", ")
+                "listen on {address}; end what uses it, or change `listen`; ports below 1024 need root or \
+                 CAP_NET_BIND_SERVICE"
             )
         })?;
         let updates = self.updates.clone();

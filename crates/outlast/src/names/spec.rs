@@ -138,7 +138,12 @@ fn mailbox(mail: &str) -> Option<Name> {
 fn add(sets: &mut Vec<Rrset>, known: &AgreedZone) {
     let mut added: BTreeMap<(Name, Rtype), Rrset> = BTreeMap::new();
     for record in known.records.iter().filter_map(read) {
-        if sets.iter().any(|set| set.owner == record.owner && set.rtype == record.rtype) {
+        // A name with a CNAME has nothing else (RFC 1034 3.6.2).
+        let clashes = |set: &Rrset| {
+            let alias = set.rtype == Rtype::CNAME || record.rtype == Rtype::CNAME;
+            set.owner == record.owner && (alias || set.rtype == record.rtype)
+        };
+        if sets.iter().any(clashes) {
             continue;
         }
         let set = added.entry((record.owner.clone(), record.rtype)).or_insert_with(|| Rrset {

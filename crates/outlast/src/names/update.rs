@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use outlast_core::agreed::{AgreedNames, AgreedPin, Limit, NameChange, NamesCommand};
+use outlast_core::agreed::{AgreedNames, AgreedPin, Limit, NameChange, NamesCommand, Reply};
 use outlast_core::names::{FailoverId, policy_key};
 use outlast_core::time::Timestamp;
 use outlast_core::topology::{Policy, Topology, Zone};
@@ -28,6 +28,12 @@ const TRIES: u32 = 5;
 
 /// How long it may take until this node knows what it has had agreed on.
 const KNOWN_MAX: Duration = Duration::from_secs(2);
+
+/// Bytes of all records of one name and type that updates make; signed, they still fit into a message.
+const SET_MAX: usize = 32 << 10;
+
+/// Bytes of a record beside its data, at most, with its name written as a pointer.
+const SET_OVERHEAD: usize = 12;
 
 /// Records that one entry takes out of a zone file.
 const BATCH: usize = 500;
@@ -69,14 +75,19 @@ async fn change(
         let zones = BTreeSet::from([name.clone()]);
         let command = NamesCommand::Change { from: kept.agreed.epoch, changes, zones };
         match agree(view, command).await {
-            Ok(()) => {
+            Ok(Reply::Done) => {
                 let mut known = view.kept.clone();
                 let newer = known.wait_for(|now| kept.agreed.epoch < now.agreed.epoch);
                 let known = tokio::time::timeout(KNOWN_MAX, newer).await;
                 return if known.is_ok() { UpdateAnswer::Done } else { UpdateAnswer::Failed };
             }
+            // It may have been done: asked again, it would find its own doing.
             Err(why) => {
-                tracing::debug!(why, "a zone could not be changed");
+                tracing::info!(why, "it is not known whether a zone was changed");
+                return UpdateAnswer::Failed;
+            }
+            Ok(why) => {
+                tracing::debug!(%why, "a zone has changed meanwhile");
                 let mut known = view.kept.clone();
                 let newer = known.wait_for(|now| kept.agreed.epoch != now.agreed.epoch);
                 if tokio::time::timeout(KNOWN_MAX, newer).await.is_err() {
@@ -88,7 +99,7 @@ async fn change(
     UpdateAnswer::Failed
 }
 
-async fn agree(view: &View, command: NamesCommand) -> Result<(), String> {
+async fn agree(view: &View, command: NamesCommand) -> Result<Reply, String> {
     let (answer, answered) = oneshot::channel();
     let busy = || "too many changes of names wait already".to_owned();
     view.changes.try_send((command, answer)).map_err(|_full| busy())?;
@@ -133,6 +144,14 @@ fn plan(
         gone.map(|record| NameChange::Record { zone: name.to_owned(), record, present: false });
     let come = come.iter().map(|record| change(record, true));
     let changes: Vec<NameChange> = gone.chain(come).collect();
+    let mut sizes: BTreeMap<(&Name, Rtype), usize> = BTreeMap::new();
+    for record in &after {
+        let size = sizes.entry((&record.owner, record.rtype)).or_default();
+        *size += SET_OVERHEAD + record.data.0.len();
+        if SET_MAX < *size {
+            return Err(UpdateAnswer::Refused);
+        }
+    }
     // What could not be answered with is refused, not agreed on.
     let trial = NamesCommand::Change {
         from: kept.agreed.epoch,
@@ -259,29 +278,37 @@ pub(super) async fn pin(
     for _ in 0..TRIES {
         let topology: Arc<Topology> = view.topology.borrow().clone();
         let agreed = view.kept.borrow().agreed.clone();
-        let (zone, id, labels) = failover_of(&topology, name)?;
-        if let Some(label) = label.as_ref().filter(|label| !labels.contains(label)) {
+        let all = failovers_of(&topology, name)?;
+        let meant: Vec<&(String, Vec<String>)> = match &label {
+            Some(label) => all.iter().filter(|(_, labels)| labels.contains(label)).collect(),
+            None => all.iter().collect(),
+        };
+        if let (Some(label), true) = (&label, meant.is_empty()) {
+            let labels: Vec<&str> = all.iter().flat_map(|(_, of)| of).map(String::as_str).collect();
             return Err(format!("`{label}` is none of {}", labels.join(", ")));
         }
-        let policy = policy_key(&zone, &id);
         let until = lasts.map(|lasts| {
             Timestamp(wall().0.saturating_add(i64::try_from(lasts.as_millis()).unwrap_or(i64::MAX)))
         });
         let pin = label.clone().map(|label| AgreedPin { label, until });
-        if agreed.pins.get(&policy) == pin.as_ref() {
+        let changes =
+            meant.into_iter().filter(|(policy, _)| agreed.pins.get(policy) != pin.as_ref());
+        let changes: Vec<NameChange> = changes
+            .map(|(policy, _)| NameChange::Pinned { policy: policy.clone(), pin: pin.clone() })
+            .collect();
+        if changes.is_empty() {
             return Ok(format!("{name} is as it was"));
         }
-        let change = NameChange::Pinned { policy, pin };
-        let command = NamesCommand::Change {
-            from: agreed.epoch,
-            changes: vec![change],
-            zones: BTreeSet::new(),
-        };
-        if agree(&view, command).await.is_ok() {
-            return Ok(match &label {
-                Some(label) => format!("{label} is to serve {name}, as long as it is not down"),
-                None => format!("{name} is answered by health alone again"),
-            });
+        let command = NamesCommand::Change { from: agreed.epoch, changes, zones: BTreeSet::new() };
+        match agree(&view, command).await {
+            Ok(Reply::Done) => {
+                return Ok(match &label {
+                    Some(label) => format!("{label} is to serve {name}, as long as it is not down"),
+                    None => format!("{name} is answered by health alone again"),
+                });
+            }
+            Err(why) => return Err(format!("{why}; it may still come to it")),
+            Ok(_overtaken) => {}
         }
         let mut known = view.kept.clone();
         let newer = known.wait_for(|now| agreed.epoch != now.agreed.epoch);
@@ -289,15 +316,13 @@ pub(super) async fn pin(
             break;
         }
     }
-    Err("no majority has agreed on it in time; it may still come to it".to_owned())
+    Err("other changes keep coming first; ask again".to_owned())
 }
 
-/// The failover policy of a name, and what it chooses among.
-fn failover_of(
-    topology: &Topology,
-    name: &str,
-) -> Result<(String, FailoverId, Vec<String>), String> {
+/// The failover policies of a name that go by health, and what each chooses among.
+fn failovers_of(topology: &Topology, name: &str) -> Result<Vec<(String, Vec<String>)>, String> {
     let wanted = spec::parse(name)?;
+    let mut found = Vec::new();
     for (zone, of) in &topology.dns {
         for record in &of.records {
             let own = match record.name.as_str() {
@@ -307,11 +332,16 @@ fn failover_of(
             if spec::parse(&own)? != wanted {
                 continue;
             }
-            if let Policy::Failover { entries, .. } = &record.policy {
+            if let Policy::Failover { entries, follows: None, .. } = &record.policy {
                 let labels = entries.iter().map(outlast_core::topology::Entry::label).collect();
-                return Ok((zone.clone(), FailoverId::of(record), labels));
+                found.push((policy_key(zone, &FailoverId::of(record)), labels));
             }
         }
     }
-    Err(format!("no record of the topology has the name {name} and the policy \"failover\""))
+    if found.is_empty() {
+        return Err(format!(
+            "no record of the topology has the name {name} and the policy \"failover\" that goes by health"
+        ));
+    }
+    Ok(found)
 }

@@ -99,7 +99,7 @@ pub struct Claim {
     /// The last one that it knows of to be agreed on.
     pub epoch: u64,
     pub basis: Basis,
-    /// `false`: it was granted, and waits until the other node lets go.
+    /// `false`: it was granted, and waits until the other node lets go; or it is about to take over from one that is there.
     pub holds: bool,
 }
 
@@ -111,8 +111,8 @@ impl Claim {
     pub fn beats(&self, other: &Claim, first: bool) -> bool {
         match self.holds {
             true => (self.epoch, self.basis, first) > (other.epoch, other.basis, !first),
-            // What is only waited for is agreed on, and newer.
-            false => self.epoch > other.epoch,
+            // What is waited for is agreed on, and newer.
+            false => self.basis == Basis::Granted && self.epoch > other.epoch,
         }
     }
 }
@@ -131,5 +131,10 @@ coded_list!(Said);
 impl Said {
     pub fn holds(&self) -> bool {
         self.claim.is_some_and(|claim| claim.holds)
+    }
+
+    /// It is about to take over.
+    fn intends(&self) -> bool {
+        self.claim.is_some_and(|claim| !claim.holds && claim.basis == Basis::TookOver)
     }
 }

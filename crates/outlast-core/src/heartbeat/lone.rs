@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use super::{Basis, Claim, HESITATION, PATIENCE, Pace, Peer, SILENCE, Said, Watch};
+use super::{Basis, Claim, HESITATION, News, PATIENCE, Pace, Peer, SILENCE, Said, Watch};
 use crate::address::{ASK_EVERY, Hold, Order};
 #[cfg(test)]
 use crate::sim::{Bug, instead};
@@ -39,13 +39,21 @@ pub enum Act {
     Say,
 }
 
+/// This node wants to take over although the other one is there: that one must have heard so first, and still hold nothing,
+/// because it may be granted at the same moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Intent {
+    /// The first datagram that has said so.
+    number: Option<u64>,
+    heard: bool,
+}
+
 #[derive(Clone, Debug)]
 pub struct Lone {
     pace: Pace,
     /// Of the two nodes this one is preferred.
     first: bool,
     watch: Watch,
-    began: Instant,
     /// What the hold rests on, if there is one.
     basis: Option<Basis>,
     /// When it was asked what whoever leads has answered last.
@@ -56,6 +64,7 @@ pub struct Lone {
     deaf: Option<Instant>,
     /// What was granted to this node, which the other one has to let go first.
     waits: Option<(u64, Instant)>,
+    intent: Option<Intent>,
     /// The highest epoch that is known here.
     epoch: u64,
     renewed: Instant,
@@ -69,12 +78,12 @@ impl Lone {
             pace,
             first,
             watch: Watch::new(now, pace),
-            began: now,
             basis: None,
             answered: now,
             theirs: None,
             deaf: None,
             waits: None,
+            intent: None,
             epoch: 0,
             renewed: now,
             announce: false,
@@ -83,7 +92,8 @@ impl Lone {
     }
 
     /// The other node has said something. `said` of this unit; `None`: it means other ones.
-    pub fn hear(&mut self, now: Instant, said: Option<Said>, hears_us: bool) {
+    pub fn hear(&mut self, now: Instant, said: Option<Said>, news: &News) {
+        let hears_us = news.hears_us;
         let was_silent = self.pace.timeout <= self.watch.silent_for(now);
         self.watch.hear(now);
         self.deaf = match (hears_us, self.deaf) {
@@ -99,6 +109,16 @@ impl Lone {
             self.epoch = self.epoch.max(claim.epoch);
         }
         self.theirs = said;
+        if let Some(Intent { number: Some(number), heard }) = &mut self.intent {
+            *heard |= *number <= news.echoed && said.is_some_and(|said| said.claim.is_none());
+        }
+    }
+
+    /// What was said last is in the datagram of this number.
+    pub fn sent(&mut self, number: u64) {
+        if let Some(intent) = &mut self.intent {
+            intent.number.get_or_insert(number);
+        }
     }
 
     /// Whoever leads has answered what was asked then, whatever it said.
@@ -108,10 +128,12 @@ impl Lone {
 
     /// Whether this node has to wait with what it was granted, because the other one says that it holds it.
     pub fn has_to_wait(&mut self, now: Instant, epoch: u64, hold: &Hold) -> bool {
-        let holds = self.theirs.is_some_and(|said| said.holds());
+        let holds = self.theirs.is_some_and(|said| said.holds() || said.intends());
         let held = match self.watch.peer(now) {
-            Peer::Up | Peer::Suspect => holds,
-            Peer::Unknown => now.since(self.began) < HESITATION,
+            Peer::Up => holds,
+            // What it said is not of now.
+            Peer::Suspect => true,
+            Peer::Unknown => self.watch.silent_for(now) < HESITATION,
             Peer::Down => false,
         };
         let waits = hold.epoch().is_none() && held;
@@ -178,7 +200,10 @@ impl Lone {
             (None, Some((epoch, _))) => {
                 Some(Claim { epoch, basis: Basis::Granted, holds: false })
             }
-            (None, None) => None,
+            (None, None) => {
+                let claim = Claim { epoch: self.epoch, basis: Basis::TookOver, holds: false };
+                self.intent.map(|_| claim)
+            }
         }
     }
 
@@ -187,7 +212,9 @@ impl Lone {
         let watch = self.watch.deadline(now);
         let renew = hold.until().map(|until| until - ASK_EVERY);
         let again = self.is_alone().then_some(self.renewed + ASK_EVERY);
-        [renew, again].into_iter().flatten().fold(watch, Instant::min)
+        // What is due already was looked at, and waits for something else.
+        let due = [renew, again].into_iter().flatten().filter(|&at| now < at);
+        due.fold(watch, Instant::min)
     }
 
     /// To be called at [`Lone::deadline`], and after everything that has arrived was heard. What is over must have been
@@ -208,6 +235,7 @@ impl Lone {
             acts.push(Act::Ask { number: 0 });
         }
         if hold.epoch().is_some() {
+            self.intent = None;
             if self.has_to_yield(now, hold) {
                 hold.let_go();
                 self.basis = None;
@@ -236,8 +264,7 @@ impl Lone {
         #[cfg(test)]
         let beaten = instead(Bug::NobodyYields, beaten, false);
         // It cannot know that we hold it, too: whoever knows more lets go.
-        let deaf = self.deaf.is_some_and(|since| self.pace.timeout <= now.since(since));
-        beaten || deaf && theirs.holds && self.nobody_leads(now, SILENCE)
+        beaten || self.is_deaf(now) && theirs.holds && self.nobody_leads(now, SILENCE)
     }
 
     fn go_on(&mut self, now: Instant, hold: &mut Hold, scene: &Scene, acts: &mut Vec<Act>) {
@@ -264,6 +291,9 @@ impl Lone {
         let peer = self.watch.peer(now);
         let gone = peer == Peer::Down && self.nobody_leads(now, SILENCE);
         let stuck = peer == Peer::Up && self.nobody_leads(now, PATIENCE) && self.is_next();
+        if !stuck || !scene.able || scene.paused {
+            self.intent = None;
+        }
         if !gone && !stuck || scene.paused || self.waits.is_some() {
             self.said_unable &= gone;
             return;
@@ -276,6 +306,13 @@ impl Lone {
             return;
         }
         self.said_unable = false;
+        // One that hears nothing of this node is granted nothing by it, and could not say that it has heard.
+        let heard = self.intent.get_or_insert_default().heard || self.is_deaf(now);
+        if !gone && !heard {
+            acts.push(Act::Ask { number: 0 });
+            return;
+        }
+        self.intent = None;
         self.basis = Some(Basis::TookOver);
         self.renewed = now;
         if let Order::Take { until } = hold.alone(now, self.epoch) {
@@ -285,7 +322,13 @@ impl Lone {
 
     /// Whether of two nodes that are there and hold nothing this one is to take it.
     fn is_next(&self) -> bool {
-        self.theirs.is_some_and(|said| said.claim.is_none() && (self.first || !said.able))
+        let free = |said: Said| said.claim.is_none() || self.first && said.intends();
+        self.theirs.is_some_and(|said| free(said) && (self.first || !said.able))
+    }
+
+    /// Whether the other node is heard and does not hear this one.
+    fn is_deaf(&self, now: Instant) -> bool {
+        self.deaf.is_some_and(|since| self.pace.timeout <= now.since(since))
     }
 
     fn nobody_leads(&self, now: Instant, patience: Duration) -> bool {

@@ -58,7 +58,7 @@ pub struct Datagram {
     pub kind: Kind,
     pub from: String,
     life: u64,
-    number: u64,
+    pub number: u64,
     /// The last of the life that is known, and the last of one that has still to prove itself.
     echo: Option<Echo>,
     asked: Option<Echo>,
@@ -83,6 +83,8 @@ pub fn open(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 pub struct News {
     /// It has had something of this node not long ago.
     pub hears_us: bool,
+    /// The highest number of this node that it has had.
+    pub echoed: u64,
     /// Of each unit; `None`: the other node has other ones.
     pub units: Option<Vec<Said>>,
     /// An answer is wanted.
@@ -197,7 +199,7 @@ impl Talk {
         self.known = Some(Echo { life: *life, number: *number });
         self.echoed = self.echoed.max(echo.unwrap_or_default());
         let units = (datagram.plans == plans).then(|| datagram.units.clone());
-        Ok(News { hears_us: fresh, units, asks: *kind == Kind::Question })
+        Ok(News { hears_us: fresh, echoed: self.echoed, units, asks: *kind == Kind::Question })
     }
 
     fn is_fresh(&self, now: Instant, number: u64) -> bool {

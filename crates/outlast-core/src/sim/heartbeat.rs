@@ -74,6 +74,8 @@ struct Node {
     /// Since when it lives, is awake and can serve, and has heard the other one or waited long enough.
     fit_since: Option<u64>,
     started: u64,
+    waits_from: u64,
+    asleep: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -123,8 +125,9 @@ struct World {
     orphans: Vec<Command>,
     unit: Unit,
     next_fault: u64,
+    decided_on_unknown: bool,
+    taken_away: bool,
     both: u64,
-    both_max: u64,
     dark: u64,
     figures: Figures,
     text: Option<String>,
@@ -169,6 +172,8 @@ impl Node {
             acts_until: at,
             fit_since: None,
             started: 0,
+            waits_from: 0,
+            asleep: 0,
         }
     }
 
@@ -217,8 +222,9 @@ impl World {
             orphans: Vec::new(),
             unit,
             next_fault: 4_000,
+            decided_on_unknown: false,
+            taken_away: false,
             both: 0,
-            both_max: 0,
             dark: 0,
             figures: Figures::default(),
             text: text.then(String::new),
@@ -278,14 +284,22 @@ impl World {
 
     fn check(&mut self) -> Law {
         let now = self.now;
+        law!(!self.decided_on_unknown, "a node took over from one that it has never heard");
+        law!(!self.taken_away, "an address was taken from the one that took over");
         if !self.reach_each_other() {
             self.parted_at = Some(now);
         }
         for which in 0..2 {
             let node = &mut self.nodes[which];
             if !node.runs(now) {
-                // Who slept begins to wait anew.
+                // Who slept begins to wait anew, surely if it was for long.
                 node.started = now;
+                node.asleep += TICK;
+                if ms(self.pace.timeout / 2) < node.asleep {
+                    node.waits_from = now;
+                }
+            } else {
+                node.asleep = 0;
             }
             let fit = node.runs(now)
                 && node.unable_until <= now
@@ -309,7 +323,6 @@ impl World {
                 }
             }
         }
-        self.both_max = self.both_max.max(self.both);
         self.dark = if answer.is_empty() { self.dark + TICK } else { 0 };
         let fit = self.nodes.iter().filter_map(|node| node.fit_since).min();
         let could = fit.map_or(0, |since| now - since).min(self.dark);
@@ -465,6 +478,10 @@ impl World {
             return;
         }
         let letter = letter(self.now + self.rng.between(0, 15));
+        if !self.nodes[to].runs(self.now) && matches!(letter.message, Message::Datagram(_)) {
+            // Nobody keeps it for who sleeps.
+            return;
+        }
         if storm && matches!(letter.message, Message::Datagram(_)) {
             // A stranger keeps it, whether it arrives or not, and sends it again.
             if self.old.len() < 40 && self.rng.per_mille(100) {
@@ -529,8 +546,8 @@ impl World {
                     Err(Unfit::Unproven) => return self.say(to, Kind::Answer),
                     Err(Unfit::Old | Unfit::Stranger) => return,
                 };
-                let said = news.units.and_then(|units| units.first().copied());
-                node.lone.hear(at, said, news.hears_us);
+                let said = news.units.as_ref().and_then(|units| units.first().copied());
+                node.lone.hear(at, said, &news);
                 node.step_at = self.now;
                 if news.asks {
                     self.say(to, Kind::Answer);
@@ -557,7 +574,14 @@ impl World {
             node.step_at = now;
             return;
         }
+        let took_over = node.lone.took_over();
         let order = node.hold.answered(number, sent, at, grant);
+        // Its holder may have to let go because of what it said itself.
+        let holder = self.agreed.addresses().get(UNIT).and_then(|agreed| agreed.holder.as_deref());
+        let taken_away =
+            took_over && order == Some(Order::Drop) && holder != Some(NAMES[to]);
+        self.taken_away |= taken_away && !self.nodes[1 - to].answers(now);
+        let node = &mut self.nodes[to];
         match order {
             Some(Order::Take { .. } | Order::Keep { .. }) => node.lone.granted(),
             Some(Order::Drop) | None => {}
@@ -612,6 +636,11 @@ impl World {
             Act::TakeOver { until, gone, verified } => {
                 self.note(&format!("{} takes over, {gone}, {verified:?}", NAMES[node]));
                 self.figures.takeovers += 1;
+                let this = &self.nodes[node];
+                let early = self.now < this.waits_from + ms(UNHEARD) - 4 * TICK;
+                if gone && !this.lone.was_heard() && early {
+                    self.decided_on_unknown = true;
+                }
                 self.obey(node, Some(Order::Take { until }));
             }
             Act::Yield => {
@@ -629,7 +658,9 @@ impl World {
         let this = &mut self.nodes[node];
         let able = this.unable_until <= self.now;
         let said = this.lone.said(&this.hold, able);
-        let bytes = this.talk.say(at, kind, 1, vec![said]).to_bytes();
+        let datagram = this.talk.say(at, kind, 1, vec![said]);
+        this.lone.sent(datagram.number);
+        let bytes = datagram.to_bytes();
         if kind == Kind::Beat {
             this.beat_at = self.now + ms(self.pace.every);
         }
@@ -791,13 +822,13 @@ fn nobody_takes_over_where_nothing_happens() {
 #[test]
 fn what_a_pair_would_do_wrong_is_found() {
     let bugs = [
-        (Bug::OwnSleepNotNoticed, Weather::Faults, "both answer"),
+        (Bug::OwnSleepNotNoticed, Weather::Faults, ""),
         (Bug::NeverVerifies, Weather::Faults, "both answer"),
-        (Bug::UnknownIsGone, Weather::Faults, "both answer"),
+        (Bug::UnknownIsGone, Weather::Storm, "never heard"),
         (Bug::TakesWhatIsHeld, Weather::Faults, "both answer"),
         (Bug::ReplayCounts, Weather::Storm, "although a node could"),
         (Bug::NobodyYields, Weather::Storm, "both answer"),
-        (Bug::TakesOverNotHeeded, Weather::Faults, ""),
+        (Bug::TakesOverNotHeeded, Weather::Faults, "taken from"),
     ];
     for (bug, weather, words) in bugs {
         let found = (0..500).find_map(|seed| run(seed, Some(bug), weather, false).err());

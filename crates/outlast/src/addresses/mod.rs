@@ -4,10 +4,12 @@
 //! stopped or dead is the kernel's business: see [`outlast_vip::Guard`].
 
 mod hands;
+mod line;
 mod track;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -15,16 +17,19 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use outlast_consensus::boottime;
-use outlast_core::address::{ASK_EVERY, Grants, Question, digest, plans};
+use outlast_core::address::{ASK_EVERY, Grants, Plan, Question, digest, plans};
 use outlast_core::event::Fact;
+use outlast_core::heartbeat::{Kind, News, Said as HeartbeatSaid};
 use outlast_core::time::Instant;
-use outlast_core::topology::Topology;
+use outlast_core::topology::{Network, Topology};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::agent::shared::{Picture, wall};
 use crate::cluster::OfAddresses;
+use crate::cluster::identity::token;
 use hands::{Hands, Heard};
+use line::{Ends, Line, Read};
 
 /// The hidden verb of a guardian's process.
 pub const GUARDIAN: &str = "address-guardian";
@@ -53,6 +58,8 @@ pub struct Seen {
     pub holds: Option<u64>,
     /// Why it cannot hold it, or what makes it hold it less gladly.
     pub trouble: Option<String>,
+    /// What its two nodes do without agreement.
+    pub unagreed: Option<String>,
 }
 
 /// By unit.
@@ -139,6 +146,8 @@ struct Desk {
     /// Stands for the units of all nodes.
     plans: u64,
     units: BTreeMap<String, Hands>,
+    /// To the other node, where two do without agreement if they have to.
+    line: Option<Line>,
     answers: JoinSet<Answered>,
     tell: mpsc::Sender<Heard>,
     heard: mpsc::Receiver<Heard>,
@@ -160,6 +169,7 @@ impl Desk {
             ask_at: boottime(),
             plans: 0,
             units,
+            line: None,
             answers,
             tell,
             heard,
@@ -169,8 +179,11 @@ impl Desk {
     async fn live(mut self, mut stop: watch::Receiver<bool>) {
         let mut topology = self.home.topology.clone();
         self.follow(&topology.borrow_and_update().clone());
+        self.take_key();
         loop {
+            self.read_line();
             self.pass();
+            self.talk();
             if self.ask_at <= boottime() {
                 self.ask();
             }
@@ -182,8 +195,17 @@ impl Desk {
                     None => pending().await,
                 }
             };
+            let line = self.line.as_ref();
+            let readable = async move {
+                match line {
+                    Some(line) => line.readable().await,
+                    None => pending().await,
+                }
+            };
             tokio::select! {
                 () = pause => {}
+                () = readable => {}
+                Ok(()) = self.cluster.heartbeat_key.changed() => self.take_key(),
                 Some(Ok(answered)) = self.answers.join_next() => self.answered(answered),
                 Some(heard) = self.heard.recv() => self.hear(heard),
                 Ok(()) = self.cluster.nudges.changed(), if !self.units.is_empty() => {
@@ -203,6 +225,11 @@ impl Desk {
     fn follow(&mut self, topology: &Topology) {
         let mut plans = plans(topology);
         self.plans = digest(&plans);
+        let pairs: BTreeMap<String, Plan> = plans
+            .iter()
+            .filter(|(_, plan)| plan.pair.is_some())
+            .map(|(name, plan)| (name.clone(), plan.clone()))
+            .collect();
         plans
             .retain(|_, plan| plan.unit.members.iter().any(|member| member.node == self.home.node));
         let goes =
@@ -218,7 +245,130 @@ impl Desk {
                 .entry(name.clone())
                 .or_insert_with(|| Hands::new(home, name, plan, tell.clone()));
         }
+        self.pair_up(topology, &pairs);
         self.ask_at = boottime();
+    }
+
+    /// Sets up the line to the other node, if there is one of a pair.
+    fn pair_up(&mut self, topology: &Topology, pairs: &BTreeMap<String, Plan>) {
+        let ends = Ends::of(topology, &self.home.node).filter(|_| !pairs.is_empty());
+        let paces = || pairs.values().filter_map(|plan| plan.pair);
+        let (Some(ends), Some(every), Some(fresh)) =
+            (ends, paces().map(|pace| pace.every).min(), paces().map(|pace| pace.timeout).max())
+        else {
+            self.line = None;
+            return;
+        };
+        if self.line.as_ref().is_none_or(|line| line.ends != ends) {
+            let life = match token() {
+                Ok(life) => life,
+                Err(error) => {
+                    tracing::error!(%error, "begin to send heartbeats");
+                    return;
+                }
+            };
+            self.line = Some(Line::new(&self.home.node, ends, life, fresh));
+            self.take_key();
+        }
+        if let Some(line) = &mut self.line {
+            for name in pairs.keys() {
+                if let Some(hands) = self.units.get_mut(name) {
+                    hands.pair_with(&self.home.node, &line.ends.peer);
+                }
+            }
+            line.speaks_of(pairs.keys().cloned().collect(), digest(pairs), every);
+        }
+    }
+
+    fn take_key(&mut self) {
+        let key = self.cluster.heartbeat_key.borrow_and_update().clone();
+        if let Some(line) = &mut self.line {
+            line.has_key(key.as_ref());
+        }
+    }
+
+    /// What the units of pairs are to say, in the order of the line.
+    fn said_to_peer(&self) -> Vec<HeartbeatSaid> {
+        let units = self.line.iter().flat_map(|line| &line.units);
+        units
+            .map(|name| self.units.get(name).map(Hands::said_to_peer).unwrap_or_default())
+            .collect()
+    }
+
+    fn said_under(&mut self, number: u64) {
+        for hands in self.units.values_mut() {
+            hands.said_under(number);
+        }
+    }
+
+    /// Hears all that has come from the other node.
+    fn read_line(&mut self) {
+        while let Some((read, from)) = self.line.as_mut().and_then(Line::read) {
+            let asks = match read {
+                Read::News(news) => {
+                    self.hear_peer(&news);
+                    news.asks
+                }
+                Read::Unproven => true,
+            };
+            if asks {
+                let said = self.said_to_peer();
+                let number = self.line.as_mut().map(|line| line.answer(&said, from));
+                self.said_under(number.unwrap_or_default());
+            }
+        }
+    }
+
+    fn hear_peer(&mut self, news: &News) {
+        let Some(line) = &self.line else { return };
+        for (nth, name) in line.units.iter().enumerate() {
+            let said = news.units.as_ref().and_then(|units| units.get(nth).copied());
+            if let Some(hands) = self.units.get_mut(name) {
+                hands.hear_peer(said, news);
+            }
+        }
+    }
+
+    /// Does what nobody can be asked about, and tells the other node how it is here.
+    fn talk(&mut self) {
+        if self.line.is_none() {
+            return;
+        }
+        let agreement = self.cluster.agreement.borrow().clone();
+        let (mut asks, mut at, mut changed) = (false, Vec::new(), false);
+        for (name, hands) in &mut self.units {
+            let epoch = agreement.addresses.get(name).map_or(0, |agreed| agreed.epoch);
+            let sends = hands.step_alone(epoch, agreement.pause.is_some());
+            changed |= sends.changed;
+            asks |= sends.asks.is_some();
+            at.extend(sends.asks.into_iter().flatten());
+        }
+        if changed {
+            self.ask_at = boottime();
+        }
+        let said = self.said_to_peer();
+        let search: Vec<(Network, String)> =
+            self.units.values().flat_map(Hands::networks_to_search).collect();
+        let Some(line) = &mut self.line else { return };
+        let mut numbers = Vec::new();
+        let due = line.is_due(&said);
+        if !due && !asks {
+            return;
+        }
+        let all = search.iter().filter_map(|(network, name)| line.everybody_in(*network, name));
+        let all: BTreeSet<SocketAddr> = all.collect();
+        if due {
+            let all: Vec<SocketAddr> = all.iter().copied().collect();
+            numbers.push(line.say(Kind::Beat, &said, &all));
+        }
+        if asks {
+            let also = at.into_iter().filter_map(|ip| line.port_at(ip)).chain(all);
+            let also: Vec<SocketAddr> = also.collect();
+            numbers.push(line.say(Kind::Question, &said, &also));
+        }
+        for number in numbers {
+            self.said_under(number);
+        }
     }
 
     /// Ceases what is over, and says again what is due.
@@ -235,7 +385,8 @@ impl Desk {
 
     fn next_wake(&self) -> Option<Instant> {
         let asks = (!self.units.is_empty()).then_some(self.ask_at);
-        self.units.values().filter_map(Hands::deadline).chain(asks).min()
+        let line = self.line.as_ref().map(Line::deadline);
+        self.units.values().filter_map(Hands::deadline).chain(asks).chain(line).min()
     }
 
     fn ask(&mut self) {
@@ -256,6 +407,11 @@ impl Desk {
     }
 
     fn answered(&mut self, (number, sent, grants): Answered) {
+        if grants.is_some() {
+            for hands in self.units.values_mut() {
+                hands.leader_answered(sent);
+            }
+        }
         for (name, grant) in grants.into_iter().flat_map(|grants| grants.units) {
             if let Some(hands) = self.units.get_mut(&name)
                 && hands.answered(number, sent, grant)
@@ -275,7 +431,14 @@ impl Desk {
 
     fn show(&self) {
         let seen = self.units.iter().map(|(name, hands)| (name.clone(), hands.seen()));
-        let seen: AllSeen = seen.collect();
+        let mut seen: AllSeen = seen.collect();
+        if let Some(Line { mute: Some(why), units, .. }) = &self.line {
+            for name in units {
+                if let Some(seen) = seen.get_mut(name) {
+                    seen.unagreed = Some(why.clone());
+                }
+            }
+        }
         self.show.send_if_modified(|before| {
             let changed = *before != seen;
             *before = seen;
@@ -289,6 +452,8 @@ impl Desk {
         for hands in self.units.values_mut() {
             held |= hands.leave();
         }
+        // The other node need not wait for the end of a silence.
+        self.talk();
         if held {
             self.ask();
             let number = self.number;

@@ -13,6 +13,7 @@ mod draw;
 mod duties;
 mod etcd;
 mod found;
+mod heartbeat;
 pub(crate) mod identity;
 mod lease;
 mod place;
@@ -24,6 +25,7 @@ mod view;
 
 pub use addresses::{Asked as AskedOfLeader, OfAddresses};
 pub use databases::{AllHeard, Databases, HeardDatabases, PrimaryLease, PrimaryLeases, Secrets};
+pub use heartbeat::HeartbeatKey;
 pub use lease::LeaseWish;
 pub use share::{Answering, Asked, News, StandbyOrder};
 pub use thread::{Cluster, OfDatabases, Settings};

@@ -1,5 +1,7 @@
 //! Addresses that move, on real machines of a lab: held by one node, moved when it dies, is cut off or stops.
 
+mod pair;
+
 use serde_json::Value;
 
 use crate::{Lab, each_user, wait, wait_until};

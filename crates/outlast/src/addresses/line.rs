@@ -1,6 +1,7 @@
 //! The line between the two nodes of a pair: heartbeats, questions and answers by UDP, each sealed with a key that only they
 //! have. The port has the number of that for TCP.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::path::Path;
@@ -12,13 +13,15 @@ use outlast_core::heartbeat::{
     DATAGRAM_MAX, Datagram, Kind, News, Said, Talk, UNITS_MAX, Unfit, open,
 };
 use outlast_core::time::Instant;
-use outlast_core::topology::{Network, Topology};
+use outlast_core::topology::Topology;
 use ring::hmac;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use tokio::net::UdpSocket;
 
 use crate::cluster::HeartbeatKey;
 
-/// All nodes on one wire (RFC 4291 2.7.1).
+/// All nodes on one wire (RFC 1112 4, RFC 4291 2.7.1).
+const ALL_NODES_V4: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 1);
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 
 /// Datagrams that are read in one go: whoever floods this node delays nothing else.
@@ -60,7 +63,11 @@ struct Bad {
 
 pub(super) struct Line {
     pub(super) ends: Ends,
+    /// Bound to this node's own address: an address that moves must never be the source of what it says, since the other
+    /// node would take that for a packet of its own while it holds it, too.
     socket: Option<UdpSocket>,
+    /// Hears what is said to an address that moves, or to everybody.
+    ears: Option<UdpSocket>,
     open_at: Instant,
     talk: Talk,
     seal: Option<hmac::Key>,
@@ -85,6 +92,7 @@ impl Line {
         let mut line = Line {
             ends,
             socket: None,
+            ears: None,
             open_at: now,
             talk,
             seal: None,
@@ -120,25 +128,13 @@ impl Line {
     }
 
     fn open(&mut self) {
-        // What is asked at an address that moves has to be heard as well.
-        let any = match self.ends.own.ip() {
-            own if own.is_loopback() => own,
-            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-        };
-        let at = SocketAddr::new(any, self.ends.own.port());
-        let opened = std::net::UdpSocket::bind(at).and_then(|socket| {
-            socket.set_nonblocking(true)?;
-            socket.set_broadcast(true)?;
-            UdpSocket::from_std(socket)
-        });
-        match opened {
-            Ok(socket) => {
-                self.socket = Some(socket);
+        match open_both(self.ends.own) {
+            Ok((socket, ears)) => {
+                (self.socket, self.ears) = (Some(socket), ears);
                 self.mute = self.mute.take().filter(|_| self.seal.is_none());
             }
             Err(error) => {
-                let why = format!("heartbeats cannot be sent: open UDP {at}: {error}");
+                let why = format!("heartbeats cannot be sent: open UDP {}: {error}", self.ends.own);
                 if self.mute.as_ref() != Some(&why) {
                     tracing::error!("{why}");
                 }
@@ -150,9 +146,9 @@ impl Line {
 
     /// Returns once something may have come.
     pub(super) async fn readable(&self) {
-        match &self.socket {
-            Some(socket) if socket.readable().await.is_ok() => {}
-            Some(_) | None => std::future::pending().await,
+        tokio::select! {
+            () = readable(self.socket.as_ref()) => {}
+            () = readable(self.ears.as_ref()) => {}
         }
     }
 
@@ -172,17 +168,29 @@ impl Line {
         self.beat_at <= boottime() || self.told != said
     }
 
-    /// The number under which it was said.
-    pub(super) fn say(&mut self, kind: Kind, said: &[Said], also: &[SocketAddr]) -> u64 {
+    /// Also at these addresses, and to everybody at these interfaces. The number under which it was said.
+    pub(super) fn say(
+        &mut self,
+        kind: Kind,
+        said: &[Said],
+        also: &[SocketAddr],
+        interfaces: &BTreeSet<String>,
+    ) -> u64 {
         let to = [&[self.ends.to], also].concat();
-        self.say_to(kind, said, &to)
+        self.say_to(kind, said, &to, interfaces)
     }
 
     pub(super) fn answer(&mut self, said: &[Said], to: SocketAddr) -> u64 {
-        self.say_to(Kind::Answer, said, &[to])
+        self.say_to(Kind::Answer, said, &[to], &BTreeSet::new())
     }
 
-    fn say_to(&mut self, kind: Kind, said: &[Said], to: &[SocketAddr]) -> u64 {
+    fn say_to(
+        &mut self,
+        kind: Kind,
+        said: &[Said],
+        to: &[SocketAddr],
+        interfaces: &BTreeSet<String>,
+    ) -> u64 {
         let now = boottime();
         let datagram = self.talk.say(now, kind, self.plans, said.to_vec());
         if kind == Kind::Beat {
@@ -190,14 +198,18 @@ impl Line {
             self.told = said.to_vec();
         }
         let number = datagram.number;
-        if let (Some(seal), Some(socket)) = (&self.seal, &self.socket) {
-            let mut bytes = datagram.to_bytes();
-            bytes.extend_from_slice(hmac::sign(seal, &bytes).as_ref());
-            for to in to {
-                // What cannot be sent now is as good as lost on its way, and that is reckoned with.
-                if let Err(error) = socket.try_send_to(&bytes, *to) {
-                    tracing::trace!(%error, %to, "send a heartbeat");
-                }
+        let (Some(seal), Some(socket)) = (&self.seal, &self.socket) else { return number };
+        let mut bytes = datagram.to_bytes();
+        bytes.extend_from_slice(hmac::sign(seal, &bytes).as_ref());
+        for to in to {
+            // What cannot be sent now is as good as lost on its way, and that is reckoned with.
+            if let Err(error) = socket.try_send_to(&bytes, *to) {
+                tracing::trace!(%error, %to, "send a heartbeat");
+            }
+        }
+        for interface in interfaces {
+            if let Err(error) = say_to_all(socket, &bytes, self.ends.own, interface) {
+                tracing::trace!(%error, interface, "send a heartbeat to everybody");
             }
         }
         number
@@ -209,30 +221,18 @@ impl Line {
             .then(|| SocketAddr::new(address, self.ends.own.port()))
     }
 
-    /// Where everybody in a network hears this node. After a while of silence its kernel has forgotten where the other node
-    /// is on the wire, and asks only once a second; and that one's own address may be on another wire.
-    pub(super) fn everybody_in(&self, network: Network, interface: &str) -> Option<SocketAddr> {
-        let port = self.ends.own.port();
-        match (network.address, self.ends.own.ip()) {
-            (IpAddr::V4(address), IpAddr::V4(_)) if network.prefix < 31 => {
-                let hosts = u32::MAX.checked_shr(u32::from(network.prefix)).unwrap_or_default();
-                let all = Ipv4Addr::from_bits(address.to_bits() | hosts);
-                Some(SocketAddr::from((all, port)))
-            }
-            (IpAddr::V6(_), IpAddr::V6(_)) => {
-                let index = Path::new("/sys/class/net").join(interface).join("ifindex");
-                let index = std::fs::read_to_string(index).ok()?.trim().parse().ok()?;
-                Some(SocketAddrV6::new(ALL_NODES, port, 0, index).into())
-            }
-            (IpAddr::V4(_) | IpAddr::V6(_), _) => None,
-        }
-    }
-
     /// The next thing that counts, and from where it came. `None`: nothing more has come.
     pub(super) fn read(&mut self) -> Option<(Read, SocketAddr)> {
         let mut buffer = [0; DATAGRAM_MAX + 1];
         for _ in 0..READ_MAX {
-            let (length, from) = match self.socket.as_ref()?.try_recv_from(&mut buffer) {
+            let received = [&self.socket, &self.ears].into_iter().flatten();
+            let received = received.map(|socket| socket.try_recv_from(&mut buffer));
+            let nothing = io::Error::from(io::ErrorKind::WouldBlock);
+            let received = received.fold(Err(nothing), |first, next| match first {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => next,
+                Ok(_) | Err(_) => first,
+            });
+            let (length, from) = match received {
                 Ok(received) => received,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
                 // An earlier datagram did not arrive: nobody listens there.
@@ -290,6 +290,62 @@ impl Line {
         }
         None
     }
+}
+
+async fn readable(socket: Option<&UdpSocket>) {
+    match socket {
+        Some(socket) if socket.readable().await.is_ok() => {}
+        Some(_) | None => std::future::pending().await,
+    }
+}
+
+fn open_both(own: SocketAddr) -> io::Result<(UdpSocket, Option<UdpSocket>)> {
+    let any = match own.ip() {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = open_at(own)?;
+    sockopt::set_ip_multicast_loop(&socket, false).ok();
+    sockopt::set_ipv6_multicast_loop(&socket, false).ok();
+    let wide = !own.ip().is_loopback() && !own.ip().is_unspecified();
+    let ears = wide.then(|| open_at(SocketAddr::new(any, own.port()))).transpose()?;
+    Ok((socket, ears))
+}
+
+/// Two sockets have the port: what is for this node's own address goes to the one that is bound to it.
+fn open_at(address: SocketAddr) -> io::Result<UdpSocket> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(family, SocketType::DGRAM, flags, None)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    if address.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, true)?;
+    }
+    rustix::net::bind(&socket, &address)?;
+    UdpSocket::from_std(std::net::UdpSocket::from(socket))
+}
+
+/// To all nodes on one wire. After a while of silence the kernel has forgotten where the other node is on the wire and asks
+/// only once a second; and that node's own address may be on another wire.
+fn say_to_all(
+    socket: &UdpSocket,
+    bytes: &[u8],
+    own: SocketAddr,
+    interface: &str,
+) -> anyhow::Result<()> {
+    let index = Path::new("/sys/class/net").join(interface).join("ifindex");
+    let index: u32 = std::fs::read_to_string(index)?.trim().parse()?;
+    let to: SocketAddr = match own.ip() {
+        IpAddr::V4(address) => {
+            let number = index.try_into()?;
+            let any = Ipv4Addr::UNSPECIFIED;
+            sockopt::set_ip_multicast_if_with_ifindex(socket, &any, &address, number)?;
+            SocketAddr::from((ALL_NODES_V4, own.port()))
+        }
+        IpAddr::V6(_) => SocketAddrV6::new(ALL_NODES, own.port(), 0, index).into(),
+    };
+    socket.try_send_to(bytes, to)?;
+    Ok(())
 }
 
 /// What has come.

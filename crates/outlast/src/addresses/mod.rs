@@ -7,7 +7,7 @@ mod hands;
 mod line;
 mod track;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::future::pending;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ use outlast_core::address::{ASK_EVERY, Grants, Plan, Question, digest, plans};
 use outlast_core::event::Fact;
 use outlast_core::heartbeat::{Kind, News, Said as HeartbeatSaid};
 use outlast_core::time::Instant;
-use outlast_core::topology::{Network, Topology};
+use outlast_core::topology::Topology;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
@@ -347,24 +347,15 @@ impl Desk {
             self.ask_at = boottime();
         }
         let said = self.said_to_peer();
-        let search: Vec<(Network, String)> =
-            self.units.values().flat_map(Hands::networks_to_search).collect();
+        let search = self.units.values().flat_map(Hands::interfaces_to_search).collect();
         let Some(line) = &mut self.line else { return };
         let mut numbers = Vec::new();
-        let due = line.is_due(&said);
-        if !due && !asks {
-            return;
-        }
-        let all = search.iter().filter_map(|(network, name)| line.everybody_in(*network, name));
-        let all: BTreeSet<SocketAddr> = all.collect();
-        if due {
-            let all: Vec<SocketAddr> = all.iter().copied().collect();
-            numbers.push(line.say(Kind::Beat, &said, &all));
+        if line.is_due(&said) {
+            numbers.push(line.say(Kind::Beat, &said, &[], &search));
         }
         if asks {
-            let also = at.into_iter().filter_map(|ip| line.port_at(ip)).chain(all);
-            let also: Vec<SocketAddr> = also.collect();
-            numbers.push(line.say(Kind::Question, &said, &also));
+            let also: Vec<SocketAddr> = at.into_iter().filter_map(|ip| line.port_at(ip)).collect();
+            numbers.push(line.say(Kind::Question, &said, &also, &search));
         }
         for number in numbers {
             self.said_under(number);

@@ -1,5 +1,6 @@
 //! What these hands do when nobody can grant anything: see [`outlast_core::heartbeat`].
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -9,7 +10,6 @@ use outlast_core::event::AddressChange;
 use outlast_core::heartbeat::takeover::{Outcome, Takeover};
 use outlast_core::heartbeat::{Act, Basis, Lone, News, Peer, Said, Scene, UNHEARD};
 use outlast_core::time::Instant;
-use outlast_core::topology::Network;
 use outlast_core::units::show_duration;
 
 use super::Hands;
@@ -169,10 +169,11 @@ impl Hands {
         );
     }
 
-    /// The networks in which the other node may be heard although its own address is not, while it is not heard.
-    pub(in crate::addresses) fn networks_to_search(&self) -> Vec<(Network, String)> {
+    /// Where the other node may be heard although its own address is not, while it is not heard.
+    pub(in crate::addresses) fn interfaces_to_search(&self) -> BTreeSet<String> {
         let searches = |alone: &Alone| alone.lone.peer(boottime()) != Peer::Up;
-        if self.alone.as_ref().is_some_and(searches) { self.plan.places.clone() } else { Vec::new() }
+        let places = self.plan.places.iter().filter(|_| self.alone.as_ref().is_some_and(searches));
+        places.map(|(_, interface)| interface.clone()).collect()
     }
 
     /// How the pair is, for people, where that is not as it should be.

@@ -197,9 +197,7 @@ impl Lone {
                 let basis = self.basis.unwrap_or(Basis::Granted);
                 Some(Claim { epoch, basis, holds: true })
             }
-            (None, Some((epoch, _))) => {
-                Some(Claim { epoch, basis: Basis::Granted, holds: false })
-            }
+            (None, Some((epoch, _))) => Some(Claim { epoch, basis: Basis::Granted, holds: false }),
             (None, None) => {
                 let claim = Claim { epoch: self.epoch, basis: Basis::TookOver, holds: false };
                 self.intent.map(|_| claim)

@@ -270,8 +270,7 @@ impl World {
             self.check()?;
             self.now += TICK;
         }
-        let answering: Vec<usize> =
-            (0..2).filter(|&n| self.nodes[n].answers(self.now)).collect();
+        let answering: Vec<usize> = (0..2).filter(|&n| self.nodes[n].answers(self.now)).collect();
         law!(answering.len() == 1, "{answering:?} answer although all is well");
         let holder = self.agreed.addresses().get(UNIT).and_then(|agreed| agreed.holder.clone());
         law!(
@@ -576,10 +575,10 @@ impl World {
         }
         let took_over = node.lone.took_over();
         let order = node.hold.answered(number, sent, at, grant);
-        // Its holder may have to let go because of what it said itself.
+        // Who said that it cannot hold it has to let go, even if it can by now.
         let holder = self.agreed.addresses().get(UNIT).and_then(|agreed| agreed.holder.as_deref());
-        let taken_away =
-            took_over && order == Some(Order::Drop) && holder != Some(NAMES[to]);
+        let said_so = holder == Some(NAMES[to]) || now < node.unable_until + 500;
+        let taken_away = took_over && order == Some(Order::Drop) && !said_so;
         self.taken_away |= taken_away && !self.nodes[1 - to].answers(now);
         let node = &mut self.nodes[to];
         match order {

@@ -138,7 +138,9 @@ impl Address {
     pub fn pair(&self) -> Option<Pace> {
         match self.mode {
             AddressMode::Lease { split_brain: SplitBrain::Accept(pace), .. } => Some(pace),
-            AddressMode::Lease { split_brain: SplitBrain::Refuse, .. } | AddressMode::Vrrp(_) => None,
+            AddressMode::Lease { split_brain: SplitBrain::Refuse, .. } | AddressMode::Vrrp(_) => {
+                None
+            }
         }
     }
 

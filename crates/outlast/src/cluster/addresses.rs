@@ -71,10 +71,7 @@ struct Reign {
 }
 
 impl Desk {
-    pub(super) fn new(
-        topology: watch::Receiver<Arc<Topology>>,
-        key: Option<HeartbeatKey>,
-    ) -> Desk {
+    pub(super) fn new(topology: watch::Receiver<Arc<Topology>>, key: Option<HeartbeatKey>) -> Desk {
         let (nudge, reign, asked) = (watch::Sender::default(), Mutex::default(), Notify::new());
         Desk { topology, nudge, key: watch::Sender::new(key), reign, asked }
     }

@@ -155,7 +155,10 @@ impl Hands {
         } else {
             format!("{peer} is there and does not hold it, and nobody leads")
         };
-        self.note(AddressChange::TookOver, format!("this node took over {}: {why}: {takeover}", self.ips()));
+        self.note(
+            AddressChange::TookOver,
+            format!("this node took over {}: {why}: {takeover}", self.ips()),
+        );
     }
 
     fn cannot_serve(&mut self, verified: Duration, peer: &str) {

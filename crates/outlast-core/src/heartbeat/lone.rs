@@ -287,7 +287,9 @@ impl Lone {
 
     fn take_over(&mut self, now: Instant, hold: &mut Hold, scene: &Scene, acts: &mut Vec<Act>) {
         let peer = self.watch.peer(now);
-        let gone = peer == Peer::Down && self.nobody_leads(now, SILENCE);
+        // Of one that was never heard, maybe only heartbeats are lost: an election is no reason to take over from it.
+        let silence = if self.watch.was_heard() { SILENCE } else { PATIENCE };
+        let gone = peer == Peer::Down && self.nobody_leads(now, silence);
         let stuck = peer == Peer::Up && self.nobody_leads(now, PATIENCE) && self.is_next();
         if !stuck || !scene.able || scene.paused {
             self.intent = None;
@@ -329,7 +331,8 @@ impl Lone {
         self.deaf.is_some_and(|since| self.pace.timeout <= now.since(since))
     }
 
-    fn nobody_leads(&self, now: Instant, patience: Duration) -> bool {
+    /// Whether whoever leads has not answered for so long.
+    pub fn nobody_leads(&self, now: Instant, patience: Duration) -> bool {
         patience <= now.since(self.answered)
     }
 }

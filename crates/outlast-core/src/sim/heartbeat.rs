@@ -575,9 +575,9 @@ impl World {
         }
         let took_over = node.lone.took_over();
         let order = node.hold.answered(number, sent, at, grant);
-        // Who said that it cannot hold it has to let go, even if it can by now.
+        // Who said that it cannot hold it has to let go, even if it can by now and a leader that slept reads it late.
         let holder = self.agreed.addresses().get(UNIT).and_then(|agreed| agreed.holder.as_deref());
-        let said_so = holder == Some(NAMES[to]) || now < node.unable_until + 500;
+        let said_so = holder == Some(NAMES[to]) || now < node.unable_until + 20_000;
         let taken_away = took_over && order == Some(Order::Drop) && !said_so;
         self.taken_away |= taken_away && !self.nodes[1 - to].answers(now);
         let node = &mut self.nodes[to];
@@ -786,7 +786,7 @@ fn all(weather: Weather) -> Figures {
                 all.overlap_max = all.overlap_max.max(run.overlap_max);
             }
             Err((law, _)) => {
-                let (_, text) = run(seed, None, weather, true).err().expect("the same seed");
+                let (_, text) = run(seed, None, weather, true).expect_err("the same seed");
                 let lines = if seeds().count() == 1 { usize::MAX } else { 60 };
                 let mut tail: Vec<&str> = text.lines().rev().take(lines).collect();
                 tail.reverse();

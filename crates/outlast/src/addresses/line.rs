@@ -225,14 +225,7 @@ impl Line {
     pub(super) fn read(&mut self) -> Option<(Read, SocketAddr)> {
         let mut buffer = [0; DATAGRAM_MAX + 1];
         for _ in 0..READ_MAX {
-            let received = [&self.socket, &self.ears].into_iter().flatten();
-            let received = received.map(|socket| socket.try_recv_from(&mut buffer));
-            let nothing = io::Error::from(io::ErrorKind::WouldBlock);
-            let received = received.fold(Err(nothing), |first, next| match first {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => next,
-                Ok(_) | Err(_) => first,
-            });
-            let (length, from) = match received {
+            let (length, from) = match self.receive(&mut buffer) {
                 Ok(received) => received,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
                 // An earlier datagram did not arrive: nobody listens there.
@@ -246,6 +239,16 @@ impl Line {
             return Some((read, from));
         }
         None
+    }
+
+    fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        for socket in [&self.socket, &self.ears].into_iter().flatten() {
+            match socket.try_recv_from(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                received => return received,
+            }
+        }
+        Err(io::ErrorKind::WouldBlock.into())
     }
 
     fn understand(&mut self, bytes: &[u8]) -> Option<Read> {
@@ -337,9 +340,8 @@ fn say_to_all(
     let index: u32 = std::fs::read_to_string(index)?.trim().parse()?;
     let to: SocketAddr = match own.ip() {
         IpAddr::V4(address) => {
-            let number = index.try_into()?;
             let any = Ipv4Addr::UNSPECIFIED;
-            sockopt::set_ip_multicast_if_with_ifindex(socket, &any, &address, number)?;
+            sockopt::set_ip_multicast_if_with_ifindex(socket, &any, &address, index)?;
             SocketAddr::from((ALL_NODES_V4, own.port()))
         }
         IpAddr::V6(_) => SocketAddrV6::new(ALL_NODES, own.port(), 0, index).into(),

@@ -8,7 +8,7 @@ use outlast_consensus::boottime;
 use outlast_core::address::Order;
 use outlast_core::event::AddressChange;
 use outlast_core::heartbeat::takeover::{Outcome, Takeover};
-use outlast_core::heartbeat::{Act, Basis, Lone, News, Peer, Said, Scene, UNHEARD};
+use outlast_core::heartbeat::{Act, Basis, Lone, News, PATIENCE, Peer, Said, Scene, UNHEARD};
 use outlast_core::time::Instant;
 use outlast_core::units::show_duration;
 
@@ -161,7 +161,7 @@ impl Hands {
         );
     }
 
-    fn cannot_serve(&mut self, verified: Duration, peer: &str) {
+    fn cannot_serve(&self, verified: Duration, peer: &str) {
         let mut takeover = Takeover::default();
         takeover.record(verified, Outcome::Done);
         let why = self.unable().unwrap_or_else(|| "it has to wait".to_owned());
@@ -186,6 +186,11 @@ impl Hands {
         let theirs = lone.theirs(now).is_some_and(|said| said.holds());
         let state = lone.peer(now);
         let basis = lone.basis().filter(|_| self.hold.epoch().is_some());
+        if state == Peer::Down && !lone.nobody_leads(now, PATIENCE) {
+            return Some(format!(
+                "both nodes agree, but no heartbeat of {peer} arrives: let UDP pass to the port of [cluster]; without it a dead node is noticed late"
+            ));
+        }
         let done = match basis {
             Some(Basis::TookOver) => "it was taken over here",
             Some(Basis::WentOn) => "it stays here",

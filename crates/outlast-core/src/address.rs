@@ -83,9 +83,11 @@ pub struct Said {
     pub priority: i32,
     /// The epoch under which this node may still answer on the address.
     pub holds: Option<u64>,
+    /// It was never granted that, and took over while nobody led: see [`crate::heartbeat`].
+    pub alone: bool,
 }
 
-coded_struct!(Said { able, priority, holds });
+coded_struct!(Said { able, priority, holds, alone });
 
 /// One question of one node, for all its units.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -99,7 +101,7 @@ pub struct Question {
     pub units: BTreeMap<String, Said>,
 }
 
-coded_struct!(Question version 1 { life, number, plans, units });
+coded_struct!(Question version 2 { life, number, plans, units });
 
 /// What the leader says of one unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -336,6 +336,13 @@ pub enum AddressChange {
     LetGo,
     /// This node answers on it no more because nobody has granted it more time.
     Lost,
+    /// This node holds it on although nobody grants it more time: see [`crate::heartbeat`].
+    WentOn,
+    /// This node has taken it over from another one without agreement, or could not.
+    TookOver,
+    TakeoverFailed,
+    /// This node has let go of it because the other one of a pair holds it, too.
+    Yielded,
     /// Somebody else claims it.
     Rival,
     /// This node cannot hold it, or can again.
@@ -350,6 +357,10 @@ impl AddressChange {
             AddressChange::Taken => "address_taken",
             AddressChange::LetGo => "address_let_go",
             AddressChange::Lost => "address_lost",
+            AddressChange::WentOn => "address_went_on",
+            AddressChange::TookOver => "address_took_over",
+            AddressChange::TakeoverFailed => "address_takeover_failed",
+            AddressChange::Yielded => "address_yielded",
             AddressChange::Rival => "address_rival",
             AddressChange::Unable => "address_unable",
             AddressChange::Able => "address_able",
@@ -642,7 +653,14 @@ impl Fact {
                 ..
             }
             | Fact::Address {
-                change: AddressChange::Lost | AddressChange::Rival | AddressChange::Unable,
+                change:
+                    AddressChange::Lost
+                    | AddressChange::WentOn
+                    | AddressChange::TookOver
+                    | AddressChange::TakeoverFailed
+                    | AddressChange::Yielded
+                    | AddressChange::Rival
+                    | AddressChange::Unable,
                 ..
             }
             | Fact::NameServer { trouble: true, .. }

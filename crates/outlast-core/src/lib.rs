@@ -16,6 +16,7 @@ pub mod container;
 pub mod database;
 pub mod event;
 pub mod health;
+pub mod heartbeat;
 pub mod linear;
 pub mod names;
 pub mod observers;

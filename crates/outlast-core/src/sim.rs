@@ -6,6 +6,7 @@
 mod address;
 mod check;
 mod database;
+mod heartbeat;
 mod joint;
 mod tests;
 pub(crate) mod topologies;
@@ -75,6 +76,20 @@ pub(crate) enum Bug {
     GrantsWhileMoving,
     /// An address is moved before the last grant is over.
     MovesEarly,
+    /// Who slept counts its own sleep as the silence of the other node of a pair.
+    OwnSleepNotNoticed,
+    /// The other node of a pair is taken for dead without being asked.
+    NeverVerifies,
+    /// A node that has never heard the other one of a pair waits no longer than for one that it has heard.
+    UnknownIsGone,
+    /// A heartbeat counts although it was sent before.
+    ReplayCounts,
+    /// What is granted is taken although the other node of a pair says that it holds it.
+    TakesWhatIsHeld,
+    /// Two nodes of a pair that hold one address both keep it.
+    NobodyYields,
+    /// The leader takes an address from a node that has taken over.
+    TakesOverNotHeeded,
 }
 
 std::thread_local! {

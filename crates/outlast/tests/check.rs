@@ -252,6 +252,20 @@ fn an_address_that_will_not_move_is_warned_of() {
     let two = "[node.a]\naddress = \"127.0.0.1\"\n[node.b]\naddress = \"127.0.0.2\"\n";
     let two = format!("{two}{}", address("nodes = [\"a\", \"b\"]"));
     assert!(warnings(&two).iter().any(|said| said.starts_with("address.edge: it goes dark")));
+    assert!(warnings(&two).iter().any(|said| said.contains("split_brain = \"accept\"")));
+    let accepting = format!("{two}split_brain = \"accept\"\n");
+    let said = warnings(&accepting);
+    let said = said.iter().find(|said| said.starts_with("address.edge")).expect("it is warned of");
+    assert!(said.contains("both nodes answer on it while they do not hear each other"), "{said}");
+    assert!(said.contains("400ms after the last heartbeat"), "{said}");
+    assert!(said.contains("A third [node.NAME]"), "{said}");
+    let slow = format!("{accepting}heartbeat = {{ every = \"3s\", timeout = \"10s\" }}\n");
+    let output = outlast(&["check", "-"], &slow);
+    let said = text(&output.stdout);
+    // Silence, three questions, and an agreement if the holder only cannot hold it any more.
+    let row = said.lines().rfind(|line| line.starts_with("address.edge")).expect("there is a row");
+    let row: Vec<&str> = row.split_whitespace().collect();
+    assert_eq!(row, ["address.edge", "13.1s", "13s", "100ms", "0s"]);
     let vrrp = three(&address("nodes = [\"a\", \"b\"]\nmode = \"vrrp\"\nvrrp_id = 5"));
     assert!(warnings(&vrrp)[0].contains("is not safe against a parted network"));
     assert_eq!(warnings(&three(&address("nodes = [\"a\", \"b\"]"))), [""; 0]);

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use outlast::file::{FILE_MAX, parse, schema};
 use outlast_core::health::Thresholds;
+use outlast_core::heartbeat::Pace;
 use outlast_core::topology::*;
 use outlast_core::vrrp::Interval;
 use outlast_core::vrrp::wire::Dialect;
@@ -271,7 +272,8 @@ fn every_key_of_an_address_is_read() {
     assert_eq!(all.addresses["pair"].follows(), Some(&part(PartKind::Service, "hot")));
     assert_eq!(all.addresses["pair"].nodes, ["a", "b"]);
     let AddressMode::Lease { split_brain, .. } = all.addresses["split"].mode else { panic!() };
-    assert_eq!(split_brain, SplitBrain::Accept);
+    let pace = Pace { every: seconds(3), timeout: seconds(10) };
+    assert_eq!(split_brain, SplitBrain::Accept(pace));
 }
 
 #[test]

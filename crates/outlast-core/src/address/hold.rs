@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use super::{GUARD_ERROR, Grant, Said};
+use super::{GRANT, GUARD_ERROR, Grant, Said};
 use crate::agreed::rate_error;
 #[cfg(test)]
 use crate::sim::{Bug, instead};
@@ -46,7 +46,7 @@ impl Hold {
         if self.held.is_none() {
             self.empty = number;
         }
-        Said { able, priority, holds: self.epoch() }
+        Said { able, priority, holds: self.epoch(), alone: false }
     }
 
     /// What follows from the answer to a question that was asked at `sent`.
@@ -87,6 +87,23 @@ impl Hold {
                     return None;
                 }
                 self.let_go()
+            }
+        }
+    }
+
+    /// Goes on, or begins, although nobody has granted it: there is nobody to grant it, see [`crate::heartbeat`].
+    pub fn alone(&mut self, now: Instant, epoch: u64) -> Order {
+        let until = ends(now, GRANT);
+        match self.held {
+            Some((held, before)) => {
+                let until = until.max(before);
+                self.held = Some((held, until));
+                Order::Keep { until, tell: false }
+            }
+            None => {
+                self.obeyed = self.obeyed.max(epoch);
+                self.held = Some((self.obeyed, until));
+                Order::Take { until }
             }
         }
     }

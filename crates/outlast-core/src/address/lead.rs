@@ -238,11 +238,17 @@ impl Matter {
         self.hear(now, node, said);
         let holds = agreed.filter(|agreed| agreed.holder.as_deref() == Some(node));
         let Some(AgreedAddress { epoch, .. }) = holds else {
+            let holder = agreed.and_then(|agreed| agreed.holder.as_deref());
+            if self.is_lone(said) && !holder.is_some_and(|holder| self.says_it_holds(now, holder)) {
+                // It goes on by itself until that is agreed on, or the holder says that it holds it, too.
+                return None;
+            }
             return said.holds.map(|epoch| Grant::LetGo { epoch });
         };
         let epoch = *epoch;
         self.given_back = said.holds.is_none();
-        if self.leaving.is_some() || !said.able {
+        let taken = self.given_back && self.lone(now, Some(node)).is_some();
+        if taken || self.leaving.is_some() || !said.able {
             return Some(Grant::LetGo { epoch });
         }
         let proposed = self.proposed.as_ref().is_some_and(|(from, _)| *from == epoch);
@@ -258,6 +264,26 @@ impl Matter {
             .values()
             .any(|heard| FRESH < now.since(heard.at) || now.since(heard.since) < HEALED);
         Some(Grant::Hold { epoch, lasts, tell })
+    }
+
+    /// Whether a node holds it and nobody has granted it that.
+    fn is_lone(&self, said: &Said) -> bool {
+        let lone = said.alone && said.holds.is_some();
+        #[cfg(test)]
+        let lone = instead(Bug::TakesOverNotHeeded, lone, false);
+        lone
+    }
+
+    /// Another node than the holder that has taken over while nobody led.
+    fn lone(&self, now: Instant, holder: Option<&str>) -> Option<&String> {
+        let heard = self.heard.iter().filter(|(node, _)| Some(node.as_str()) != holder);
+        let mut heard = heard.filter(|(_, heard)| now.since(heard.at) <= FRESH);
+        heard.find(|(_, heard)| self.is_lone(&heard.said)).map(|(node, _)| node)
+    }
+
+    fn says_it_holds(&self, now: Instant, node: &str) -> bool {
+        let heard = self.heard.get(node).filter(|heard| now.since(heard.at) <= FRESH);
+        heard.is_some_and(|heard| heard.said.holds.is_some())
     }
 
     fn hear(&mut self, now: Instant, node: &str, said: &Said) {
@@ -307,9 +333,22 @@ impl Matter {
 
     /// Where the unit goes now, and why.
     fn next(&mut self, look: &Look<'_>) -> Option<(String, String)> {
+        let lone = self.lone(look.now, look.holder()).cloned();
         if let Some((_, why)) = &self.proposed {
             // It may or may not have been agreed on; nobody is granted anything before that is known.
-            return self.best(look, None).map(|(to, _)| (to, why.clone()));
+            let to = lone.or_else(|| self.best(look, None).map(|(to, _)| to));
+            return to.map(|to| (to, why.clone()));
+        }
+        if let Some(to) = lone {
+            (self.leaving, self.better) = (None, None);
+            // Whether the holder holds it, too, has to be known first.
+            let resolved = match look.holder() {
+                None => true,
+                Some(holder) if self.is_gone(look, holder) => true,
+                Some(holder) => self.heard.contains_key(holder) && self.given_back,
+            };
+            let free = resolved && self.is_free(look);
+            return free.then(|| (to, "it took over while nobody could agree".to_owned()));
         }
         if look.scene.paused {
             (self.leaving, self.better) = (None, None);
@@ -411,7 +450,7 @@ mod tests {
         let mut number = 0;
         let mut granted = |lead: &mut Lead, at: Instant, plans: u64, holds: Option<u64>| {
             number += 1;
-            let said = Said { able: true, priority: 1, holds };
+            let said = Said { able: true, priority: 1, holds, alone: false };
             let units = [("y".to_owned(), said)].into();
             let question = Question { life: 1, number, plans, units };
             let grants = lead.asked(at, "b", &question, at + GRANT, |_| Some(&agreed));
@@ -440,7 +479,7 @@ mod tests {
         let members = [Member { node: "b".to_owned(), priority: 1 }].into();
         let unit = Unit { members, ..Unit::default() };
         let ask = |lead: &mut Lead, node: &str, number: u64, holds: Option<u64>| {
-            let said = Said { able: true, priority: 1, holds };
+            let said = Said { able: true, priority: 1, holds, alone: false };
             let question =
                 Question { life: 1, number, plans: 0, units: [("y".to_owned(), said)].into() };
             let at = start + MS * 500;

@@ -9,6 +9,7 @@ use core::time::Duration;
 
 use super::{Member, Unit};
 use crate::agent::Agreement;
+use crate::heartbeat::Pace;
 use crate::pair::Side;
 use crate::topology::{
     Address, AddressMode, Network, PartKind, PartRef, Pool, Preempt, Topology, Track,
@@ -23,6 +24,8 @@ pub struct Plan {
     /// Each address and its interface.
     pub places: Vec<(Network, String)>,
     pub track: Vec<Track>,
+    /// Its two nodes take over without a majority.
+    pub pair: Option<Pace>,
 }
 
 /// The units of a topology that are held by lease: each address by itself, and each group as one.
@@ -82,7 +85,7 @@ impl Plan {
         let follows = address.follows().cloned();
         let unit = Unit { members: members.collect(), preempt, follows: follows.is_some() };
         let places = address.ips.iter().map(|ip| (*ip, address.interface.clone())).collect();
-        Plan { unit, follows, places, track: address.track.clone() }
+        Plan { unit, follows, places, track: address.track.clone(), pair: address.pair() }
     }
 
     /// Another address of the same group: what either of them needs, both need. The slowest to return decides.
@@ -97,6 +100,15 @@ impl Plan {
         self.unit.preempt = self.unit.preempt.zip(other.unit.preempt).map(|(a, b)| slowest(a, b));
         self.follows = self.follows.take().or(other.follows);
         self.unit.follows = self.follows.is_some();
+        // The file lets these of one group be the same only.
+        self.pair = self.pair.filter(|pair| other.pair == Some(*pair));
+    }
+
+    /// Whether of its members this one is preferred: by priority, then by order.
+    pub fn is_first(&self, node: &str) -> bool {
+        let better = |best: &'_ Member, next: &'_ Member| best.priority < next.priority;
+        let first = self.unit.members.iter().reduce(|a, b| if better(a, b) { b } else { a });
+        first.is_some_and(|member| member.node == node)
     }
 
     /// The node where what this unit follows is now, if that is known.

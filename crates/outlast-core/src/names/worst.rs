@@ -67,7 +67,8 @@ fn probe_of<'a>(topology: &'a Topology, part: &PartRef) -> Option<&'a Probe> {
 /// How long an address can be with nobody, or at a node that is not well.
 ///
 /// - mode lease: the node's death is seen by the end of its `lease`, then the next holder is agreed on within `commit`.
-///   What the address follows (a pair, say) is noticed by its probe, if that takes longer.
+///   What the address follows (a pair, say) is noticed by its probe, if that takes longer. Where two nodes do without
+///   agreement, the silence and the questions after it count, if they take longer.
 /// - mode vrrp: `3 × advert + (256 - priority) × advert / 256` of the lowest priority (RFC 9568 6.1: Active_Down_Interval
 ///   and Skew_Time); nobody needs to agree.
 ///
@@ -99,7 +100,9 @@ pub fn of_address(
         AddressMode::Lease { follows, .. } => {
             let followed = follows.as_ref().and_then(|part| followed_probe(topology, part));
             let followed = followed.map(of_probe).unwrap_or_default();
-            let detection = lease.max(tracked).max(followed);
+            // Where one of two nodes is gone, heartbeats say so, and nobody has to agree.
+            let gone = address.pair().map(|pace| pace.gone_after()).unwrap_or_default();
+            let detection = lease.max(tracked).max(followed).max(gone);
             WorstCase { detection, agreement: commit, memory: Duration::ZERO }
         }
     }

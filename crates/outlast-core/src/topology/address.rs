@@ -9,6 +9,7 @@ use core::time::Duration;
 
 use super::{Command, Network, PartRef};
 use crate::health::Thresholds;
+use crate::heartbeat::Pace;
 use crate::vrrp::Interval;
 use crate::vrrp::wire::Dialect;
 
@@ -64,8 +65,9 @@ pub enum SplitBrain {
     /// Neither takes what it does not hold.
     #[default]
     Refuse,
-    /// The other takes over, and both may hold the address while the network is parted.
-    Accept,
+    /// The other takes over once heartbeats say that this one is gone, and both may hold the address while the network is
+    /// parted.
+    Accept(Pace),
 }
 
 /// A virtual router (RFC 9568).
@@ -129,6 +131,16 @@ impl Address {
         match &self.mode {
             AddressMode::Lease { follows, .. } => follows.as_ref(),
             AddressMode::Vrrp(_) => None,
+        }
+    }
+
+    /// How fast its two nodes notice each other's end, where they take over without a majority.
+    pub fn pair(&self) -> Option<Pace> {
+        match self.mode {
+            AddressMode::Lease { split_brain: SplitBrain::Accept(pace), .. } => Some(pace),
+            AddressMode::Lease { split_brain: SplitBrain::Refuse, .. } | AddressMode::Vrrp(_) => {
+                None
+            }
         }
     }
 

@@ -1,5 +1,7 @@
 //! One unit in the hands of this node.
 
+mod alone;
+
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::{GUARDIAN, Home, Seen, track};
+use alone::Alone;
 
 /// After something that this node's kernel refused.
 pub(super) const AGAIN: Duration = Duration::from_secs(2);
@@ -95,6 +98,10 @@ pub(super) struct Hands {
     /// As last said in the journal.
     was_able: bool,
     leaving: bool,
+    /// Its two nodes do without agreement if they have to.
+    alone: Option<Alone>,
+    /// That this node holds it without agreement is in the journal.
+    went_on: bool,
     /// They listen and look for this unit, and end with it.
     beside: JoinSet<()>,
     /// The one of them that listens for others who claim an address.
@@ -131,6 +138,8 @@ impl Hands {
             tracked,
             was_able: true,
             leaving: false,
+            alone: None,
+            went_on: false,
             beside,
             ears: None,
         };
@@ -206,23 +215,28 @@ impl Hands {
         let priority = self.effective();
         if let Some((epoch, until)) = self.remains {
             if boottime() < until + GUARD_ERROR {
-                return Said { able: false, priority, holds: Some(epoch) };
+                return Said { able: false, priority, holds: Some(epoch), alone: false };
             }
             self.remains = None;
         }
-        self.hold.said(number, able, priority)
+        let alone = self.alone.as_ref().is_some_and(|alone| alone.lone.took_over());
+        Said { alone, ..self.hold.said(number, able, priority) }
     }
 
     pub(super) fn seen(&self) -> Seen {
         let amiss = self.tracked.iter().flatten().next().cloned();
-        Seen { holds: self.hold.epoch(), trouble: self.unable().or(amiss) }
+        Seen {
+            holds: self.hold.epoch(),
+            trouble: self.unable().or(amiss),
+            unagreed: self.seen_alone(),
+        }
     }
 
     /// When there is something to do without being asked.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let announce = self.announce.as_ref().map(Timetable::next);
         let again = self.grip.is_none().then_some(self.try_at);
-        [self.hold.until(), announce, again].into_iter().flatten().min()
+        [self.hold.until(), announce, again, self.deadline_alone()].into_iter().flatten().min()
     }
 
     /// Ceases what is over, and says again what is due. True: the leader should know at once.
@@ -289,7 +303,18 @@ impl Hands {
         if self.leaving || self.unable().is_some() {
             return false;
         }
+        if let (Some(alone), Grant::Hold { epoch, .. }) = (&mut self.alone, grant)
+            && alone.lone.has_to_wait(boottime(), epoch, &self.hold)
+        {
+            return false;
+        }
         let order = self.hold.answered(number, sent, boottime(), grant);
+        if let (Some(alone), Some(Order::Take { .. } | Order::Keep { .. })) =
+            (&mut self.alone, order)
+        {
+            alone.lone.granted();
+            self.went_on = false;
+        }
         let lets_go = order == Some(Order::Drop);
         self.obey(order, AddressChange::LetGo, "it goes to another node");
         lets_go

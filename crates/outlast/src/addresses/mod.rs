@@ -5,11 +5,13 @@
 
 mod announcer;
 mod hands;
+mod line;
 mod track;
 pub mod vrrp;
 
 use std::collections::BTreeMap;
 use std::future::pending;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -17,8 +19,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use outlast_consensus::boottime;
-use outlast_core::address::{ASK_EVERY, Grants, Question, digest, plans};
+use outlast_core::address::{ASK_EVERY, Grants, Plan, Question, digest, plans};
 use outlast_core::event::Fact;
+use outlast_core::heartbeat::{Kind, News, Said as HeartbeatSaid};
 use outlast_core::time::Instant;
 use outlast_core::topology::Topology;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -26,8 +29,10 @@ use tokio::task::JoinSet;
 
 use crate::agent::shared::{Picture, wall};
 use crate::cluster::OfAddresses;
+use crate::cluster::identity::token;
 use announcer::Announcers;
 use hands::{Hands, Heard};
+use line::{Ends, Line, Read};
 
 /// The hidden verb of a guardian's process.
 pub const GUARDIAN: &str = "address-guardian";
@@ -56,6 +61,8 @@ pub struct Seen {
     pub holds: Option<u64>,
     /// Why it cannot hold it, or what makes it hold it less gladly.
     pub trouble: Option<String>,
+    /// What its two nodes do without agreement.
+    pub unagreed: Option<String>,
 }
 
 /// By unit.
@@ -143,6 +150,8 @@ struct Desk {
     plans: u64,
     units: BTreeMap<String, Hands>,
     announcers: Announcers,
+    /// To the other node, where two do without agreement if they have to.
+    line: Option<Line>,
     answers: JoinSet<Answered>,
     tell: mpsc::Sender<Heard>,
     heard: mpsc::Receiver<Heard>,
@@ -165,6 +174,7 @@ impl Desk {
             plans: 0,
             units,
             announcers: Announcers::default(),
+            line: None,
             answers,
             tell,
             heard,
@@ -174,8 +184,11 @@ impl Desk {
     async fn live(mut self, mut stop: watch::Receiver<bool>) {
         let mut topology = self.home.topology.clone();
         self.follow(&topology.borrow_and_update().clone());
+        self.take_key();
         loop {
+            self.read_line();
             self.pass();
+            self.talk();
             if self.ask_at <= boottime() {
                 self.ask();
             }
@@ -188,8 +201,17 @@ impl Desk {
                     None => pending().await,
                 }
             };
+            let line = self.line.as_ref();
+            let readable = async move {
+                match line {
+                    Some(line) => line.readable().await,
+                    None => pending().await,
+                }
+            };
             tokio::select! {
                 () = pause => {}
+                () = readable => {}
+                Ok(()) = self.cluster.heartbeat_key.changed() => self.take_key(),
                 Some(Ok(answered)) = self.answers.join_next() => self.answered(answered),
                 Some(heard) = self.heard.recv() => self.hear(heard),
                 Ok(()) = self.cluster.nudges.changed(), if !self.units.is_empty() => {
@@ -209,6 +231,11 @@ impl Desk {
     fn follow(&mut self, topology: &Topology) {
         let mut plans = plans(topology);
         self.plans = digest(&plans);
+        let pairs: BTreeMap<String, Plan> = plans
+            .iter()
+            .filter(|(_, plan)| plan.pair.is_some())
+            .map(|(name, plan)| (name.clone(), plan.clone()))
+            .collect();
         plans
             .retain(|_, plan| plan.unit.members.iter().any(|member| member.node == self.home.node));
         let goes =
@@ -225,7 +252,121 @@ impl Desk {
                 .or_insert_with(|| Hands::new(home, name, plan, tell.clone()));
         }
         self.announcers.follow(topology, &self.home.node);
+        self.pair_up(topology, &pairs);
         self.ask_at = boottime();
+    }
+
+    /// Sets up the line to the other node, if there is one of a pair.
+    fn pair_up(&mut self, topology: &Topology, pairs: &BTreeMap<String, Plan>) {
+        let ends = Ends::of(topology, &self.home.node).filter(|_| !pairs.is_empty());
+        let paces = || pairs.values().filter_map(|plan| plan.pair);
+        let (Some(ends), Some(every), Some(fresh)) =
+            (ends, paces().map(|pace| pace.every).min(), paces().map(|pace| pace.timeout).max())
+        else {
+            self.line = None;
+            return;
+        };
+        if self.line.as_ref().is_none_or(|line| line.ends != ends) {
+            let life = match token() {
+                Ok(life) => life,
+                Err(error) => {
+                    tracing::error!(%error, "begin to send heartbeats");
+                    return;
+                }
+            };
+            self.line = Some(Line::new(&self.home.node, ends, life, fresh));
+            self.take_key();
+        }
+        if let Some(line) = &mut self.line {
+            for name in pairs.keys() {
+                if let Some(hands) = self.units.get_mut(name) {
+                    hands.pair_with(&self.home.node, &line.ends.peer);
+                }
+            }
+            line.speaks_of(pairs.keys().cloned().collect(), digest(pairs), every);
+        }
+    }
+
+    fn take_key(&mut self) {
+        let key = self.cluster.heartbeat_key.borrow_and_update().clone();
+        if let Some(line) = &mut self.line {
+            line.has_key(key.as_ref());
+        }
+    }
+
+    /// What the units of pairs are to say, in the order of the line.
+    fn said_to_peer(&self) -> Vec<HeartbeatSaid> {
+        let units = self.line.iter().flat_map(|line| &line.units);
+        units
+            .map(|name| self.units.get(name).map(Hands::said_to_peer).unwrap_or_default())
+            .collect()
+    }
+
+    fn said_under(&mut self, number: u64) {
+        for hands in self.units.values_mut() {
+            hands.said_under(number);
+        }
+    }
+
+    /// Hears all that has come from the other node.
+    fn read_line(&mut self) {
+        while let Some((read, from)) = self.line.as_mut().and_then(Line::read) {
+            let asks = match read {
+                Read::News(news) => {
+                    self.hear_peer(&news);
+                    news.asks
+                }
+                Read::Unproven => true,
+            };
+            if asks {
+                let said = self.said_to_peer();
+                let number = self.line.as_mut().map(|line| line.answer(&said, from));
+                self.said_under(number.unwrap_or_default());
+            }
+        }
+    }
+
+    fn hear_peer(&mut self, news: &News) {
+        let Some(line) = &self.line else { return };
+        for (nth, name) in line.units.iter().enumerate() {
+            let said = news.units.as_ref().and_then(|units| units.get(nth).copied());
+            if let Some(hands) = self.units.get_mut(name) {
+                hands.hear_peer(said, news);
+            }
+        }
+    }
+
+    /// Does what nobody can be asked about, and tells the other node how it is here.
+    fn talk(&mut self) {
+        if self.line.is_none() {
+            return;
+        }
+        let agreement = self.cluster.agreement.borrow().clone();
+        let (mut asks, mut at, mut changed) = (false, Vec::new(), false);
+        for (name, hands) in &mut self.units {
+            let epoch = agreement.addresses.get(name).map_or(0, |agreed| agreed.epoch);
+            let sends = hands.step_alone(epoch, agreement.pause.is_some());
+            changed |= sends.changed;
+            asks |= sends.asks.is_some();
+            at.extend(sends.asks.into_iter().flatten());
+        }
+        if changed {
+            self.ask_at = boottime();
+        }
+        let said = self.said_to_peer();
+        let search = self.units.values().flat_map(Hands::interfaces_to_search).collect();
+        let Some(line) = &mut self.line else { return };
+        let mut numbers = Vec::new();
+        if line.is_due(&said) {
+            numbers.push(line.say(Kind::Beat, &said, &[], &search));
+        }
+        if asks {
+            let also: Vec<SocketAddr> = at.into_iter().filter_map(|ip| line.port_at(ip)).collect();
+            numbers.push(line.say(Kind::Question, &said, &also, &search));
+        }
+        for number in numbers {
+            self.said_under(number);
+        }
     }
 
     /// Ceases what is over, and says again what is due.
@@ -243,7 +384,9 @@ impl Desk {
     fn next_wake(&self) -> Option<Instant> {
         let asks = (!self.units.is_empty()).then_some(self.ask_at);
         let says = self.announcers.deadline();
-        self.units.values().filter_map(Hands::deadline).chain(asks).chain(says).min()
+        let line = self.line.as_ref().map(Line::deadline);
+        let all = self.units.values().filter_map(Hands::deadline).chain(asks);
+        all.chain(says).chain(line).min()
     }
 
     fn ask(&mut self) {
@@ -264,6 +407,11 @@ impl Desk {
     }
 
     fn answered(&mut self, (number, sent, grants): Answered) {
+        if grants.is_some() {
+            for hands in self.units.values_mut() {
+                hands.leader_answered(sent);
+            }
+        }
         for (name, grant) in grants.into_iter().flat_map(|grants| grants.units) {
             if let Some(hands) = self.units.get_mut(&name)
                 && hands.answered(number, sent, grant)
@@ -283,7 +431,14 @@ impl Desk {
 
     fn show(&self) {
         let seen = self.units.iter().map(|(name, hands)| (name.clone(), hands.seen()));
-        let seen: AllSeen = seen.collect();
+        let mut seen: AllSeen = seen.collect();
+        if let Some(Line { mute: Some(why), units, .. }) = &self.line {
+            for name in units {
+                if let Some(seen) = seen.get_mut(name) {
+                    seen.unagreed = Some(why.clone());
+                }
+            }
+        }
         self.show.send_if_modified(|before| {
             let changed = *before != seen;
             *before = seen;
@@ -298,6 +453,8 @@ impl Desk {
             held |= hands.leave();
         }
         self.announcers.pass(&self.units);
+        // The other node need not wait for the end of a silence.
+        self.talk();
         if held {
             self.ask();
             let number = self.number;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use outlast_consensus::{NodeId, Settings};
 use outlast_core::address::OVERHANG;
 use outlast_core::names::{AGREEMENT, WorstCase, of_address, of_record};
-use outlast_core::topology::{AddressMode, ConsensusKind, Topology};
+use outlast_core::topology::{AddressMode, ConsensusKind, SplitBrain, Topology};
 use outlast_core::units::show_duration;
 use serde_json::{Value, json};
 
@@ -108,8 +108,17 @@ pub(super) fn warnings(topology: &Topology) -> Vec<String> {
         AddressMode::Lease { .. } if address.nodes.len() < 2 => Some(format!(
             "address.{name}: it cannot move, because `nodes` has one; name another one that may hold it"
         )),
+        AddressMode::Lease { split_brain: SplitBrain::Accept(pace), .. } => Some(format!(
+            "address.{name}: `split_brain = \"accept\"` means that both nodes answer on it while they do not hear each other, since neither can tell a dead peer from a cut cable: for so long clients reach either of them, and what they change on one is not on the other. A node takes over {} after the last heartbeat; once both hear each other, one lets go. A third [node.NAME], which needs neither the network of the address nor data, makes two holders impossible",
+            show_duration(pace.gone_after())
+        )),
         AddressMode::Lease { .. } if voters < 3 => Some(format!(
-            "address.{name}: it goes dark when a voter is lost, because [consensus] has {voters} of them and more than half must agree; add a third [node.NAME], which needs neither the network of the address nor data"
+            "address.{name}: it goes dark when a voter is lost, because [consensus] has {voters} of them and more than half must agree; add a third [node.NAME], which needs neither the network of the address nor data{}",
+            if topology.nodes.len() == 2 {
+                ". Without one, `split_brain = \"accept\"` has the last node take over, and both may hold it while the network is parted"
+            } else {
+                ""
+            }
         )),
         AddressMode::Lease { .. } => None,
     };

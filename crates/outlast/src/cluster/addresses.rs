@@ -15,6 +15,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::ask::{Answer, Ask};
+use super::heartbeat::HeartbeatKey;
 use super::thread::Hub;
 
 /// Questions of this node that are under way: a new one is asked although older ones have no answer yet.
@@ -44,6 +45,9 @@ pub struct OfAddresses {
     pub questions: mpsc::Sender<Asked>,
     /// Changes whenever the leader wants to be asked at once.
     pub nudges: watch::Receiver<u64>,
+    pub agreement: watch::Receiver<Arc<Agreement>>,
+    /// With which heartbeats are sealed, once there is one.
+    pub heartbeat_key: watch::Receiver<Option<HeartbeatKey>>,
 }
 
 /// What the tasks for addresses share.
@@ -51,6 +55,7 @@ pub struct OfAddresses {
 pub(super) struct Desk {
     pub(super) topology: watch::Receiver<Arc<Topology>>,
     pub(super) nudge: watch::Sender<u64>,
+    pub(super) key: watch::Sender<Option<HeartbeatKey>>,
     reign: Mutex<Option<Reign>>,
     /// Somebody has asked, so that there may be something to decide.
     asked: Notify,
@@ -66,9 +71,9 @@ struct Reign {
 }
 
 impl Desk {
-    pub(super) fn new(topology: watch::Receiver<Arc<Topology>>) -> Desk {
+    pub(super) fn new(topology: watch::Receiver<Arc<Topology>>, key: Option<HeartbeatKey>) -> Desk {
         let (nudge, reign, asked) = (watch::Sender::default(), Mutex::default(), Notify::new());
-        Desk { topology, nudge, reign, asked }
+        Desk { topology, nudge, key: watch::Sender::new(key), reign, asked }
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Option<Reign>) -> T) -> T {
@@ -80,6 +85,10 @@ impl Hub {
     /// Answers a node's question, if this node leads.
     pub(super) fn grant(&self, from: &str, question: &Question) -> Answer {
         let (now, acts_until) = (boottime(), self.acts_until());
+        if acts_until <= now {
+            // Who may not act any more must not pass for one who leads.
+            return Answer::NotLeader { leader: None };
+        }
         let term = self.leads_in();
         let answer = self.replica.read(|agreed| {
             self.desk.with(|reign| {

@@ -61,7 +61,8 @@ pub(super) fn renew(data_dir: &Path, before: &Identity) -> anyhow::Result<Identi
     Ok(identity)
 }
 
-fn token() -> anyhow::Result<u64> {
+/// A number that nobody can foresee.
+pub(crate) fn token() -> anyhow::Result<u64> {
     random().map(u64::from_le_bytes)
 }
 

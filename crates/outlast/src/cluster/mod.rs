@@ -13,6 +13,7 @@ mod draw;
 mod duties;
 mod etcd;
 mod found;
+mod heartbeat;
 pub(crate) mod identity;
 mod lease;
 mod names;
@@ -25,6 +26,7 @@ mod view;
 
 pub use addresses::{Asked as AskedOfLeader, OfAddresses};
 pub use databases::{AllHeard, Databases, HeardDatabases, PrimaryLease, PrimaryLeases, Secrets};
+pub use heartbeat::HeartbeatKey;
 pub use lease::LeaseWish;
 pub use names::{NameSecrets, OfNames, Wanted, cookie_secret, new_secret, secrets_of, zone_key};
 pub use share::{Answering, Asked, News, StandbyOrder};

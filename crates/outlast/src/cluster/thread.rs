@@ -22,6 +22,7 @@ use super::agree::Client;
 use super::databases::{AllHeard, Databases, PrimaryLeases, Secrets, Shelf};
 use super::door;
 use super::found::Founding;
+use super::heartbeat;
 use super::identity::{self, Identity};
 use super::lease::LeaseWish;
 use super::names::{self, NameSecrets, OfNames, Wanted, Witnesses};
@@ -137,8 +138,13 @@ impl Cluster {
             secrets: shelf.secrets.subscribe(),
         };
         let (questions, asked) = mpsc::channel(ASKED_MAX);
-        let desk = Desk::new(settings.in_force.clone());
-        let of_addresses = OfAddresses { questions, nudges: desk.nudge.subscribe() };
+        let desk = Desk::new(settings.in_force.clone(), heartbeat::kept(&settings.data_dir));
+        let of_addresses = OfAddresses {
+            questions,
+            nudges: desk.nudge.subscribe(),
+            agreement: replica.agreement.subscribe(),
+            heartbeat_key: desk.key.subscribe(),
+        };
         let (changes, to_change) = mpsc::channel(names::CHANGES_MAX);
         let name_secrets = watch::Sender::new(NameSecrets::default());
         let of_names = OfNames {
@@ -438,6 +444,7 @@ impl Hub {
         tasks.spawn(self.clone().hold_databases());
         tasks.spawn(self.clone().share_secrets());
         tasks.spawn(self.clone().lead_addresses());
+        tasks.spawn(self.clone().share_heartbeat_key());
         tasks.spawn(self.clone().carry_questions(from_loop.asked));
         tasks.spawn(self.clone().lead_names());
         tasks.spawn(self.clone().agree_on_names(from_loop.to_change));

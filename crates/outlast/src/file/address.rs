@@ -6,6 +6,7 @@ use std::num::{NonZeroI16, NonZeroU8, NonZeroU16};
 use std::time::Duration;
 
 use outlast_core::health::Thresholds;
+use outlast_core::heartbeat::{self, Pace};
 use outlast_core::topology::{
     Address, AddressMode, IPS_MAX, Network, Node, PartKind, PartRef, Peers, Pool, Postgres,
     Preempt, Service, SplitBrain, TRACKS_MAX, Track, Tracked, Vrrp, priorities_by_order,
@@ -20,6 +21,7 @@ use super::desk::Span;
 use super::item::Item;
 use super::names::listed;
 use super::section::Section;
+use super::shapes::HEARTBEAT;
 use super::words;
 
 /// The longest delay that keepalived knows.
@@ -387,31 +389,73 @@ fn peers(section: &Section<'_>) -> Option<Peers> {
 }
 
 fn split_brain(section: &Section<'_>, nodes: Option<&[String]>) -> Option<SplitBrain> {
-    let split_brain = match section.word("split_brain")? {
-        "accept" => SplitBrain::Accept,
-        _ => SplitBrain::Refuse,
-    };
+    let accepts = section.word("split_brain")? == "accept";
+    let pace = section.inner("heartbeat", &HEARTBEAT).and_then(|section| pace(&section));
     let all = section.names.nodes.len();
-    if split_brain == SplitBrain::Accept && nodes.is_some_and(|nodes| nodes.len() != 2 || all > 2) {
+    if accepts && nodes.is_some_and(|nodes| nodes.len() != 2 || all > 2) {
         let message = match all > 2 {
             true => "a third node can say who is cut off: nobody needs to accept two holders",
             false => "two holders are accepted of two nodes only",
         };
         section.desk.complain(section.span_of("split_brain"), message, "take `split_brain` out");
     }
-    Some(split_brain)
+    if !accepts {
+        section.refuse(
+            &["heartbeat"],
+            "goes with `split_brain = \"accept\"`",
+            "write that too, or take it out: an agreed lease has a time of its own",
+        );
+        return Some(SplitBrain::Refuse);
+    }
+    Some(SplitBrain::Accept(pace?))
+}
+
+fn pace(section: &Section<'_>) -> Option<Pace> {
+    let (every, timeout) = (section.duration("every")?, section.duration("timeout")?);
+    if !(heartbeat::EVERY_MIN..=heartbeat::TIMEOUT_MAX).contains(&every) {
+        section.desk.complain(
+            section.span_of("every"),
+            "`every` is out of range",
+            format!(
+                "write {} or more, and no more than half of `timeout`",
+                show_duration(heartbeat::EVERY_MIN)
+            ),
+        );
+        return None;
+    }
+    if !(heartbeat::TIMEOUT_MIN..=heartbeat::TIMEOUT_MAX).contains(&timeout) {
+        section.desk.complain(
+            section.span_of("timeout"),
+            "`timeout` is out of range",
+            format!(
+                "write {} to {}",
+                show_duration(heartbeat::TIMEOUT_MIN),
+                show_duration(heartbeat::TIMEOUT_MAX)
+            ),
+        );
+        return None;
+    }
+    if timeout < every * 2 {
+        section.desk.complain(
+            section.span_of("timeout"),
+            format!("one lost heartbeat of {} would be an outage", show_duration(every)),
+            format!("write {} or more, or a shorter `every`", show_duration(every * 2)),
+        );
+        return None;
+    }
+    Some(Pace { every, timeout })
 }
 
 fn complain_of_what_does_not_go_together(section: &Section<'_>, mode: Option<&'static str>) {
     if mode == Some("vrrp") {
         section.refuse(
-            &["follows", "split_brain"],
+            &["follows", "split_brain", "heartbeat"],
             "goes with `mode = \"lease\"`",
             "take it out, or write that mode",
         );
     } else if section.has("follows") {
         section.refuse(
-            &["priority", "preempt", "preempt_delay", "track", "split_brain"],
+            &["priority", "preempt", "preempt_delay", "track", "split_brain", "heartbeat"],
             "cannot stand beside `follows`: who leads there holds the address",
             "take one of the two out",
         );
@@ -554,10 +598,7 @@ fn complain_of_silence(section: &Section<'_>, address: &Address, nodes: &Parts<'
 fn different(one: &Address, other: &Address) -> Vec<&'static str> {
     let nodes = |address: &Address| -> BTreeSet<String> { address.nodes.iter().cloned().collect() };
     let is_vrrp = |address: &Address| matches!(address.mode, AddressMode::Vrrp(_));
-    let split_brain = |address: &Address| match address.mode {
-        AddressMode::Lease { split_brain, .. } => split_brain,
-        AddressMode::Vrrp(_) => SplitBrain::Refuse,
-    };
+    let accepts = |address: &Address| address.pair().is_some();
     let advert = |address: &Address| match &address.mode {
         AddressMode::Lease { .. } => None,
         AddressMode::Vrrp(vrrp) => Some(vrrp.advert),
@@ -568,7 +609,8 @@ fn different(one: &Address, other: &Address) -> Vec<&'static str> {
         ("follows", one.follows() == other.follows()),
         ("priority", nodes(one) != nodes(other) || one.priorities == other.priorities),
         ("preempt", one.preempt == other.preempt),
-        ("split_brain", split_brain(one) == split_brain(other)),
+        ("split_brain", accepts(one) == accepts(other)),
+        ("heartbeat", accepts(one) != accepts(other) || one.pair() == other.pair()),
         ("advert", is_vrrp(one) != is_vrrp(other) || advert(one) == advert(other)),
     ]
     .into_iter()

@@ -23,6 +23,9 @@ pub(super) fn block(all: &BTreeMap<String, AddressStatus>, ink: Ink) -> String {
         }
         let why = address.why.as_ref().map(|why| format!(": {}", plain(why))).unwrap_or_default();
         text += &format!("  {}  {ips}  {held} under epoch {}{why}\n", plain(name), address.epoch);
+        if let Some(unagreed) = &address.unagreed {
+            text += &format!("    {}\n", ink.on(Paint::Yellow, &plain(unagreed)));
+        }
         text += &trouble(address, ink);
     }
     text

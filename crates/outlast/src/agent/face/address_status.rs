@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::router_status::{self, RouterStatus};
 use crate::agent::shared::{AddressesView, Picture};
+use crate::cluster::Phase;
 
 /// One `[address.NAME]`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -29,6 +30,8 @@ pub struct AddressStatus {
     pub trouble: Option<String>,
     /// Null in the mode `lease`; else who has it is not agreed on, and `holder` is who this node takes for the active one.
     pub router: Option<RouterStatus>,
+    /// What is the case while nothing can be agreed on: who holds it all the same, or why nobody takes it.
+    pub unagreed: Option<String>,
 }
 
 impl AddressStatus {
@@ -44,7 +47,11 @@ impl AddressStatus {
         let leased = picture.topology.addresses.iter();
         let leased = leased.filter(|(_, address)| !matches!(address.mode, AddressMode::Vrrp(_)));
         leased
-            .map(|(name, address)| (name.clone(), AddressStatus::of(name, address, view)))
+            .map(|(name, address)| {
+                let mut status = AddressStatus::of(name, address, view);
+                status.unagreed = status.unagreed.or_else(|| nobody_takes_it(address, picture));
+                (name.clone(), status)
+            })
             .collect()
     }
 
@@ -60,6 +67,20 @@ impl AddressStatus {
             here: seen.is_some_and(|seen| seen.holds.is_some()),
             trouble: seen.and_then(|seen| seen.trouble.clone()),
             router: None,
+            unagreed: seen.and_then(|seen| seen.unagreed.clone()),
         }
     }
+}
+
+/// Why an address of two nodes goes to neither while nobody leads.
+fn nobody_takes_it(address: &Address, picture: &Picture) -> Option<String> {
+    let cluster = picture.cluster.as_ref()?;
+    let nobody_leads = cluster.phase == Phase::Running && cluster.leader().is_none();
+    let two = picture.topology.nodes.len() == 2 && address.pair().is_none();
+    (nobody_leads && two).then(|| {
+        "nobody takes it over: nothing can be agreed on, because more than half of two nodes is both. \
+         Add a third [node.NAME], which needs neither this network nor data; or write `split_brain = \"accept\"` \
+         here, and both nodes hold it while they do not hear each other"
+            .to_owned()
+    })
 }

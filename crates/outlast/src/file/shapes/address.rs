@@ -87,6 +87,12 @@ pub(super) static ADDRESS: Shape = Shape {
         )
         .or("refuse"),
         Key::new(
+            "heartbeat",
+            Kind::Table(&HEARTBEAT),
+            "With `split_brain = \"accept\"`: how fast the two nodes notice each other's end.",
+        )
+        .elsewhere(&["keepalive", "deadtime"]),
+        Key::new(
             "vrrp_id",
             Kind::Count { min: 1, max: 255 },
             "The virtual router's number, to speak VRRP. In mode lease the holder only announces itself.",
@@ -118,6 +124,22 @@ pub(super) static ADDRESS: Shape = Shape {
         )
         .or("auto")
         .elsewhere(&["v3_checksum_as_v2", "v3_checksum_type"]),
+    ],
+};
+
+pub(crate) static HEARTBEAT: Shape = Shape {
+    title: "address.heartbeat",
+    about: "How fast two nodes without a third one notice each other's end.",
+    keys: &[
+        Key::new("every", DURATION, "Between two heartbeats, at least 20ms.")
+            .or("100ms")
+            .elsewhere(&["interval"]),
+        Key::new(
+            "timeout",
+            DURATION,
+            "After so long without one, the other node is asked three times within another `every`; then this node takes over. 300ms to 60s.",
+        )
+        .or("300ms"),
     ],
 };
 

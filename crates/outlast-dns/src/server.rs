@@ -154,13 +154,14 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds the addresses, for UDP and TCP, and starts `threads` threads for each; until a table is published, everything is
-    /// refused. Each address must be one of this machine, so that answers come from where they were asked. Updates come out of
+    /// Binds the addresses, for UDP and TCP, and starts `threads` threads for each, which answer by `table` from the first
+    /// query on. Each address must be one of this machine, so that answers come from where they were asked. Updates come out of
     /// the receiver.
     pub fn start(
         listen: &[SocketAddr],
         threads: usize,
         config: Config,
+        table: Table,
     ) -> io::Result<(Server, mpsc::Receiver<UpdateRequest>)> {
         check(listen, threads, &config)?;
         let random = ring::rand::SystemRandom::new();
@@ -189,6 +190,7 @@ impl Server {
             threads: Vec::new(),
             addresses: Vec::new(),
         };
+        server.publish(table);
         let mut listeners = Vec::new();
         for address in listen {
             let (listener, sockets) = udp::bind(*address, threads)?;

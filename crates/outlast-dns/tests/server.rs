@@ -65,7 +65,8 @@ fn read(stream: &mut TcpStream) -> Vec<u8> {
 #[test]
 fn tables_are_exchanged_under_way_on_both_families() {
     let listen = ["127.0.0.1:0".parse().unwrap(), "[::1]:0".parse().unwrap()];
-    let (server, _updates) = Server::start(&listen, 2, Config::default()).unwrap();
+    let (server, _updates) =
+        Server::start(&listen, 2, Config::default(), Table::default()).unwrap();
     for &at in server.addresses() {
         assert_eq!(outcome(&ask(at, &query(1, "www.example.com"))), (1, 5, 0), "no table yet");
     }
@@ -86,8 +87,7 @@ fn tables_are_exchanged_under_way_on_both_families() {
 #[test]
 fn many_questions_go_over_one_connection() {
     let (server, _updates) =
-        Server::start(&["127.0.0.1:0".parse().unwrap()], 1, Config::default()).unwrap();
-    server.publish(table(""));
+        Server::start(&["127.0.0.1:0".parse().unwrap()], 1, Config::default(), table("")).unwrap();
     let mut stream = TcpStream::connect(server.addresses()[0]).unwrap();
     stream.set_read_timeout(Some(WAIT)).unwrap();
     let mut bytes = Vec::new();
@@ -111,8 +111,7 @@ fn many_questions_go_over_one_connection() {
 #[test]
 fn what_is_no_query_gets_no_answer() {
     let (server, _updates) =
-        Server::start(&["127.0.0.1:0".parse().unwrap()], 1, Config::default()).unwrap();
-    server.publish(table(""));
+        Server::start(&["127.0.0.1:0".parse().unwrap()], 1, Config::default(), table("")).unwrap();
     let at = server.addresses()[0];
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.set_read_timeout(Some(WAIT)).unwrap();
@@ -132,7 +131,8 @@ fn what_is_no_query_gets_no_answer() {
 #[test]
 fn a_server_does_not_listen_everywhere_at_once() {
     for (listen, threads) in [("0.0.0.0:0", 1), ("[::]:0", 1), ("127.0.0.1:0", 0)] {
-        let started = Server::start(&[listen.parse().unwrap()], threads, Config::default());
+        let started =
+            Server::start(&[listen.parse().unwrap()], threads, Config::default(), Table::default());
         let error = started.map(drop).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput, "{listen}");
     }
@@ -142,7 +142,8 @@ fn a_server_does_not_listen_everywhere_at_once() {
 #[test]
 fn a_server_ends_at_once() {
     let (server, _updates) =
-        Server::start(&["127.0.0.1:0".parse().unwrap()], 2, Config::default()).unwrap();
+        Server::start(&["127.0.0.1:0".parse().unwrap()], 2, Config::default(), Table::default())
+            .unwrap();
     let at = server.addresses()[0];
     let _open = TcpStream::connect(at).unwrap();
     let begin = Instant::now();
@@ -158,8 +159,7 @@ fn updates_are_decided_by_who_takes_them() {
     key.may_update = true;
     let config = Config { keys: vec![key.clone(), reader.clone()], ..Config::default() };
     let (server, mut updates) =
-        Server::start(&["127.0.0.1:0".parse().unwrap()], 1, config).unwrap();
-    server.publish(table(""));
+        Server::start(&["127.0.0.1:0".parse().unwrap()], 1, config, table("")).unwrap();
     let at = server.addresses()[0];
     let decide = std::thread::spawn(move || {
         let mut taken = Vec::new();

@@ -91,7 +91,8 @@ fn start(secondaries: Vec<Secondary>) -> (Server, mpsc::Receiver<UpdateRequest>)
         secondaries,
         ..Config::default()
     };
-    Server::start(&["127.0.0.1:0".parse().expect("an address")], 1, config).expect("a server")
+    let listen = ["127.0.0.1:0".parse().expect("an address")];
+    Server::start(&listen, 1, config, Table::default()).expect("a server")
 }
 
 /// A directory of this test alone, removed at its end.

@@ -50,13 +50,12 @@ fn queries() -> String {
 }
 
 fn ours(signed: bool) -> Server {
-    let (server, _updates) =
-        Server::start(&["127.0.0.1:0".parse().unwrap()], 1, Config::default()).unwrap();
     let mut spec = ZoneSpec::from_zone_file(&name("example.com"), &zone_file()).unwrap();
     spec.key =
         signed.then(|| Arc::new(ZoneKey::from_pkcs8(&ZoneKey::generate().unwrap()).unwrap()));
-    server.publish(Table::build(&[spec], &mut Signatures::default(), now()).unwrap());
-    server
+    let table = Table::build(&[spec], &mut Signatures::default(), now()).unwrap();
+    let listen = ["127.0.0.1:0".parse().unwrap()];
+    Server::start(&listen, 1, Config::default(), table).unwrap().0
 }
 
 fn free() -> SocketAddr {

@@ -301,14 +301,13 @@ impl Servers {
         };
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let names: Vec<&str> = zones.iter().map(|(name, _)| name.as_str()).collect();
-        let (server, mut requests) = Server::start(&plan.addresses, threads, config).with_context(|| {
+        let (server, mut requests) = Server::start(&plan.addresses, threads, config, table).with_context(|| {
             format!(
                 "listen on {listen} for {}; end what uses it (systemd-resolved has 127.0.0.53:53), or change `listen`; \
                  ports below 1024 need root or CAP_NET_BIND_SERVICE",
                 names.join(", ")
             )
         })?;
-        server.publish(table);
         let updates = self.updates.clone();
         // Held in `running`, aborted when the server ends.
         let forward = tokio::task::spawn(async move {

@@ -1,8 +1,11 @@
 //! Names that move, and what an answer costs: our name server beside gdnsd, PowerDNS, Knot and NSD, in one run.
 
+mod alone;
+mod cost;
 mod moves;
 mod net;
 mod report;
+mod rubbish;
 mod stage;
 mod systems;
 mod watch;
@@ -24,6 +27,8 @@ pub(super) const PACKAGES: &[&str] =
 
 /// Restarts of part C for each round of the others.
 const RESTARTS_PER_ROUND: usize = 5;
+/// What a query costs is known after so many rounds.
+const COST_ROUNDS_MAX: usize = 5;
 
 pub(super) fn run(options: Options, outlast: Option<PathBuf>) -> Result<Option<Finished>> {
     let parts = parts(options.only.as_deref())?;
@@ -57,7 +62,42 @@ async fn compare(options: &Options, outlast: Option<&Path>, parts: &[Part]) -> R
     {
         report.fault(format!("{error:#}"));
     }
+    for part in parts {
+        let done = match part {
+            Part::Failover | Part::Cut | Part::Restart => continue,
+            Part::Cost => {
+                let rounds = options.rounds.min(COST_ROUNDS_MAX);
+                let takes_part = |who: &Who| takes_part(*who, options, outlast);
+                let stall = Stall::begin();
+                let done =
+                    cost::compare(rounds, options.quick, takes_part, outlast, &mut report).await;
+                note(stall, *part, &mut report);
+                done
+            }
+            Part::Rubbish => match outlast {
+                Some(outlast) => {
+                    let mut random = Random::new(options.seed);
+                    rubbish::throw(options.quick, outlast, &mut random, &mut report).await
+                }
+                None => Ok(()),
+            },
+        };
+        if let Err(error) = done {
+            report.fault(format!("{error:#}"));
+        }
+    }
     Ok(report)
+}
+
+fn takes_part(who: Who, options: &Options, outlast: Option<&Path>) -> bool {
+    if who.is_ours() { outlast.is_some() } else { !options.ours_only }
+}
+
+/// How busy the machine was during a part.
+fn note(stall: Stall, part: Part, report: &mut Report) {
+    if let Some(noise) = stall.says() {
+        report.note(part, noise);
+    }
 }
 
 /// The parts that have one stage.
@@ -67,8 +107,8 @@ async fn move_names(
     parts: &[Part],
     report: &mut Report,
 ) -> Result<()> {
-    let takes_part = |who: &Who| if who.is_ours() { outlast.is_some() } else { !options.ours_only };
-    let who: Vec<Who> = systems::FOLLOWERS.into_iter().filter(takes_part).collect();
+    let mut who = systems::FOLLOWERS.to_vec();
+    who.retain(|who| takes_part(*who, options, outlast));
     out::line("starting three machines with name servers");
     let mut stage = Stage::up(&who, outlast).await?;
     let mut random = Random::new(options.seed);
@@ -85,9 +125,7 @@ async fn move_names(
             }
             Part::Cost | Part::Rubbish => {}
         }
-        if let Some(noise) = stall.says() {
-            report.note(*part, noise);
-        }
+        note(stall, *part, report);
     }
     stage.down().await;
     Ok(())

@@ -8,7 +8,7 @@ use rustix::process::Signal;
 
 use super::net::Place;
 use super::report::{Measure, Part, Report, Who};
-use super::stage::{Stage, nanos};
+use super::stage::{Cut, Stage, nanos};
 use super::systems::{PRIMARY, SECONDARY, SERVERS};
 use super::watch::Seen;
 use super::wire::Answer;
@@ -125,7 +125,7 @@ pub(super) async fn failovers(
     Ok(())
 }
 
-/// Part B: one machine after the other is cut off.
+/// Part B: one machine after the other is cut off, and one in each round from the primary alone.
 pub(super) async fn cuts(
     stage: &mut Stage,
     rounds: usize,
@@ -134,50 +134,63 @@ pub(super) async fn cuts(
 ) -> Result<()> {
     let mut led = 0;
     for round in 1..=rounds {
-        for place in SERVERS {
+        let parted = (SERVERS[round % SERVERS.len()], Cut::FromPrimary);
+        for (place, cut) in SERVERS.map(|place| (place, Cut::Off)).into_iter().chain([parted]) {
             stage.whole().await?;
             let wait = u64::try_from(random.index(PHASE_MS))?;
             sample_for(Duration::from_millis(wait)).await;
             let leads = stage.leader().is_some_and(|leader| leader == place.name);
-            led += usize::from(leads);
-            let (who, inside) = stage.watch_inside(place)?;
-            stage.forget();
-            stage.plug(place, false).await?;
-            sample_for(CUT).await;
-            stage.plug(place, true).await?;
-            sample_for(AFTER_CUT).await;
-            let mut told = vec![format!("{} cut off", place.name)];
-            told.extend(leads.then(|| "the leader".to_owned()));
-            let own = inside.take();
-            drop(inside);
-            for (at, who) in who.iter().enumerate() {
-                let others: Vec<usize> = stage.targets(*who);
-                let others: Vec<usize> =
-                    others.into_iter().filter(|at| stage.servers[*at].place != place).collect();
-                let elsewhere = |seen: &&Seen| others.contains(&seen.target);
-                let elsewhere = answers(stage.seen().iter().filter(elsewhere));
-                let own = answers(own.iter().filter(|seen| seen.target == at));
-                if elsewhere.all == 0 || own.all == 0 {
-                    report.fault(format!("B round {round}: {} has not answered", who.name()));
-                }
-                report.record(Measure::WrongElsewhere, *who, count(elsewhere.wrong));
-                report.record(Measure::WrongCutOff, *who, count(own.wrong));
-                told.push(format!(
-                    "{} {} of {} elsewhere, {} of {} there",
-                    who.name(),
-                    elsewhere.wrong,
-                    elsewhere.all,
-                    own.wrong,
-                    own.all
-                ));
-            }
-            told.extend(stage.noise());
+            led += usize::from(leads && cut == Cut::Off);
+            let mut told = vec![match cut {
+                Cut::Off => format!("{} cut off", place.name),
+                Cut::FromPrimary => format!("{} cut off from the primary", place.name),
+            }];
+            told.extend(leads.then(|| "our leader".to_owned()));
+            told.extend(be_cut(stage, place, cut, report).await?);
             out::line(format!("B round {round} of {rounds}: {}", told.join(", ")));
         }
     }
     let cuts = rounds * SERVERS.len();
     report.note(Part::Cut, format!("in {led} of {cuts} cuts the leader of our agents was cut off"));
     Ok(())
+}
+
+/// One cut; what came of it in words.
+async fn be_cut(
+    stage: &mut Stage,
+    place: Place,
+    cut: Cut,
+    report: &mut Report,
+) -> Result<Vec<String>> {
+    let (who, inside) = stage.watch_inside(place)?;
+    stage.forget();
+    stage.cut(place, cut, true).await?;
+    sample_for(CUT).await;
+    stage.cut(place, cut, false).await?;
+    sample_for(AFTER_CUT).await;
+    let here = inside.take();
+    drop(inside);
+    let mut told = Vec::new();
+    for (at, who) in who.iter().enumerate() {
+        let mut others = stage.targets(*who);
+        others.retain(|at| stage.servers[*at].place != place);
+        let elsewhere =
+            answers(stage.seen().iter().filter(|seen| others.contains(&seen.target)));
+        let own = answers(here.iter().filter(|seen| seen.target == at));
+        if elsewhere.all == 0 || own.all == 0 {
+            report.fault(format!("B: {} has not answered while {}", who.name(), place.name));
+        }
+        report.record(Measure::WrongElsewhere, *who, count(elsewhere.wrong));
+        let of_own = match cut {
+            Cut::Off => Measure::WrongCutOff,
+            Cut::FromPrimary => Measure::WrongParted,
+        };
+        report.record(of_own, *who, count(own.wrong));
+        let (Answers { all, wrong }, name) = (elsewhere, who.name());
+        told.push(format!("{name} {wrong} of {all} elsewhere, {} of {} there", own.wrong, own.all));
+    }
+    told.extend(stage.noise());
+    Ok(told)
 }
 
 /// Answers, and those of them that are not the primary.

@@ -17,6 +17,8 @@ use crate::tools;
 /// A namespace is there, or a command on it is done, within this.
 const LIMIT: Duration = Duration::from_secs(20);
 
+const NOBODY: &str = "02:00:00:00:00:99";
+
 /// A machine: its name is that of its port on the switch, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
@@ -99,6 +101,16 @@ impl Net {
     pub(super) async fn plug(&self, place: Place, is_in: bool) -> Result<()> {
         let state = if is_in { "up" } else { "down" };
         self.ip(&self.switch, &format!("link set dev {} {state}", place.name)).await
+    }
+
+    /// Has what one machine sends to another get lost on the way, or not any more.
+    pub(super) async fn way(&self, from: Place, to: Place, is_open: bool) -> Result<()> {
+        let words = match is_open {
+            // To a neighbour that nobody is.
+            false => format!("neighbor replace {} lladdr {NOBODY} dev eth0 nud permanent", to.ip),
+            true => format!("neighbor flush to {} dev eth0 nud all", to.ip),
+        };
+        self.ip(self.holder(from)?, &words).await
     }
 
     async fn ip(&self, holder: &Holder, words: &str) -> Result<()> {

@@ -97,6 +97,7 @@ pub(super) enum Measure {
     Spread,
     WrongElsewhere,
     WrongCutOff,
+    WrongParted,
     WrongFirst,
     UntilAnswer,
     Cpu,
@@ -111,12 +112,13 @@ pub(super) enum Measure {
 }
 
 impl Measure {
-    const ALL: [Measure; 16] = [
+    const ALL: [Measure; 17] = [
         Measure::FirstMoved,
         Measure::AllMoved,
         Measure::Spread,
         Measure::WrongElsewhere,
         Measure::WrongCutOff,
+        Measure::WrongParted,
         Measure::WrongFirst,
         Measure::UntilAnswer,
         Measure::Cpu,
@@ -133,7 +135,7 @@ impl Measure {
     fn part(self) -> Part {
         match self {
             Measure::FirstMoved | Measure::AllMoved | Measure::Spread => Part::Failover,
-            Measure::WrongElsewhere | Measure::WrongCutOff => Part::Cut,
+            Measure::WrongElsewhere | Measure::WrongCutOff | Measure::WrongParted => Part::Cut,
             Measure::WrongFirst | Measure::UntilAnswer => Part::Restart,
             Measure::Cpu
             | Measure::CpuUser
@@ -152,7 +154,8 @@ impl Measure {
             Measure::AllMoved => "all servers, ms",
             Measure::Spread => "between them, ms",
             Measure::WrongElsewhere => "of the others",
-            Measure::WrongCutOff => "of the one cut off",
+            Measure::WrongCutOff => "of one cut off from all",
+            Measure::WrongParted => "from the primary alone",
             Measure::WrongFirst => "wrong first answers",
             Measure::UntilAnswer => "until it answers, ms",
             Measure::Cpu => "CPU, us",
@@ -172,6 +175,7 @@ impl Measure {
         match self {
             Measure::WrongElsewhere
             | Measure::WrongCutOff
+            | Measure::WrongParted
             | Measure::WrongFirst
             | Measure::Lost
             | Measure::Forbidden
@@ -198,6 +202,7 @@ impl Measure {
             | Measure::Spread
             | Measure::WrongElsewhere
             | Measure::WrongCutOff
+            | Measure::WrongParted
             | Measure::WrongFirst
             | Measure::UntilAnswer
             | Measure::Rate
@@ -315,7 +320,9 @@ impl Report {
                     goal("max, between them, ms", worst(Measure::Spread), SPREAD_MS_MAX);
                 }
                 Part::Cut => {
-                    for measure in [Measure::WrongElsewhere, Measure::WrongCutOff] {
+                    for measure in
+                        [Measure::WrongElsewhere, Measure::WrongCutOff, Measure::WrongParted]
+                    {
                         goal(measure.says(), count(measure, Who::Outlast), 0.0);
                     }
                 }
@@ -483,7 +490,7 @@ mod tests {
     #[test]
     fn one_wrong_answer_is_one_too_many_for_us_alone() {
         let mut report = Report::new(true, &[Part::Cut]);
-        for measure in [Measure::WrongElsewhere, Measure::WrongCutOff] {
+        for measure in [Measure::WrongElsewhere, Measure::WrongCutOff, Measure::WrongParted] {
             report.record(measure, Who::Outlast, 0.0);
             report.record(measure, Who::Gdnsd, 400.0);
         }

@@ -27,6 +27,13 @@ const ON_ITS_WAY: Duration = Duration::from_millis(50);
 /// An endpoint that is started listens by then.
 const NOISE_MIN: Duration = Duration::from_millis(1);
 
+/// What a name server does not reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cut {
+    Off,
+    FromPrimary,
+}
+
 /// One name server.
 #[derive(Debug)]
 pub(super) struct Server {
@@ -134,6 +141,7 @@ impl Stage {
     pub(super) async fn whole(&mut self) -> Result<()> {
         for place in SERVERS {
             self.net.plug(place, true).await?;
+            self.net.way(place, PRIMARY, true).await?;
         }
         if self.primary.is_none() {
             self.primary = Some(systems::endpoint(&self.net, PRIMARY, self.dir.path())?);
@@ -224,8 +232,12 @@ impl Stage {
         Ok((who, Watch::start(sockets(&self.net, &targets)?, NAME)?))
     }
 
-    pub(super) async fn plug(&self, place: Place, is_in: bool) -> Result<()> {
-        self.net.plug(place, is_in).await
+    /// Cuts a machine off, from all or from the primary alone, or takes it back.
+    pub(super) async fn cut(&self, place: Place, cut: Cut, is_cut: bool) -> Result<()> {
+        match cut {
+            Cut::Off => self.net.plug(place, !is_cut).await,
+            Cut::FromPrimary => self.net.way(place, PRIMARY, !is_cut).await,
+        }
     }
 
     /// Who of our agents leads the agreement, by the newest term that any has logged.

@@ -55,7 +55,9 @@ impl Alone {
         })?;
         let mut alone = Alone { who, at, child };
         let first = format!("any.{ZONE}");
-        alone.wait_for(&first, |answer| matches!(answer, Answer::Nothing | Answer::Address(_))).await?;
+        alone
+            .wait_for(&first, |answer| matches!(answer, Answer::Nothing | Answer::Address(_)))
+            .await?;
         if who.is_ours() {
             import(outlast.context("outlast takes no part")?, &home).await?;
         }

@@ -23,15 +23,8 @@ const WARM_UP: Duration = Duration::from_secs(1);
 /// dnsperf ends so long after its time at the latest.
 const LOAD_LIMIT: Duration = Duration::from_secs(30);
 
-const ALL: [Who; 7] = [
-    Who::Outlast,
-    Who::Knot,
-    Who::Nsd,
-    Who::Gdnsd,
-    Who::Pdns,
-    Who::OutlastSigned,
-    Who::KnotSigned,
-];
+const ALL: [Who; 7] =
+    [Who::Outlast, Who::Knot, Who::Nsd, Who::Gdnsd, Who::Pdns, Who::OutlastSigned, Who::KnotSigned];
 
 /// What those threads have used that are counted.
 #[derive(Clone, Copy, Debug, Default)]
@@ -166,7 +159,8 @@ pub(super) async fn compare(
         // Nobody is always the first.
         servers.rotate_left(1);
     }
-    let note = "CPU of outlast is that of the threads that answer; of the others it is all of theirs";
+    let note =
+        "CPU of outlast is that of the threads that answer; of the others it is all of theirs";
     report.note(Part::Cost, note.to_owned());
     for server in servers {
         server.child.stop().await;

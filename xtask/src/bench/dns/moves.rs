@@ -109,12 +109,7 @@ pub(super) async fn failovers(
             report.record(Measure::FirstMoved, *who, ms(found.first));
             report.record(Measure::AllMoved, *who, ms(found.all));
             report.record(Measure::Spread, *who, ms(found.spread));
-            told.push(format!(
-                "{} {:.0}-{:.0} ms",
-                who.name(),
-                ms(found.first),
-                ms(found.all)
-            ));
+            told.push(format!("{} {:.0}-{:.0} ms", who.name(), ms(found.first), ms(found.all)));
         }
         told.extend(noise);
         if !done {
@@ -174,8 +169,7 @@ async fn be_cut(
     for (at, who) in who.iter().enumerate() {
         let mut others = stage.targets(*who);
         others.retain(|at| stage.servers[*at].place != place);
-        let elsewhere =
-            answers(stage.seen().iter().filter(|seen| others.contains(&seen.target)));
+        let elsewhere = answers(stage.seen().iter().filter(|seen| others.contains(&seen.target)));
         let own = answers(here.iter().filter(|seen| seen.target == at));
         if elsewhere.all == 0 || own.all == 0 {
             report.fault(format!("B: {} has not answered while {}", who.name(), place.name));
@@ -244,7 +238,11 @@ pub(super) async fn restarts(
         if is_alone {
             stage.signal(&others, Signal::CONT)?;
         }
-        ensure!(done, "C restart {number} on {}: not all answer within {START_LIMIT:?}", place.name);
+        ensure!(
+            done,
+            "C restart {number} on {}: not all answer within {START_LIMIT:?}",
+            place.name
+        );
         for at in &killed {
             let who = stage.servers[*at].who;
             let first = stage.seen().iter().find(|seen| seen.target == *at).copied();
@@ -254,7 +252,10 @@ pub(super) async fn restarts(
             report.record(Measure::UntilAnswer, who, ms(span(from, first.at)));
             if wrong && who.is_ours() {
                 let how = if is_alone { ", alone" } else { "" };
-                out::line(format!("C restart {number}{how}: the first answer is {:?}", first.answer));
+                out::line(format!(
+                    "C restart {number}{how}: the first answer is {:?}",
+                    first.answer
+                ));
             }
         }
         stage.all_say(SECONDARY).await?;

@@ -41,8 +41,14 @@ impl Holder {
         let program = tools::which("unshare").context("unshare is not found")?;
         let args = ["--net", "sleep", "infinity"].map(str::to_owned);
         let name = format!("place-{name}");
-        let spec =
-            Spec { name: &name, program: &program, args: &args, dir, core: None, has_children: false };
+        let spec = Spec {
+            name: &name,
+            program: &program,
+            args: &args,
+            dir,
+            core: None,
+            has_children: false,
+        };
         let mut child = Child::start(&spec)?;
         // It becomes `sleep` once the namespace is there.
         let comm = format!("/proc/{}/comm", child.pid());
@@ -80,8 +86,7 @@ impl Net {
         for place in places {
             let holder = Holder::start(place.name, dir).await?;
             let (port, ip, switch) = (place.name, place.ip, net.switch.0.pid());
-            let pair =
-                format!("link add eth0 type veth peer name {port} netns {switch}");
+            let pair = format!("link add eth0 type veth peer name {port} netns {switch}");
             for words in [
                 pair.as_str(),
                 &format!("address add {ip}/24 dev eth0"),

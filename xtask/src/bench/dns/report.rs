@@ -137,11 +137,9 @@ impl Measure {
             Measure::FirstMoved | Measure::AllMoved | Measure::Spread => Part::Failover,
             Measure::WrongElsewhere | Measure::WrongCutOff | Measure::WrongParted => Part::Cut,
             Measure::WrongFirst | Measure::UntilAnswer => Part::Restart,
-            Measure::Cpu
-            | Measure::CpuUser
-            | Measure::CpuAgent
-            | Measure::Rate
-            | Measure::Lost => Part::Cost,
+            Measure::Cpu | Measure::CpuUser | Measure::CpuAgent | Measure::Rate | Measure::Lost => {
+                Part::Cost
+            }
             Measure::Forbidden | Measure::Garbled | Measure::Silent | Measure::Memory => {
                 Part::Rubbish
             }
@@ -381,7 +379,8 @@ impl Report {
             let notes = self.notes.iter().filter(|(of, _)| of == part);
             lines.extend(notes.map(|(_, note)| note.clone()));
         }
-        lines.push("\nmedian (lowest-highest) of the rounds; what is counted is the sum".to_owned());
+        lines
+            .push("\nmedian (lowest-highest) of the rounds; what is counted is the sum".to_owned());
         lines.extend(self.goals().iter().map(Goal::says));
         lines.extend(self.faults.iter().map(|fault| format!("FAULT: {fault}")));
         if self.ours && self.holds() {

@@ -116,7 +116,8 @@ impl Sockets {
                 let Ok(got) = got else { break };
                 let length = got.context("receive an answer")?;
                 let answer = wire::read(&buffer[..length]);
-                if let Some((_, wire::Answer::Address(_))) = answer.filter(|(id, _)| *id == number) {
+                if let Some((_, wire::Answer::Address(_))) = answer.filter(|(id, _)| *id == number)
+                {
                     return Ok(true);
                 }
             }
@@ -202,7 +203,12 @@ pub(super) async fn throw(
         let answered = sockets.ask(batch).await?;
         found.silent += usize::from(!answered);
         sockets.collect(&mut found);
-        ensure!(answered, "E: no answer any more after {} messages{}", found.sent, server.child.log_tail());
+        ensure!(
+            answered,
+            "E: no answer any more after {} messages{}",
+            found.sent,
+            server.child.log_tail()
+        );
         let (sent, limit) = (found.sent, ALL_LIMIT);
         ensure!(begun.elapsed() < limit, "E: only {sent} messages within {limit:?}");
     }

@@ -169,7 +169,11 @@ impl Stage {
                 return Ok(());
             }
             if limit < now {
-                bail!("not all say {} within {WHOLE_LIMIT:?}:{}", place.ip, self.about(&others, &seen));
+                bail!(
+                    "not all say {} within {WHOLE_LIMIT:?}:{}",
+                    place.ip,
+                    self.about(&others, &seen)
+                );
             }
             for server in self.servers.iter_mut() {
                 if let Some(child) = &mut server.child {
@@ -203,11 +207,7 @@ impl Stage {
     }
 
     /// Looks again and again until what was seen is enough; false if it is not within the limit.
-    pub(super) async fn see(
-        &mut self,
-        limit: Duration,
-        enough: impl Fn(&[Seen]) -> bool,
-    ) -> bool {
+    pub(super) async fn see(&mut self, limit: Duration, enough: impl Fn(&[Seen]) -> bool) -> bool {
         let end = monotonic() + nanos(limit);
         while !enough(self.seen()) {
             if end < monotonic() {

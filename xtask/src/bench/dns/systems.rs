@@ -13,8 +13,7 @@ use super::report::Who;
 use crate::children::Child;
 use crate::tools;
 
-pub(super) const SERVERS: [Place; 3] =
-    [Place::new("a", 1), Place::new("b", 2), Place::new("c", 3)];
+pub(super) const SERVERS: [Place; 3] = [Place::new("a", 1), Place::new("b", 2), Place::new("c", 3)];
 pub(super) const PRIMARY: Place = Place::new("p", 11);
 pub(super) const SECONDARY: Place = Place::new("s", 12);
 pub(super) const CLIENT: Place = Place::new("d", 20);

@@ -94,7 +94,7 @@ impl Sockets {
         while let Ok(length) = self.open.try_recv(&mut buffer) {
             found.answers += 1;
             let answer = &buffer[..length];
-            let good = HEADER <= length && length <= UDP_MAX && answer[2] & 0x80 != 0;
+            let good = (HEADER..=UDP_MAX).contains(&length) && answer[2] & 0x80 != 0;
             let fits = good && {
                 let last = self.last[id(answer)];
                 last != usize::MAX && found.sent - last < RECENT

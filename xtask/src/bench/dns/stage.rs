@@ -125,8 +125,8 @@ impl Stage {
 
     /// Has servers stand still, or go on.
     pub(super) fn signal(&self, which: &[usize], signal: Signal) -> Result<()> {
-        let children = which.iter().filter_map(|at| self.servers[*at].child.as_ref());
-        children.map(|child| child.signal(signal)).collect()
+        let mut children = which.iter().filter_map(|at| self.servers[*at].child.as_ref());
+        children.try_for_each(|child| child.signal(signal))
     }
 
     /// SIGKILL for the primary; when that was.

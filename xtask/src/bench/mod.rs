@@ -33,7 +33,7 @@ bench NAME [--rounds N] [--quick]   measure, side by side with other systems whe
   addresses          an address that moves, whose holder is killed, frozen, switched off, cut off and stopped: keepalived in its
                      default and a fast setting, and outlast, in a lab (20 rounds: two hours)
   dns                names that move and what an answer costs: gdnsd, PowerDNS, Knot and NSD, and outlast, on machines of the
-                     bench's own (20 rounds: three quarters of an hour)
+                     bench's own (20 rounds: half an hour)
 
   --quick            shorter: for a first look, too coarse for a verdict
   --rounds N         proxy, consensus: paired rounds (default 5; 2 with --quick); failover: default 3, 1 with --quick;

@@ -19,6 +19,7 @@ use self::moves::Stall;
 use self::report::{Part, Report, Who};
 use self::stage::Stage;
 use super::{Finished, Options, measure};
+use crate::children::Household;
 use crate::out;
 use crate::random::Random;
 
@@ -54,6 +55,8 @@ fn parts(only: Option<&str>) -> Result<Vec<Part>> {
 }
 
 async fn compare(options: &Options, outlast: Option<&Path>, parts: &[Part]) -> Result<Report> {
+    // Dropped last: ends whatever an agent that was killed has left.
+    let _household = Household::found()?;
     let mut report = Report::new(outlast.is_some(), parts);
     let moving = |part: &&Part| matches!(part, Part::Failover | Part::Cut | Part::Restart);
     let moving: Vec<Part> = parts.iter().filter(moving).copied().collect();

@@ -371,11 +371,15 @@ impl Report {
                 let name = vec![who.name().to_owned()];
                 some.then(|| [name, cells, ratio.into_iter().collect()].concat())
             });
+            let rows: Vec<Vec<String>> = rows.collect();
+            if rows.is_empty() {
+                continue;
+            }
             let mut head = vec![""];
             head.extend(measures.iter().map(|measure| measure.says()));
             head.extend((*part == Part::Cost).then_some("of the best peer's"));
             lines.push(format!("\n{} {}", part.letter(), part.says()));
-            lines.push(out::table(&head, &rows.collect::<Vec<_>>()));
+            lines.push(out::table(&head, &rows));
             let notes = self.notes.iter().filter(|(of, _)| of == part);
             lines.extend(notes.map(|(_, note)| note.clone()));
         }

@@ -189,7 +189,9 @@ pub(super) async fn throw(
     let ports = free_ports(2)?;
     let [at, face] = ports[..] else { bail!("too few ports") };
     let who = Who::OutlastSigned;
-    let server = Alone::start(who, at, Some(face), Some(outlast), None, dir.path()).await?;
+    // One thread answers, so that all that was sent before a proper question is read before that.
+    let core = Some(0);
+    let server = Alone::start(who, at, Some(face), Some(outlast), core, dir.path()).await?;
     let mut sockets = Sockets::open(at).await?;
     let (messages, good) = (if quick { MESSAGES_QUICK } else { MESSAGES }, good());
     let counted_before = counted(face).await?;

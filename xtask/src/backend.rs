@@ -159,12 +159,13 @@ pub(crate) fn run(mut args: Args) -> Result<Verdict> {
     let port = args.option("--port")?.context("--port is missing")?;
     let control = args.option("--control")?.context("--control is missing")?;
     let name = args.option("--name")?.context("--name is missing")?;
+    let ip = args.option("--ip")?.unwrap_or(Ipv4Addr::LOCALHOST);
     args.finish()?;
     let server = Arc::new(Server::new(name));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let work = listen(port).await?;
-        let control = listen(control).await?;
+        let work = listen(ip, port).await?;
+        let control = listen(ip, control).await?;
         // Port 0 stands for any: whoever asked for that learns here which.
         out::line(format!("{} {}", work.local_addr()?, control.local_addr()?));
         let serving = async {
@@ -185,8 +186,8 @@ pub(crate) fn run(mut args: Args) -> Result<Verdict> {
     })
 }
 
-async fn listen(port: u16) -> Result<TcpListener> {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+async fn listen(ip: Ipv4Addr, port: u16) -> Result<TcpListener> {
+    let address = SocketAddr::from((ip, port));
     TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))
 }
 

@@ -69,11 +69,53 @@ pub(crate) fn reset_peak_memory(pid: i32) -> Result<()> {
 
 /// The highest resident set since the start or the last reset, in bytes.
 pub(crate) fn peak_memory(pid: i32) -> Result<u64> {
+    status_bytes(pid, "VmHWM:")
+}
+
+/// The resident set, in bytes.
+pub(crate) fn memory(pid: i32) -> Result<u64> {
+    status_bytes(pid, "VmRSS:")
+}
+
+fn status_bytes(pid: i32, name: &str) -> Result<u64> {
     let status =
         std::fs::read_to_string(format!("/proc/{pid}/status")).context("read memory use")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    let kib: u64 = line.trim().trim_end_matches(" kB").parse().context("read VmHWM")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    let line = line.with_context(|| format!("no {name}"))?.trim().trim_end_matches(" kB");
+    let kib: u64 = line.parse().with_context(|| format!("read {name}"))?;
     Ok(kib << 10)
+}
+
+/// What a thread has used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Thread {
+    pub(crate) name: String,
+    pub(crate) cpu: Duration,
+    /// The same by the clock's ticks, coarser.
+    pub(crate) user: Duration,
+    pub(crate) system: Duration,
+}
+
+/// All threads of a process.
+pub(crate) fn threads(pid: i32) -> Vec<Thread> {
+    let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let read = |entry: std::fs::DirEntry| {
+        let file = |name: &str| std::fs::read_to_string(entry.path().join(name)).ok();
+        parse_thread(&file("comm")?, &file("schedstat")?, &file("stat")?)
+    };
+    entries.flatten().filter_map(read).collect()
+}
+
+fn parse_thread(comm: &str, schedstat: &str, stat: &str) -> Option<Thread> {
+    let nanos = schedstat.split_whitespace().next()?.parse().ok()?;
+    let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split_whitespace().collect();
+    let number = |at: usize| fields.get(at)?.parse::<u64>().ok();
+    Some(Thread {
+        name: comm.trim_end().to_owned(),
+        cpu: Duration::from_nanos(nanos),
+        user: ticks(number(11)?),
+        system: ticks(number(12)?),
+    })
 }
 
 /// Time that all cores together spent on anybody's work, and time that the hypervisor took away.
@@ -130,6 +172,16 @@ mod tests {
             Stat { pid: 42, state: 'T', parent: 7, cpu_ticks: 30, reaped_ticks: 7, started: 9999 };
         assert_eq!(parse_stat(line), Some(expected));
         assert_eq!(parse_stat("42 (a)"), None);
+    }
+
+    #[test]
+    fn what_a_thread_has_used_is_read() {
+        let stat = "42 (dns-0) S 7 42 42 0 -1 0 0 0 0 0 100 200 3 4 20 0 1 0 9999 1 2";
+        let thread = parse_thread("dns-0\n", "5000000 1 2\n", stat).unwrap();
+        assert_eq!((thread.name.as_str(), thread.cpu), ("dns-0", Duration::from_millis(5)));
+        assert_eq!(thread.system, 2 * thread.user);
+        let own = i32::try_from(std::process::id()).unwrap();
+        assert!(!threads(own).is_empty() && memory(own).unwrap() > 0);
     }
 
     #[test]

@@ -14,13 +14,14 @@ tools [--bench]         install what the tests need, as `test` does first, and s
 
 Prints the variables by which tests find the programs of PostgreSQL 15, 16 and 18, as a shell takes them.
 
-  --bench            install what only benchmarks need, too: Patroni";
+  --bench            install what only benchmarks need, too: Patroni, gdnsd, PowerDNS";
 
 pub(crate) fn run(mut args: Args) -> Result<Verdict> {
     let bench = args.flag("--bench");
     args.finish()?;
     install_all()?;
     if bench {
+        install_apt(BENCH_APT)?;
         install_bench_pip()?;
     }
     for (name, dir) in postgres_env() {
@@ -71,6 +72,14 @@ pub(crate) const APT: &[Package] = &[
     Package { name: "knot", why: "a secondary of our name server, and one that it updates" },
     Package { name: "nsd", why: "another secondary of our name server" },
     Package { name: "python3-venv", why: "a place of its own for the Python packages below" },
+];
+
+/// Debian packages that only benchmarks need.
+pub(crate) const BENCH_APT: &[Package] = &[
+    Package { name: "dnsperf", why: "load on name servers" },
+    Package { name: "gdnsd", why: "a name server that follows health, as ours is compared with" },
+    Package { name: "pdns-server", why: "another one, by checks that are written in Lua" },
+    Package { name: "pdns-backend-bind", why: "how it reads zone files" },
 ];
 
 /// Python packages, in an environment of their own below the target directory.
@@ -230,7 +239,8 @@ fn make_executable(bin: &Path) -> Result<()> {
 
 /// Installs those of `names` that are missing; each must stand in the table.
 pub(crate) fn install_some(names: &[&str]) -> Result<()> {
-    install_apt(&APT.iter().copied().filter(|p| names.contains(&p.name)).collect::<Vec<_>>())
+    let all = APT.iter().chain(BENCH_APT).copied();
+    install_apt(&all.filter(|p| names.contains(&p.name)).collect::<Vec<_>>())
 }
 
 fn install_apt(packages: &[Package]) -> Result<()> {
@@ -352,7 +362,7 @@ mod tests {
 
     #[test]
     fn every_package_stands_once_and_has_a_reason() {
-        let all = || APT.iter().chain(PIP).chain(BENCH_PIP);
+        let all = || APT.iter().chain(BENCH_APT).chain(PIP).chain(BENCH_PIP);
         let names: BTreeSet<_> = all().map(|p| p.name).collect();
         assert_eq!(names.len(), all().count());
         assert!(all().all(|p| !p.why.is_empty()));

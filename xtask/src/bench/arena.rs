@@ -90,7 +90,7 @@ impl Arena {
 }
 
 /// All held at once, so that they differ.
-fn free_ports(count: usize) -> Result<Vec<SocketAddr>> {
+pub(super) fn free_ports(count: usize) -> Result<Vec<SocketAddr>> {
     let listeners = (0..count).map(|_| TcpListener::bind("127.0.0.1:0"));
     let listeners = listeners.collect::<Result<Vec<_>, _>>().context("find free ports")?;
     listeners.iter().map(|listener| listener.local_addr().context("find free ports")).collect()

@@ -3,6 +3,7 @@
 pub(crate) mod addresses;
 mod arena;
 mod consensus;
+mod dns;
 mod failover;
 mod figures;
 mod meter;
@@ -31,21 +32,25 @@ bench NAME [--rounds N] [--quick]   measure, side by side with other systems whe
 
   addresses          an address that moves, whose holder is killed, frozen, switched off, cut off and stopped: keepalived in its
                      default and a fast setting, and outlast, in a lab (20 rounds: two hours)
+  dns                names that move and what an answer costs: gdnsd, PowerDNS, Knot and NSD, and outlast, on machines of the
+                     bench's own (20 rounds: half an hour)
 
   --quick            shorter: for a first look, too coarse for a verdict
   --rounds N         proxy, consensus: paired rounds (default 5; 2 with --quick); failover: default 3, 1 with --quick;
-                     addresses: default 20, 3 with --quick
+                     addresses, dns: default 20, 3 with --quick
   --outlast FILE     a binary that is built already
-  --peers-only       proxy, failover, addresses: leave outlast out; shows what the machine and the other systems do
-  --ours-only        failover, addresses: leave the others out
+  --peers-only       proxy, failover, addresses, dns: leave outlast out; shows what the machine and the other systems do
+  --ours-only        failover, addresses, dns: leave the others out
   --only LETTERS     failover: A agent and PostgreSQL killed, E a host that also leads the agreement killed, B agent and
                      PostgreSQL frozen and woken later, C planned switchover, D postmaster alone killed, F PostgreSQL
                      alone frozen
                      addresses: A agent and service killed, B machine frozen, C power off, D holder cut off, E candidates
                      parted, F planned move, H dark after a heal, L all cores busy
+                     dns: A the primary killed, B a name server cut off, C a name server restarted (five times a round),
+                     D what a query costs (5 rounds at most), E a million malformed messages
   --drill [N]        failover: N random faults on outlast, one after the other (default 100), instead; with --peers-only
                      on Patroni in its tightest legal settings
-  --seed N           of the drill; printed at the start
+  --seed N           of the drill; printed at the start; dns: of when faults come and of what is malformed
 
 Installs what it needs (Debian or Ubuntu, as root). Traffic stays on loopback, or
 in a lab's own network. The last line is one JSON object with
@@ -131,6 +136,14 @@ const BENCHES: &[Bench] = &[
         rounds_quick: 3,
         is_load: false,
         run: addresses::run,
+    },
+    Bench {
+        name: "dns",
+        packages: dns::PACKAGES,
+        rounds: 20,
+        rounds_quick: 3,
+        is_load: false,
+        run: dns::run,
     },
 ];
 

@@ -1,4 +1,4 @@
-//! A thread that answers over UDP: one socket, one datagram at a time, no lock, no allocation.
+//! A thread that answers over UDP: one socket, the datagrams that are there with one call, no lock, no allocation.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Relaxed};
 use std::time::Duration;
 
+use outlast_kernel::datagrams::Datagrams;
 use rustix::net::sockopt;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tokio::sync::mpsc;
@@ -106,33 +107,37 @@ pub(super) fn run(
 ) {
     let mut cached = Cached::new(world);
     let mut random = Random(super::seed());
-    let (mut message, mut out) = ([0; DATAGRAM_MAX], [0; UDP_MAX as usize]);
+    let mut datagrams = Datagrams::new(DATAGRAM_MAX, usize::from(UDP_MAX));
     let mut again = None;
     while !world.stopping.load(Relaxed) {
         // An error is the timeout, or told of an earlier answer that could not be delivered: nothing to do about either.
-        let Ok((length, source)) = socket.recv_from(&mut message) else { continue };
+        let Ok(count) = datagrams.receive(socket) else { continue };
         cached.refresh(world, &world.version);
-        let asker = Asker {
-            address: source.ip(),
-            transport: Transport::Udp,
-            now: super::now(),
-            chance: random.next(),
-        };
-        let message = &message[..length];
-        let reply = respond(message, asker, &cached.table, &world.state, &mut out);
-        counters.count(reply);
-        match reply {
-            // What does not fit into the socket's buffer is lost, as in any network.
-            Reply::Send(length, _) => drop(socket.send_to(&out[..length], source)),
-            Reply::Drop(_) => {}
-            Reply::Later(later) => {
-                let Some(socket) = shared(&mut again, socket) else { continue };
-                let datagram = Datagram { message: message.to_vec(), later, source, socket };
-                if slow.try_send(datagram).is_err() {
-                    counters.count_slow_dropped();
+        let now = super::now();
+        for n in 0..count {
+            let Some(arrived) = datagrams.get(n) else { continue };
+            let asker = Asker {
+                address: arrived.source.ip(),
+                transport: Transport::Udp,
+                now,
+                chance: random.next(),
+            };
+            let message = arrived.bytes;
+            let reply = respond(message, asker, &cached.table, &world.state, arrived.answer);
+            counters.count(reply);
+            match reply {
+                Reply::Send(length, _) => *arrived.answer_length = length,
+                Reply::Drop(_) => {}
+                Reply::Later(later) => {
+                    let Some(socket) = shared(&mut again, socket) else { continue };
+                    let (message, source) = (message.to_vec(), arrived.source);
+                    if slow.try_send(Datagram { message, later, source, socket }).is_err() {
+                        counters.count_slow_dropped();
+                    }
                 }
             }
         }
+        datagrams.send(socket);
     }
 }
 

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 use self::fault::Fault;
 use self::report::{Column, Report};
 use self::stage::Stage;
+pub(super) use self::stage::led;
 pub(crate) use self::watch::{client, echo};
 use super::{Finished, Options, measure};
 use crate::random::Random;

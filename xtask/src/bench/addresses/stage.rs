@@ -244,7 +244,7 @@ impl Stage {
 }
 
 /// `... NAME leads, term N`
-fn led(line: &str) -> Option<(u64, String)> {
+pub(in crate::bench) fn led(line: &str) -> Option<(u64, String)> {
     let (before, after) = line.split_once(" leads, term ")?;
     let digits: String = after.chars().take_while(char::is_ascii_digit).collect();
     let name = before.split_whitespace().last()?;

@@ -59,6 +59,7 @@ pub(crate) fn wanted(records: Vec<TopologyRecord>, down: &[&str]) -> Wanted {
         secondaries: Vec::new(),
         keys: None,
         update: Vec::new(),
+        elsewhere: Vec::new(),
         dnssec: false,
         rate_limit: None,
         cookies: true,

@@ -1,9 +1,9 @@
 //! Reads zones: `[dns."ZONE"]`.
 
+mod elsewhere;
 mod policy;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::time::Duration;
 
@@ -23,18 +23,16 @@ use super::words;
 
 use policy::{Alias, Reader, record_value};
 
-/// The port of the name system.
-const DNS_PORT: u16 = 53;
-
 pub(super) fn zone(section: &Section<'_>, name: &str, notes: &mut Notes) -> Option<Zone> {
     let listen = section.optional("listen", |item| item.listen());
     let ns = section.optional("ns", |item| item.distinct(|item| item.parsed(words::domain)));
     let soa = soa(section);
-    let secondaries =
-        section.optional("secondaries", |item| item.distinct(|item| item.parsed(secondary)));
+    let secondaries = section
+        .optional("secondaries", |item| item.distinct(|item| item.parsed(words::name_server)));
     let keys = section.optional("keys", |item| item.parsed(words::path));
     let update =
         section.optional("update", |item| item.distinct(|item| item.parsed(words::domain)));
+    let elsewhere = section.optional("elsewhere", |item| elsewhere::list(&item));
     let dnssec = section.switch("dnssec");
     let rate_limit = rate_limit(section);
     let cookies = section.switch("cookies");
@@ -43,6 +41,9 @@ pub(super) fn zone(section: &Section<'_>, name: &str, notes: &mut Notes) -> Opti
     let latencies = section.optional("latencies", |item| latencies(&item));
     if !section.has("keys") {
         section.refuse(&["update"], "goes with `keys`", "name the file of keys, too");
+    }
+    if !section.has("keys") {
+        elsewhere::complain_of_no_keys(section);
     }
     let known = known_regions(regions.as_ref(), latencies.as_ref());
     let records = records(section, name, known.as_ref(), regions.as_ref());
@@ -57,6 +58,7 @@ pub(super) fn zone(section: &Section<'_>, name: &str, notes: &mut Notes) -> Opti
         secondaries: secondaries?.unwrap_or_default(),
         keys: keys?,
         update: update?.unwrap_or_default(),
+        elsewhere: elsewhere?.unwrap_or_default(),
         dnssec: dnssec?,
         rate_limit: rate_limit?,
         cookies: cookies?,
@@ -97,13 +99,6 @@ fn soa(section: &Section<'_>) -> Option<Soa> {
         expire: expire?,
         minimum: minimum?,
     })
-}
-
-fn secondary(text: &str) -> Result<SocketAddr, words::Fault> {
-    match text.parse::<IpAddr>() {
-        Ok(ip) => Ok(SocketAddr::new(ip, DNS_PORT)),
-        Err(_) => words::listen(text),
-    }
 }
 
 fn rate_limit(section: &Section<'_>) -> Option<Option<NonZeroU32>> {

@@ -6,9 +6,12 @@ pub mod authority;
 pub mod cluster;
 pub mod database;
 pub mod dataplane;
+pub mod elsewhere;
 pub mod export;
 pub mod file;
 pub mod report;
+#[path = "names/keys.rs"]
+mod tsig_keys;
 
 /// The version that people are told.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -2,10 +2,13 @@
 
 mod agreed;
 mod apply;
+#[cfg(feature = "aws")]
+mod aws;
 mod certs;
 mod check;
 mod cli;
 mod databases;
+mod dns_elsewhere;
 mod events;
 mod lab;
 mod output;
@@ -63,6 +66,9 @@ fn main() -> ExitCode {
         Verb::Reinit(args) => databases::reinit(&args),
         Verb::History(args) => databases::history(&args),
         Verb::Stop(args) => verbs::stop(&args),
+        Verb::Dns(verb) => dns_elsewhere::run(&verb),
+        #[cfg(feature = "aws")]
+        Verb::Aws(verb) => aws::run(&verb),
         Verb::Lab(verb) => lab::run(&verb),
         Verb::Proxy(args) => verbs::proxy(&args),
         Verb::PostgresKeeper { run_dir } => verbs::keep_postgres(&run_dir),

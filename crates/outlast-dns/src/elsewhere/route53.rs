@@ -529,7 +529,8 @@ impl Drawing<'_> {
             }
         };
         let key = format!("{}{}", self.prefix, short_hash(&key));
-        self.checks.insert(key.clone(), WantedCheck { config, name });
+        // What several entries share is called after the first.
+        self.checks.entry(key.clone()).or_insert(WantedCheck { config, name });
         key
     }
 

@@ -287,21 +287,29 @@ pub enum News {
     Failed { trouble: Trouble, again_in: Duration },
 }
 
+/// What has gone already: whoever puts it there again may keep it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settled(BTreeSet<(Name, RecordKind)>);
+
 /// Keeps records elsewhere as they are wanted: at each change and every [`LOOK_EVERY`], with patience after failures. Ends when
-/// nobody can want anything any more; may be dropped at any time, since each round looks anew.
+/// nobody can want anything any more; may be dropped at any time and begun anew with the same `settled`, since each round looks.
 pub async fn reconcile(
     provider: &impl Provider,
     mut wanted: watch::Receiver<Option<Wanted>>,
+    settled: &mut Settled,
     mut say: impl FnMut(News) + Send,
 ) {
     let mut failures = 0;
     loop {
         let now = wanted.borrow_and_update().clone();
         let mut next = None;
-        if let Some(now) = now {
+        if let Some(mut now) = now {
+            let gone = now.gone.clone();
+            now.gone.retain(|key| !settled.0.contains(key));
             let wait = match push(provider, &now).await {
                 Ok(outline) => {
                     failures = 0;
+                    settled.0 = gone;
                     say(News::AsWanted(outline));
                     LOOK_EVERY
                 }
@@ -390,12 +398,13 @@ impl Elsewhere {
     pub async fn reconcile(
         &self,
         wanted: watch::Receiver<Option<Wanted>>,
+        settled: &mut Settled,
         say: impl FnMut(News) + Send,
     ) {
         match self {
-            Elsewhere::Rfc2136(server) => reconcile(server, wanted, say).await,
+            Elsewhere::Rfc2136(server) => reconcile(server, wanted, settled, say).await,
             #[cfg(feature = "aws")]
-            Elsewhere::Route53(zone) => Box::pin(reconcile(zone, wanted, say)).await,
+            Elsewhere::Route53(zone) => Box::pin(reconcile(zone, wanted, settled, say)).await,
         }
     }
 }

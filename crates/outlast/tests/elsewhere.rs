@@ -8,6 +8,12 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use emulator::Moto;
+use outlast::elsewhere::{Healths, Keepers, Standings, wanted};
+use outlast_core::health::Health;
+use outlast_core::names::Sticky;
+use outlast_core::topology::Topology;
+use outlast_dns::elsewhere::News;
+use tokio::sync::watch;
 
 #[path = "../../outlast-aws/tests/emulator/mod.rs"]
 mod emulator;
@@ -217,4 +223,77 @@ fn a_replica_in_another_region_becomes_the_database_and_the_name_leads_to_it() {
         stage.zone_id
     ));
     assert!(code == Some(0) && said.contains("database.example.com leads to "), "{said}");
+}
+
+/// Waits until what is said of all places is so.
+async fn until(
+    standings: &mut watch::Receiver<Standings>,
+    what: &str,
+    holds: impl Fn(&Standings) -> bool,
+) {
+    let waited =
+        tokio::time::timeout(Duration::from_secs(60), standings.wait_for(|all| holds(all)))
+            .await
+            .is_ok();
+    if !waited {
+        panic!("{what}: {:?}", *standings.borrow());
+    }
+}
+
+#[test]
+fn whoever_leads_keeps_a_zone_as_it_is_wanted() {
+    let Some(stage) = Stage::new("keep") else { return };
+    let text = std::fs::read_to_string(stage.dir.join("outlast.toml")).expect("read");
+    let text = text.replace(
+        "{ name = \"api\"",
+        "{ name = \"old\", type = \"A\", values = [\"192.0.2.9\"] },\n  { name = \"api\"",
+    );
+    let parse = |text: &str| -> Topology {
+        outlast::file::parse("outlast.toml", text).expect("a good file")
+    };
+    let (first, second) = (parse(&text), parse(&text.replace("\"old\"", "\"new\"")));
+    // This process has no credentials for the emulator.
+    let one = |topology: &Topology| -> Topology {
+        let mut topology = topology.clone();
+        topology.dns.get_mut("example.com").expect("it is there").elsewhere.truncate(1);
+        topology
+    };
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let mut keepers = Keepers::new("shop", &stage.dir);
+        let mut standings = keepers.standings();
+        let mut follow = |topology: &Topology, down: bool| {
+            let health = if down { Health::Down } else { Health::Up };
+            let healths = Healths::from([("api.example.com A 54.123.45.67:80".to_owned(), health)]);
+            keepers.follow(topology, |name, zone| wanted(name, zone, &healths, &Sticky::default()));
+        };
+        let is = |words: &'static str| {
+            move |all: &Standings| {
+                let lines = all.values().flatten().map(|news| match news {
+                    News::AsWanted(outline) => outline.lines.join("\n"),
+                    News::Failed { trouble, .. } => trouble.to_string(),
+                });
+                lines.collect::<Vec<_>>().join("\n").contains(words)
+            }
+        };
+        let (first, second) = (one(&first), one(&second));
+        follow(&first, false);
+        until(&mut standings, "the first push", is("+ api.example.com. 60 A 54.123.45.67")).await;
+        assert_eq!(stage.dig("old.example.com A"), "192.0.2.9\n");
+        follow(&first, true);
+        until(&mut standings, "the failover", is("+ api.example.com. 30 A 52.234.56.78")).await;
+        assert_eq!(stage.dig("api.example.com A"), "52.234.56.78\n");
+        follow(&second, true);
+        until(&mut standings, "another record", is("+ new.example.com. 60 A 192.0.2.9")).await;
+        assert_eq!(
+            (stage.dig("old.example.com A"), stage.dig("new.example.com A")),
+            (String::new(), "192.0.2.9\n".to_owned())
+        );
+        let mut none = second.clone();
+        none.dns.get_mut("example.com").expect("it is there").elsewhere.clear();
+        follow(&none, true);
+        until(&mut standings, "nothing is kept any more", Standings::is_empty).await;
+        assert_eq!(stage.dig("new.example.com A"), "192.0.2.9\n", "what is left there stays");
+    });
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use outlast_core::topology::{Network, Policy, RecordKind, RecordValue};
 use outlast_dns::elsewhere::{
-    Elsewhere, News, Outline, Provider as _, Rfc2136, Trouble, Wanted, outline, push,
+    Elsewhere, News, Outline, Provider as _, Rfc2136, Settled, Trouble, Wanted, outline, push,
 };
 use outlast_dns::{Algorithm, TsigKey};
 use tokio::sync::watch;
@@ -285,7 +285,8 @@ fn what_changes_is_sent_until_nobody_wants_anything() {
     let news = Cell::new(0);
     block(async {
         let (told, mut tells) = tokio::sync::mpsc::unbounded_channel();
-        let keep = server.reconcile(wants, move |news| drop(told.send(news)));
+        let mut settled = Settled::default();
+        let keep = server.reconcile(wants, &mut settled, move |news| drop(told.send(news)));
         let lead = async {
             for (down, address) in
                 [(&[][..], "192.0.2.1\n"), (&["1"], "192.0.2.2\n"), (&[], "192.0.2.1\n")]
@@ -298,6 +299,18 @@ fn what_changes_is_sent_until_nobody_wants_anything() {
                 assert_eq!(other.ask("api.example.com A"), address);
                 news.set(news.get() + 1);
             }
+            // What was ours goes once; whoever puts it there again may keep it.
+            let (before, none) = (wanted(vec![api()], &[]), wanted(Vec::new(), &[]));
+            want.send(Some(none.after(&before))).unwrap();
+            assert!(
+                matches!(tells.recv().await, Some(News::AsWanted(outline)) if outline.lines.len() == 1)
+            );
+            other.change("update add api.example.com 60 A 203.0.113.9");
+            want.send_modify(|_| ());
+            assert!(
+                matches!(tells.recv().await, Some(News::AsWanted(outline)) if outline.lines.is_empty())
+            );
+            assert_eq!(other.ask("api.example.com A"), "203.0.113.9\n");
             drop(want);
         };
         tokio::join!(keep, lead);

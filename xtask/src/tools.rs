@@ -67,6 +67,8 @@ pub(crate) const APT: &[Package] = &[
     Package { name: "knot", why: "a secondary of our name server, and one that it updates" },
     Package { name: "nsd", why: "another secondary of our name server" },
     Package { name: "bind9", why: "another server whose records we keep" },
+    Package { name: "pdns-server", why: "another server whose records we keep" },
+    Package { name: "pdns-backend-sqlite3", why: "where PowerDNS has zones that take updates" },
     Package { name: "python3-venv", why: "a place of its own for the Python packages below" },
 ];
 

@@ -169,7 +169,8 @@ impl Rfc2136 {
                 }
                 Rcode::SERVFAIL => Trouble::Later(format!("{server} cannot do it now (SERVFAIL)")),
                 Rcode::REFUSED | Rcode::NOTAUTH => Trouble::Never(format!(
-                    "{server} does not let the key {} change the zone {}; allow it there",
+                    "{server} refuses: either it does not let the key {} change the zone {}, or something else stands at one of the \
+                     names there, like an address where a CNAME is to be",
                     self.key.name, self.zone
                 )),
                 _ => Trouble::Never(format!("{server}: {error}")),

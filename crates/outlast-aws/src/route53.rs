@@ -381,7 +381,7 @@ impl Client {
         comment: &str,
         changes: &[Change],
     ) -> Result<String, AwsError> {
-        let path = format!("{}/rrset", zone_path(zone)?);
+        let path = format!("{}/rrset/", zone_path(zone)?);
         let list = changes.iter().map(|change| {
             let (action, set) = match change {
                 Change::Create(set) => ("CREATE", set.write()),

@@ -224,7 +224,7 @@ mod tests {
             example.com at 192.0.2.53:53: done
               + api.example.com. 60 A 192.0.2.1
               warning: w
-              left alone: geo.example.com. A: no
+              left alone: geo.example.com. A:  no
 
             example.com at Route 53 zone Z1: as wanted
 

@@ -6,6 +6,7 @@ use std::num::NonZeroU16;
 use std::time::Duration;
 
 use outlast_core::health::Thresholds;
+use outlast_core::names::{FailoverId, Sticky};
 use outlast_core::topology::{
     Authority, Branch, Check, Endpoint, Entry, Failback, HealthCheck, HttpCheck, HttpTarget,
     Network, Policy, Probe, Record, RecordKind, RecordValue, StatusSet, ValueProbe, WhenAllDown,
@@ -13,7 +14,7 @@ use outlast_core::topology::{
 use outlast_dns::elsewhere::{Outline, Provider as _, Route53, Trouble, Wanted, outline, push};
 
 use emulator::Moto;
-use wants::{api, entry, record, simple, value, wanted};
+use wants::{api, entry, record, simple, value, wanted, wanted_with};
 
 #[path = "../../outlast-aws/tests/emulator/mod.rs"]
 mod emulator;
@@ -269,7 +270,7 @@ async fn the_verdict_of_our_nodes_is_sent() {
     let Some(stage) = Stage::new() else { return };
     push(&stage.route53, &wanted(vec![api()], &[])).await.expect("done");
     let down = wanted(vec![api()], &["1"]);
-    let plan = "~ health check service.1: unhealthy\n";
+    let plan = "~ health check service.1 for api.example.com. A: unhealthy\n";
     assert_eq!(said(&push(&stage.route53, &down).await), plan);
     assert_eq!(
         stage.seen(),
@@ -280,8 +281,16 @@ async fn the_verdict_of_our_nodes_is_sent() {
     assert_eq!(said(&push(&stage.route53, &down).await), "");
     assert_eq!(
         said(&push(&stage.route53, &wanted(vec![api()], &[])).await),
-        "~ health check service.1: healthy\n"
+        "~ health check service.1 for api.example.com. A: healthy\n"
     );
+
+    // Our nodes have decided that the secondary serves on, although the primary is up again.
+    let id = FailoverId { name: "api".to_owned(), kind: RecordKind::A, path: Vec::new() };
+    let mut sticky = Sticky::default();
+    sticky.chosen.insert(id, "192.0.2.2".to_owned());
+    let stays = wanted_with(vec![api()], &[], &sticky);
+    let plan = "~ health check service.1 for api.example.com. A: unhealthy\n";
+    assert_eq!(said(&push(&stage.route53, &stays).await), plan);
 
     let private = asked("10.0.0.1", Check::Tcp { address: None }, 10, 3);
     let entries = vec![at("10.0.0.1", private), at("52.234.56.78", None)];

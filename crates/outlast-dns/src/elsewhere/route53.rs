@@ -23,6 +23,7 @@ use outlast_aws::route53::{
     VALUES_MAX,
 };
 use outlast_aws::{AwsError, Client};
+use outlast_core::names;
 use outlast_core::topology::{
     Branch, Check as ProbeCheck, Endpoint, Entry, Failback, HealthCheck, HttpCheck, HttpTarget,
     Policy, RecordKind, RecordValue, ValueProbe, WhenAllDown,
@@ -382,6 +383,23 @@ impl Drawing<'_> {
                 entries.len()
             ));
         };
+        let serves = match &primary.what {
+            Branch::Value(value) => Some(record.now == names::Choice::One(vec![value.clone()])),
+            Branch::Policy(_) => None,
+        };
+        let mut first = self.entry(wanted, record, primary, "primary", serves)?;
+        first.choice = Some(Choice::Primary);
+        let mut second = self.entry(wanted, record, secondary, "secondary", None)?;
+        second.choice = Some(Choice::Secondary);
+        let check = first.health_check.as_ref().and_then(|key| self.checks.get(key));
+        // Where our nodes decide, they decide on the way back, too.
+        if !check.is_some_and(|check| check.config.disabled) {
+            self.warn_of_failback(record, failback);
+        }
+        Ok(vec![first, second])
+    }
+
+    fn warn_of_failback(&mut self, record: &WantedRecord, failback: Failback) {
         match failback {
             Failback::Manual => self.warn(
                 record,
@@ -396,14 +414,6 @@ impl Drawing<'_> {
             ),
             Failback::After(_) => {}
         }
-        let both =
-            [(primary, Choice::Primary, "primary"), (secondary, Choice::Secondary, "secondary")];
-        let sets = both.into_iter().map(|(entry, choice, word)| {
-            let mut set = self.entry(wanted, record, entry, word)?;
-            set.choice = Some(choice);
-            Ok(set)
-        });
-        sets.collect()
     }
 
     fn weighted(
@@ -422,7 +432,7 @@ impl Drawing<'_> {
             (weight, true) => (weight * WEIGHT_MAX / most).max(1),
         };
         let sets = entries.iter().map(|(weight, entry)| {
-            let mut set = self.entry(wanted, record, entry, &entry.label())?;
+            let mut set = self.entry(wanted, record, entry, &entry.label(), None)?;
             set.choice = Some(Choice::Weight(u8::try_from(scaled(*weight)).unwrap_or(u8::MAX)));
             Ok(set)
         });
@@ -441,7 +451,7 @@ impl Drawing<'_> {
         let sets = list.iter().map(|endpoint| {
             let Endpoint { value, check } = endpoint.clone();
             let entry = Entry { what: Branch::Value(value.clone()), check };
-            let mut set = self.entry(wanted, record, &entry, &value.to_string())?;
+            let mut set = self.entry(wanted, record, &entry, &value.to_string(), None)?;
             set.choice = Some(Choice::Multivalue);
             Ok(set)
         });
@@ -461,20 +471,22 @@ impl Drawing<'_> {
         }
         self.warn(record, "Route 53 measures latencies itself, whatever `latencies` says");
         let sets = entries.iter().map(|(region, entry)| {
-            let mut set = self.entry(wanted, record, entry, region)?;
+            let mut set = self.entry(wanted, record, entry, region, None)?;
             set.choice = Some(Choice::Region(region.clone()));
             Ok(set)
         });
         sets.collect()
     }
 
-    /// A set among others: its value or its alias, and its health check.
+    /// A set among others: its value or its alias, and its health check. `serves`: our nodes have decided whether this is what is
+    /// answered.
     fn entry(
         &mut self,
         wanted: &Wanted,
         record: &WantedRecord,
         entry: &Entry,
         word: &str,
+        serves: Option<bool>,
     ) -> Result<RecordSet, String> {
         let mut set = self.set(record);
         match &entry.what {
@@ -493,7 +505,19 @@ impl Drawing<'_> {
         // With the name, because some tools tell sets apart by this alone.
         let identifier = format!("{} {word}", record.record.name);
         set.set_identifier = Some(identifier.chars().take(IDENTIFIER_MAX).collect());
-        set.health_check = entry.check.as_ref().map(|check| self.check(wanted, record, check));
+        if let Some(check) = &entry.check {
+            let (mut key, mut check) = self.check(wanted, record, check);
+            if let Some(serves) = serves.filter(|_| check.config.disabled) {
+                let what = format!("{} {}", record.owner, record.record.kind);
+                check.name = format!("{} for {what}", check.name);
+                check.config.inverted = !serves;
+                key = format!("serves {what}");
+            }
+            let key = format!("{}{}", self.prefix, short_hash(&key));
+            // What several entries share is called after the first.
+            self.checks.entry(key.clone()).or_insert(check);
+            set.health_check = Some(key);
+        }
         Ok(set)
     }
 
@@ -505,11 +529,18 @@ impl Drawing<'_> {
         Alias { zone_id: self.zone_id.to_owned(), name, evaluate }
     }
 
-    /// Wants a health check; what it is called by until it is there.
-    fn check(&mut self, wanted: &Wanted, record: &WantedRecord, check: &HealthCheck) -> String {
-        let (key, name, config) = match check {
+    /// A health check, and what tells it from all others.
+    fn check(
+        &mut self,
+        wanted: &Wanted,
+        record: &WantedRecord,
+        check: &HealthCheck,
+    ) -> (String, WantedCheck) {
+        match check {
             HealthCheck::Value(probe) => match self.own(record, probe) {
-                Ok(config) => (format!("{config:?}"), probe.id.clone(), config),
+                Ok(config) => {
+                    (format!("{config:?}"), WantedCheck { config, name: probe.id.clone() })
+                }
                 Err(why) => {
                     self.warn(
                         record,
@@ -527,20 +558,11 @@ impl Drawing<'_> {
                 let contrary = if *invert { "not " } else { "" };
                 self.told(wanted, check, format!("{contrary}{at_least} of {}", of.join(", ")))
             }
-        };
-        let key = format!("{}{}", self.prefix, short_hash(&key));
-        // What several entries share is called after the first.
-        self.checks.entry(key.clone()).or_insert(WantedCheck { config, name });
-        key
+        }
     }
 
     /// A check whose verdict comes from here.
-    fn told(
-        &self,
-        wanted: &Wanted,
-        check: &HealthCheck,
-        name: String,
-    ) -> (String, String, CheckConfig) {
+    fn told(&self, wanted: &Wanted, check: &HealthCheck, name: String) -> (String, WantedCheck) {
         let config = CheckConfig {
             how: How::Tcp,
             ip: None,
@@ -551,7 +573,7 @@ impl Drawing<'_> {
             inverted: !wanted.is_healthy(check),
             disabled: true,
         };
-        (format!("told {name}"), name, config)
+        (format!("told {name}"), WantedCheck { config, name })
     }
 
     /// A check that Route 53 makes itself; why it cannot.

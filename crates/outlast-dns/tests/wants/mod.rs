@@ -44,6 +44,11 @@ pub(crate) fn api() -> TopologyRecord {
 
 /// What is wanted while these services are down.
 pub(crate) fn wanted(records: Vec<TopologyRecord>, down: &[&str]) -> Wanted {
+    wanted_with(records, down, &Sticky::default())
+}
+
+/// The same where it was decided before who serves.
+pub(crate) fn wanted_with(records: Vec<TopologyRecord>, down: &[&str], sticky: &Sticky) -> Wanted {
     let zone = Zone {
         listen: None,
         records,
@@ -72,5 +77,5 @@ pub(crate) fn wanted(records: Vec<TopologyRecord>, down: &[&str]) -> Wanted {
         let health = if is_down { Health::Down } else { Health::Up };
         Seen { health, ..Seen::default() }
     };
-    Wanted::new("example.com", &zone, &sight, &Sticky::default()).expect("names")
+    Wanted::new("example.com", &zone, &sight, sticky).expect("names")
 }

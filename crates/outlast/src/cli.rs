@@ -93,7 +93,7 @@ pub(crate) enum Verb {
     Node(crate::agreed::NodeVerb),
     /// Shows and changes what the zones of the file are in other people's name servers.
     #[command(subcommand, after_help = crate::dns_elsewhere::AFTER_HELP)]
-    Dns(crate::dns_elsewhere::DnsVerb),
+    Dns(crate::dns_elsewhere::ElsewhereVerb),
     /// Does what is seldom done by hand in AWS.
     #[cfg(feature = "aws")]
     #[command(subcommand, after_help = crate::aws::AFTER_HELP)]

@@ -36,7 +36,7 @@ Exit status:
   2  a server was not reached, or refuses";
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum DnsVerb {
+pub(crate) enum ElsewhereVerb {
     /// Shows what would be changed elsewhere, and changes nothing.
     #[command(after_help = AFTER_HELP)]
     Plan(ElsewhereArgs),
@@ -60,10 +60,10 @@ pub(crate) struct ElsewhereArgs {
     format: Format,
 }
 
-pub(crate) fn run(verb: &DnsVerb) -> anyhow::Result<Outcome> {
+pub(crate) fn run(verb: &ElsewhereVerb) -> anyhow::Result<Outcome> {
     let (args, does) = match verb {
-        DnsVerb::Plan(args) => (args, false),
-        DnsVerb::Push(args) => (args, true),
+        ElsewhereVerb::Plan(args) => (args, false),
+        ElsewhereVerb::Push(args) => (args, true),
     };
     let Some(topology) = topology(&args.at.file)? else { return Ok(Outcome::Mistakes) };
     let zones: Vec<&String> = match &args.zone {

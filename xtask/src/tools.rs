@@ -71,6 +71,9 @@ pub(crate) const APT: &[Package] = &[
     Package { name: "knot-dnsutils", why: "kdig asks our name server" },
     Package { name: "knot", why: "a secondary of our name server, and one that it updates" },
     Package { name: "nsd", why: "another secondary of our name server" },
+    Package { name: "bind9", why: "another server whose records we keep" },
+    Package { name: "pdns-server", why: "another server whose records we keep" },
+    Package { name: "pdns-backend-sqlite3", why: "where PowerDNS has zones that take updates" },
     Package { name: "python3-venv", why: "a place of its own for the Python packages below" },
 ];
 
@@ -83,10 +86,18 @@ pub(crate) const BENCH_APT: &[Package] = &[
 ];
 
 /// Python packages, in an environment of their own below the target directory.
-pub(crate) const PIP: &[Package] = &[Package {
-    name: "kubernetes-validate",
-    why: "checks exported manifests against the Kubernetes schemas",
-}];
+pub(crate) const PIP: &[Package] = &[
+    Package {
+        name: "kubernetes-validate",
+        why: "checks exported manifests against the Kubernetes schemas",
+    },
+    Package {
+        name: "moto[cloudwatch,rds,route53]==5.2.5",
+        why: "an emulator of AWS, and boto3, which says what our client has made of it",
+    },
+    Package { name: "flask", why: "moto as a server" },
+    Package { name: "flask-cors", why: "moto as a server" },
+];
 
 /// Python packages that only benchmarks need, in another environment: whoever runs the tests needs none of it.
 pub(crate) const BENCH_PIP: &[Package] = &[

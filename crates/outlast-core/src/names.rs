@@ -260,6 +260,12 @@ pub fn parts(zone: &Zone) -> BTreeSet<&PartRef> {
     parts
 }
 
+/// What each check of a zone says; what stands there several times comes as often.
+pub fn checked<'z>(zone: &'z Zone, sight: &Sight<'_>) -> Vec<(&'z HealthCheck, Health)> {
+    let evaluation = Evaluation { zone, sight, sticky: &Sticky::default() };
+    checks(zone).into_iter().map(|check| (check, evaluation.judge(check).health)).collect()
+}
+
 fn checks(zone: &Zone) -> Vec<&HealthCheck> {
     let mut checks = Vec::new();
     for record in &zone.records {

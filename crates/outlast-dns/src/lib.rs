@@ -2,12 +2,13 @@
 //!
 //! [`table::Table::build`] makes the answers of all zones, signatures included; [`respond::respond`] is what a message is answered
 //! with, as a function. [`server::Server`] is that with sockets: UDP on a thread for each core, TCP, transfers, updates.
-//! [`remote::update`] changes records in other people's servers.
+//! [`remote::update`] changes records in other people's servers; [`elsewhere`] keeps a zone's records there as they are wanted.
 #![forbid(unsafe_code)]
 
 mod cookie;
 pub mod dnssec;
 mod edns;
+pub mod elsewhere;
 mod limit;
 pub mod name;
 pub mod remote;

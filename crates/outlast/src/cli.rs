@@ -94,6 +94,10 @@ pub(crate) enum Verb {
     /// Says who takes part in the agreement, and changes it.
     #[command(subcommand, after_help = crate::agreed::AFTER_HELP_OF_NODE)]
     Node(crate::agreed::NodeVerb),
+    /// Does what is seldom done by hand in AWS.
+    #[cfg(feature = "aws")]
+    #[command(subcommand, after_help = crate::aws::AFTER_HELP)]
+    Aws(crate::aws::AwsVerb),
     /// Tries the file's whole cluster on this machine: real nodes and a network between them that can be broken.
     #[command(subcommand, after_help = lab::AFTER_HELP)]
     Lab(LabVerb),

@@ -24,6 +24,8 @@ Examples:
   outlast dns unpin api.example.com                      back to what its health says
   outlast dns import example.com example.com.zone        the records of a zone file, on all name servers
 
+  outlast dns plan                                       what would be changed in other people's servers; push does it
+
 docs/dns.md has the policies, what is agreed on, and how other servers follow.";
 
 #[derive(Debug, Subcommand)]
@@ -36,6 +38,8 @@ pub(crate) enum DnsVerb {
     Unpin(UnpinArgs),
     /// Adds the records of a zone file (RFC 1035) to a zone; what the topology has stays the topology's.
     Import(ImportArgs),
+    #[command(flatten)]
+    Elsewhere(crate::dns_elsewhere::ElsewhereVerb),
 }
 
 #[derive(Debug, Args)]
@@ -106,6 +110,7 @@ pub(crate) fn run(verb: &DnsVerb) -> anyhow::Result<Outcome> {
                 Order { name: Some(args.zone.clone()), text: Some(text), ..Order::default() };
             verbs::give(&args.at, "/v1/dns/import", &order)
         }
+        DnsVerb::Elsewhere(verb) => crate::dns_elsewhere::run(verb),
     }
 }
 

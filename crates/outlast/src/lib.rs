@@ -6,6 +6,7 @@ pub mod authority;
 pub mod cluster;
 pub mod database;
 pub mod dataplane;
+pub mod elsewhere;
 pub mod export;
 pub mod file;
 pub mod names;

@@ -2,11 +2,14 @@
 
 mod agreed;
 mod apply;
+#[cfg(feature = "aws")]
+mod aws;
 mod certs;
 mod check;
 mod cli;
 mod databases;
 mod dns;
+mod dns_elsewhere;
 mod events;
 mod lab;
 mod output;
@@ -65,6 +68,8 @@ fn main() -> ExitCode {
         Verb::History(args) => databases::history(&args),
         Verb::Dns(verb) => dns::run(&verb),
         Verb::Stop(args) => verbs::stop(&args),
+        #[cfg(feature = "aws")]
+        Verb::Aws(verb) => aws::run(&verb),
         Verb::Lab(verb) => lab::run(&verb),
         Verb::Proxy(args) => verbs::proxy(&args),
         Verb::PostgresKeeper { run_dir } => verbs::keep_postgres(&run_dir),

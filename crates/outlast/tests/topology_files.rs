@@ -315,6 +315,8 @@ fn every_key_of_a_zone_is_read() {
     assert_eq!(zone.soa.rname.as_deref(), Some("ops@example.com"));
     let secondaries: Vec<String> = zone.secondaries.iter().map(ToString::to_string).collect();
     assert_eq!(secondaries, ["10.0.0.9:53", "10.0.0.8:5353"]);
+    let elsewhere: Vec<String> = zone.elsewhere.iter().map(ToString::to_string).collect();
+    assert_eq!(elsewhere, ["192.0.2.53:53", "Route 53 zone Z1234567890ABC"]);
     assert_eq!((zone.rule, zone.rate_limit), (VerdictRule::Above(0.18), None));
     assert_eq!(zone.regions["eu-west"].len(), 2);
     let latency = &zone.latencies[&("eu-west".to_owned(), "us-east".to_owned())];

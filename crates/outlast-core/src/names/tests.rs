@@ -85,6 +85,7 @@ fn zone(records: Vec<Record>) -> Zone {
         secondaries: Vec::new(),
         keys: None,
         update: Vec::new(),
+        elsewhere: Vec::new(),
         dnssec: false,
         rate_limit: None,
         cookies: true,

@@ -40,6 +40,8 @@ pub struct Zone {
     pub keys: Option<String>,
     /// Names of keys whose holders may change the zone (RFC 2136).
     pub update: Vec<String>,
+    /// Other name servers that the same records are kept in. Each once.
+    pub elsewhere: Vec<Elsewhere>,
     pub dnssec: bool,
     /// Answers a second to one network of clients; `None`: as many as are asked for.
     pub rate_limit: Option<NonZeroU32>,
@@ -50,6 +52,24 @@ pub struct Zone {
     pub regions: BTreeMap<String, Vec<Network>>,
     /// From the region of a client to that of a value.
     pub latencies: BTreeMap<(String, String), Duration>,
+}
+
+/// Another name server that a zone's records are kept in.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Elsewhere {
+    /// Takes updates (RFC 2136) that are signed with a key of the file of keys.
+    Rfc2136 { server: SocketAddr, key: String },
+    /// The hosted zone of this id in AWS Route 53.
+    Route53(String),
+}
+
+impl fmt::Display for Elsewhere {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Elsewhere::Rfc2136 { server, .. } => server.fmt(f),
+            Elsewhere::Route53(zone) => write!(f, "Route 53 zone {zone}"),
+        }
+    }
 }
 
 /// The start of authority (RFC 1035 3.3.13), but for the serial number, which counts changes.

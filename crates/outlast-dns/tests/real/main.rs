@@ -19,8 +19,11 @@ use outlast_dns::zone::{Choice, Prefix, Rdata, Rrset, Rtype, ZoneSpec};
 use outlast_dns::{Algorithm, CookieSecrets, TsigKey};
 use tokio::sync::mpsc;
 
+mod elsewhere;
 mod measure;
 mod secondary;
+#[path = "../wants/mod.rs"]
+mod wants;
 
 /// `aGVsbG9oZWxsb2hlbGxvaGVsbG9oZWxsb2hlbGxvIQ==`.
 const SECRET: &[u8] = b"hellohellohellohellohellohello!";

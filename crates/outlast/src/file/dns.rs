@@ -1,9 +1,9 @@
 //! Reads zones: `[dns."ZONE"]`.
 
+mod elsewhere;
 mod policy;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::time::Duration;
 
@@ -24,9 +24,6 @@ use super::words;
 
 use policy::{Alias, Reader, record_value};
 
-/// The port of the name system.
-const DNS_PORT: u16 = 53;
-
 /// What stands beside a zone in the file.
 pub(super) struct Beside<'a, 't> {
     pub(super) services: &'a Parts<'t, Service>,
@@ -43,11 +40,12 @@ pub(super) fn zone(
     let listen = section.optional("listen", |item| item.listen());
     let ns = section.optional("ns", |item| item.distinct(|item| item.parsed(words::domain)));
     let soa = soa(section);
-    let secondaries =
-        section.optional("secondaries", |item| item.distinct(|item| item.parsed(secondary)));
+    let secondaries = section
+        .optional("secondaries", |item| item.distinct(|item| item.parsed(words::name_server)));
     let keys = section.optional("keys", |item| item.parsed(words::path));
     let update =
         section.optional("update", |item| item.distinct(|item| item.parsed(words::domain)));
+    let elsewhere = section.optional("elsewhere", |item| elsewhere::list(&item));
     let dnssec = section.switch("dnssec");
     let rate_limit = rate_limit(section);
     let cookies = section.switch("cookies");
@@ -56,6 +54,9 @@ pub(super) fn zone(
     let latencies = section.optional("latencies", |item| latencies(&item));
     if !section.has("keys") {
         section.refuse(&["update"], "goes with `keys`", "name the file of keys, too");
+    }
+    if !section.has("keys") {
+        elsewhere::complain_of_no_keys(section);
     }
     let known = known_regions(regions.as_ref(), latencies.as_ref());
     let around = policy::Around {
@@ -76,6 +77,7 @@ pub(super) fn zone(
         secondaries: secondaries?.unwrap_or_default(),
         keys: keys?,
         update: update?.unwrap_or_default(),
+        elsewhere: elsewhere?.unwrap_or_default(),
         dnssec: dnssec?,
         rate_limit: rate_limit?,
         cookies: cookies?,
@@ -132,13 +134,6 @@ fn soa(section: &Section<'_>) -> Option<Soa> {
         expire: expire?,
         minimum: minimum?,
     })
-}
-
-fn secondary(text: &str) -> Result<SocketAddr, words::Fault> {
-    match text.parse::<IpAddr>() {
-        Ok(ip) => Ok(SocketAddr::new(ip, DNS_PORT)),
-        Err(_) => words::listen(text),
-    }
 }
 
 fn rate_limit(section: &Section<'_>) -> Option<Option<NonZeroU32>> {

@@ -17,7 +17,7 @@ use outlast_dns::{Algorithm, TsigKey};
 const FILE_MAX: u64 = 1 << 20;
 
 /// The keys of a file, by their names.
-pub(super) fn load(path: &Path) -> anyhow::Result<BTreeMap<Name, TsigKey>> {
+pub(crate) fn load(path: &Path) -> anyhow::Result<BTreeMap<Name, TsigKey>> {
     let shown = path.display();
     let length = std::fs::metadata(path).with_context(|| format!("read {shown}"))?.len();
     ensure!(

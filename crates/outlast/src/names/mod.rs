@@ -9,7 +9,8 @@
 //! All of it runs on a thread of its own, beside those that answer. A node that is cut off goes on answering by what it knew.
 //! Where there is only one node, it judges alone, and counts its own changes.
 
-mod keys;
+mod elsewhere;
+pub(crate) mod keys;
 mod serve;
 mod spec;
 mod store;
@@ -36,6 +37,7 @@ use tokio::task::JoinSet;
 
 use crate::agent::shared::wall;
 use crate::cluster::{NameSecrets, OfNames, Wanted, new_secret, secrets_of};
+use elsewhere::Elsewhere;
 use serve::Servers;
 use store::Kept;
 
@@ -83,6 +85,8 @@ pub struct Seen {
     pub serials: BTreeMap<String, u32>,
     /// What the parent of a signed zone has to be told: key tag, algorithm, digest type, digest.
     pub ds: BTreeMap<String, String>,
+    /// What has come of each place where zones are kept elsewhere, while this node leads.
+    pub elsewhere: crate::elsewhere::Standings,
     pub totals: Totals,
 }
 
@@ -200,6 +204,7 @@ struct Desk {
     kept: watch::Sender<Kept>,
     show: watch::Sender<Arc<Seen>>,
     servers: Servers,
+    elsewhere: Elsewhere,
     updates: mpsc::Receiver<UpdateRequest>,
     open: JoinSet<()>,
 }
@@ -221,7 +226,17 @@ impl Desk {
         };
         let view = View { topology: home.topology.clone(), kept: known, changes };
         let servers = Servers::new(home.base.clone(), home.node.clone(), send_updates);
-        Desk { home, source, view, kept, show, servers, updates, open: JoinSet::new() }
+        Desk {
+            home,
+            source,
+            view,
+            kept,
+            show,
+            servers,
+            elsewhere: Elsewhere::default(),
+            updates,
+            open: JoinSet::new(),
+        }
     }
 
     async fn live(mut self, mut asked: mpsc::Receiver<Ask>, mut stop: watch::Receiver<bool>) {
@@ -341,12 +356,18 @@ impl Desk {
             for fact in self.servers.serve(topology, &kept) {
                 self.home.facts.try_send(fact).ok();
             }
+            let leads = match &self.source {
+                Source::Cluster(of) => of.agreement.borrow().leads && *of.caught_up.borrow(),
+                Source::Alone { .. } => true,
+            };
+            self.elsewhere.follow(leads, topology, &kept.agreed, &self.home.base);
         }
-        let seen = self.servers.seen(kept.agreed);
+        let seen = Seen { elsewhere: self.elsewhere.standings(), ..self.servers.seen(kept.agreed) };
         self.show.send_if_modified(|before| {
             let differs = before.agreed != seen.agreed
                 || before.trouble != seen.trouble
-                || before.listens != seen.listens;
+                || before.listens != seen.listens
+                || before.elsewhere != seen.elsewhere;
             *before = Arc::new(seen);
             differs
         });

@@ -428,6 +428,7 @@ impl Servers {
             trouble: self.trouble.clone(),
             serials: self.serials.clone(),
             ds: self.ds.clone(),
+            elsewhere: crate::elsewhere::Standings::new(),
             totals: totals.fold(self.ended, sum),
         }
     }

@@ -25,6 +25,9 @@ pub(super) fn block(all: &BTreeMap<String, ZoneStatus>, ink: Ink) -> String {
         if let Some(trouble) = &zone.trouble {
             text += &format!("    {}\n", ink.on(Paint::Yellow, &plain(trouble)));
         }
+        for (place, news) in &zone.elsewhere {
+            text += &format!("    {}: {}\n", plain(place), plain(news));
+        }
         for record in &zone.records {
             text += &format!("    {}\n", line(record, ink));
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use outlast_core::names::{Answers, agreed_answers};
 use outlast_core::topology::Zone;
+use outlast_dns::elsewhere::News;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::shared::Picture;
@@ -21,6 +22,8 @@ pub struct ZoneStatus {
     pub trouble: Option<String>,
     /// What the parent of a signed zone has to be told: key tag, algorithm, digest type, digest.
     pub ds: Option<String>,
+    /// What has come of each place where it is kept elsewhere; of the node that leads.
+    pub elsewhere: BTreeMap<String, String>,
     pub records: Vec<RecordStatus>,
     /// Records that updates have added.
     pub added_records: usize,
@@ -59,12 +62,27 @@ impl ZoneStatus {
             serial: seen.serials.get(name).copied(),
             trouble: seen.trouble.get(name).cloned(),
             ds: seen.ds.get(name).cloned(),
+            elsewhere: elsewhere(name, seen),
             records: records
                 .map(|(record, answers)| RecordStatus::of(record.policy.word(), answers))
                 .collect(),
             added_records: seen.agreed.zones.get(name).map_or(0, |zone| zone.records.len()),
         }
     }
+}
+
+fn elsewhere(zone: &str, seen: &Seen) -> BTreeMap<String, String> {
+    let of_zone = |place: &String| place.split(' ').next() == Some(zone);
+    let own = seen.elsewhere.iter().filter(|(place, _)| of_zone(place));
+    let told = own.map(|(place, news)| {
+        let text = match news {
+            None => "not looked at yet".to_owned(),
+            Some(News::AsWanted(_)) => "as wanted".to_owned(),
+            Some(News::Failed { trouble, .. }) => trouble.to_string(),
+        };
+        (place.clone(), text)
+    });
+    told.collect()
 }
 
 impl RecordStatus {

@@ -40,6 +40,12 @@ pub(super) static DNS: Shape = Shape {
             "Names of keys whose holders may change the zone (RFC 2136).",
         )
         .elsewhere(&["allow_update", "update_policy"]),
+        Key::new(
+            "elsewhere",
+            Kind::List(&Kind::Table(&ELSEWHERE)),
+            "Other name servers that the same records are kept in: { rfc2136 = \"192.0.2.53\", key = \"admin-key\" } or { route53 = \"Z1234567890ABC\" }.",
+        )
+        .elsewhere(&["providers", "push", "external", "targets"]),
         Key::new("dnssec", Kind::Switch, "Whether answers are signed.").or_switch(false),
         Key::new(
             "rate_limit",
@@ -65,6 +71,31 @@ pub(super) static DNS: Shape = Shape {
             Kind::Map(&Kind::Map(&DURATION)),
             "From a client's region to another: { eu-west = { us-east = \"80ms\" } }; both ways alike unless said.",
         ),
+    ],
+};
+
+static ELSEWHERE: Shape = Shape {
+    title: "dns.elsewhere",
+    about: "Another name server that the zone's records are kept in: exactly one of `rfc2136` and `route53`.",
+    keys: &[
+        Key::new(
+            "rfc2136",
+            Kind::Text("192.0.2.53:53"),
+            "The zone's primary server there, which takes updates (BIND, Knot, PowerDNS); port 53 if absent.",
+        )
+        .elsewhere(&["server", "address", "nsupdate", "update"]),
+        Key::new(
+            "key",
+            Kind::Text("admin-key"),
+            "With rfc2136: the key in `keys` that updates are signed with.",
+        )
+        .elsewhere(&["tsig", "tsig_key"]),
+        Key::new(
+            "route53",
+            Kind::Text("Z1234567890ABC"),
+            "The id of the hosted zone in AWS Route 53.",
+        )
+        .elsewhere(&["hosted_zone", "hosted_zone_id", "zone_id", "aws"]),
     ],
 };
 

@@ -4,6 +4,8 @@
 
 mod net;
 
+use std::net::{IpAddr, SocketAddr};
+
 use std::time::Duration;
 
 use outlast_core::topology::{Command, HashKey, StatusSet};
@@ -305,6 +307,39 @@ pub(crate) fn domain(text: &str) -> Result<String, Fault> {
         return Ok(name.to_owned());
     }
     fault(format!("{} is not a name", quote(text)), "write it whole, like \"ns1.example.com\"")
+}
+
+/// The port of the name system.
+const DNS_PORT: u16 = 53;
+
+/// Another name server: an IP address, and a port if it is not the usual one.
+pub(crate) fn name_server(text: &str) -> Result<SocketAddr, Fault> {
+    if let Ok(ip) = text.parse::<IpAddr>() {
+        return Ok(SocketAddr::new(ip, DNS_PORT));
+    }
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.port() != 0 => Ok(address),
+        Ok(_) | Err(_) => fault(
+            format!("{} is not the address of a name server", quote(text)),
+            "write it like \"192.0.2.53\", \"192.0.2.53:53\" or \"[2001:db8::53]:53\"; names are not looked up here",
+        ),
+    }
+}
+
+/// Characters of the id of a hosted zone of Route 53.
+const HOSTED_ZONE_MAX: usize = 32;
+
+/// The id of a hosted zone, as AWS's tools print it.
+pub(crate) fn hosted_zone(text: &str) -> Result<String, Fault> {
+    let id = text.strip_prefix("/hostedzone/").unwrap_or(text);
+    let fits = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit();
+    if !id.is_empty() && id.len() <= HOSTED_ZONE_MAX && id.bytes().all(fits) {
+        return Ok(id.to_owned());
+    }
+    fault(
+        format!("{} is not the id of a hosted zone", quote(text)),
+        "write it like \"Z1234567890ABC\"; `aws route53 list-hosted-zones` shows it",
+    )
 }
 
 /// A record's name within its zone: `@` is the zone itself, `*` in front stands for every name.

@@ -172,6 +172,28 @@ fn of_two_nodes_of_which_one_hears_the_other_one_holds_an_address() {
 }
 
 #[test]
+fn a_pair_of_which_one_node_alone_votes_holds_an_address_without_that_node_too() {
+    let slow = "heartbeat = { every = \"1s\", timeout = \"2s\" }\n";
+    let file = format!("{}{slow}[consensus]\nvoters = [\"a\"]\n", accepting());
+    each_user(|user| {
+        let lab = Lab::up(user, &file);
+        agreed_on(&lab, "a");
+        they_hear_each_other(&lab);
+        lab.good(&["cut", "a", "--for", "60s"]);
+        wait_until("both hold it", || holders(&lab) == BOTH);
+        lab.good(&["heal"]);
+        agreed_on(&lab, "a");
+        they_hear_each_other(&lab);
+        let killed = Instant::now();
+        lab.good(&["kill", "a"]);
+        wait_until("b takes over", || holds(&lab, "b"));
+        println!("power off at a, 1s and 2s: b holds it after {:?}", killed.elapsed());
+        lab.good(&["start", "a"]);
+        agreed(&lab, |_| true);
+    });
+}
+
+#[test]
 fn a_node_that_starts_alone_waits_for_the_other_one_before_it_takes_an_address() {
     each_user(|user| {
         let lab = Lab::up(user, &accepting());

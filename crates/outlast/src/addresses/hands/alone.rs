@@ -71,11 +71,12 @@ impl Hands {
     }
 
     /// Does what has to be done without anybody's leave. `epoch`: the last one of this unit that is known to be agreed on.
-    pub(in crate::addresses) fn step_alone(&mut self, epoch: u64, paused: bool) -> Sends {
+    /// `stay`: nothing is taken over.
+    pub(in crate::addresses) fn step_alone(&mut self, epoch: u64, stay: bool) -> Sends {
         let mut sends = Sends::default();
         let able = !self.leaving && self.unable().is_none() && self.remains.is_none();
         let Some(alone) = &mut self.alone else { return sends };
-        let scene = Scene { able, paused, epoch };
+        let scene = Scene { able, paused: stay, epoch };
         let now = boottime();
         let acts = alone.lone.step(now, &mut self.hold, &scene);
         let peer = alone.peer.clone();

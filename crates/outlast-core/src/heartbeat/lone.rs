@@ -14,7 +14,7 @@ use crate::time::Instant;
 pub struct Scene {
     /// Nothing that the unit needs is missing here.
     pub able: bool,
-    /// People want nothing to move by itself.
+    /// Nothing is to be taken over: people want that nothing moves by itself, or no heartbeat can be sent.
     pub paused: bool,
     /// The last epoch of the unit that this node knows to be agreed on; 0: none.
     pub epoch: u64,

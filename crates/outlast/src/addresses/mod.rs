@@ -338,14 +338,14 @@ impl Desk {
 
     /// Does what nobody can be asked about, and tells the other node how it is here.
     fn talk(&mut self) {
-        if self.line.is_none() {
-            return;
-        }
+        let Some(line) = &self.line else { return };
         let agreement = self.cluster.agreement.borrow().clone();
+        // Who can neither ask nor hear must not decide that the other node is gone.
+        let stay = agreement.pause.is_some() || line.mute.is_some();
         let (mut asks, mut at, mut changed) = (false, Vec::new(), false);
         for (name, hands) in &mut self.units {
             let epoch = agreement.addresses.get(name).map_or(0, |agreed| agreed.epoch);
-            let sends = hands.step_alone(epoch, agreement.pause.is_some());
+            let sends = hands.step_alone(epoch, stay);
             changed |= sends.changed;
             asks |= sends.asks.is_some();
             at.extend(sends.asks.into_iter().flatten());

@@ -8,7 +8,7 @@ use outlast_consensus::boottime;
 use outlast_core::address::Order;
 use outlast_core::event::AddressChange;
 use outlast_core::heartbeat::takeover::{Outcome, Takeover};
-use outlast_core::heartbeat::{Act, Basis, Lone, News, PATIENCE, Peer, Said, Scene, UNHEARD};
+use outlast_core::heartbeat::{Act, Basis, Lone, News, Peer, SILENCE, Said, Scene, UNHEARD};
 use outlast_core::time::Instant;
 use outlast_core::units::show_duration;
 
@@ -71,11 +71,12 @@ impl Hands {
     }
 
     /// Does what has to be done without anybody's leave. `epoch`: the last one of this unit that is known to be agreed on.
-    pub(in crate::addresses) fn step_alone(&mut self, epoch: u64, paused: bool) -> Sends {
+    /// `stay`: nothing is taken over.
+    pub(in crate::addresses) fn step_alone(&mut self, epoch: u64, stay: bool) -> Sends {
         let mut sends = Sends::default();
         let able = !self.leaving && self.unable().is_none() && self.remains.is_none();
         let Some(alone) = &mut self.alone else { return sends };
-        let scene = Scene { able, paused, epoch };
+        let scene = Scene { able, paused: stay, epoch };
         let now = boottime();
         let acts = alone.lone.step(now, &mut self.hold, &scene);
         let peer = alone.peer.clone();
@@ -186,7 +187,7 @@ impl Hands {
         let theirs = lone.theirs(now).is_some_and(|said| said.holds());
         let state = lone.peer(now);
         let basis = lone.basis().filter(|_| self.hold.epoch().is_some());
-        if state == Peer::Down && !lone.nobody_leads(now, PATIENCE) {
+        if state == Peer::Down && !lone.nobody_leads(now, SILENCE) {
             return Some(format!(
                 "both nodes agree, but no heartbeat of {peer} arrives: let UDP pass to the port of [cluster]; without it a dead node is noticed late"
             ));

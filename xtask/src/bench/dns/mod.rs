@@ -58,10 +58,12 @@ async fn compare(options: &Options, outlast: Option<&Path>, parts: &[Part]) -> R
     // Dropped last: ends whatever an agent that was killed has left.
     let _household = Household::found()?;
     let mut report = Report::new(outlast.is_some(), parts);
+    let mut random = Random::new(options.seed);
+    out::line(format!("seed {}", random.seed));
     let moving = |part: &&Part| matches!(part, Part::Failover | Part::Cut | Part::Restart);
     let moving: Vec<Part> = parts.iter().filter(moving).copied().collect();
     if !moving.is_empty()
-        && let Err(error) = move_names(options, outlast, &moving, &mut report).await
+        && let Err(error) = move_names(options, outlast, &moving, &mut random, &mut report).await
     {
         report.fault(format!("{error:#}"));
     }
@@ -79,7 +81,6 @@ async fn compare(options: &Options, outlast: Option<&Path>, parts: &[Part]) -> R
             }
             Part::Rubbish => match outlast {
                 Some(outlast) => {
-                    let mut random = Random::new(options.seed);
                     rubbish::throw(options.quick, outlast, &mut random, &mut report).await
                 }
                 None => Ok(()),
@@ -108,20 +109,20 @@ async fn move_names(
     options: &Options,
     outlast: Option<&Path>,
     parts: &[Part],
+    random: &mut Random,
     report: &mut Report,
 ) -> Result<()> {
     let mut who = systems::FOLLOWERS.to_vec();
     who.retain(|who| takes_part(*who, options, outlast));
     out::line("starting three machines with name servers");
     let mut stage = Stage::up(&who, outlast).await?;
-    let mut random = Random::new(options.seed);
     for part in parts {
         let stall = Stall::begin();
         match part {
             Part::Failover => {
-                moves::failovers(&mut stage, &who, options.rounds, &mut random, report).await?;
+                moves::failovers(&mut stage, &who, options.rounds, random, report).await?;
             }
-            Part::Cut => moves::cuts(&mut stage, options.rounds, &mut random, report).await?,
+            Part::Cut => moves::cuts(&mut stage, options.rounds, random, report).await?,
             Part::Restart => {
                 let restarts = options.rounds * RESTARTS_PER_ROUND;
                 moves::restarts(&mut stage, &who, restarts, report).await?;

@@ -112,7 +112,7 @@ fn https_primary() -> Option<HealthCheck> {
 }
 
 fn failover(entries: Vec<Entry>) -> Policy {
-    Policy::Failover { entries, failback: Failback::After(Duration::from_secs(30)) }
+    Policy::Failover { entries, failback: Failback::After(Duration::from_secs(30)), follows: None }
 }
 
 fn chapter() -> Record {

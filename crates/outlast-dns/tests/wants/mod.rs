@@ -39,7 +39,7 @@ pub(crate) fn simple(values: Vec<RecordValue>) -> Policy {
 pub(crate) fn api() -> TopologyRecord {
     let entries = vec![entry(1), entry(2)];
     let failback = Failback::After(Duration::from_secs(30));
-    record("api", RecordKind::A, Policy::Failover { entries, failback })
+    record("api", RecordKind::A, Policy::Failover { entries, failback, follows: None })
 }
 
 /// What is wanted while these services are down.

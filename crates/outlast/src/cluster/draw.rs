@@ -99,7 +99,9 @@ impl Hub {
     pub(super) fn show(&self) {
         let phase = self.phase.lock().expect("no panic while held").clone();
         let standing = self.consensus().map(|consensus| consensus.standing().borrow().clone());
-        let peers = self.links().peers().into_iter().map(|(name, status)| {
+        // Where they could not even be begun, that is what there is to show.
+        let links = self.links.get().map(|links| links.peers()).unwrap_or_default();
+        let peers = links.into_iter().map(|(name, status)| {
             let connection = status.connection.as_ref();
             let peer = PeerView {
                 address: status.address.to_string(),

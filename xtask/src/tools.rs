@@ -81,7 +81,6 @@ pub(crate) const APT: &[Package] = &[
 pub(crate) const BENCH_APT: &[Package] = &[
     Package { name: "dnsperf", why: "load on name servers" },
     Package { name: "gdnsd", why: "a name server that follows health, as ours is compared with" },
-    Package { name: "pdns-server", why: "another one, by checks that are written in Lua" },
     Package { name: "pdns-backend-bind", why: "how it reads zone files" },
 ];
 

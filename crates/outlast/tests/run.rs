@@ -1,5 +1,6 @@
 //! The real binary: it starts and stops, survives what happens to it and to its backends, and says so in its journal.
 
+mod alone;
 mod clients;
 mod cluster;
 mod lease;

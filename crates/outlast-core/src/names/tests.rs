@@ -1,11 +1,13 @@
 use super::*;
 use crate::agreed::AgreedNames;
 use crate::health::Thresholds;
+use crate::observers::Report;
 use crate::time::Timestamp;
 use crate::topology::{
     Address, AddressMode, Check, PartKind, Peers, Preempt, Probe, Soa, Topology, VerdictRule, Vrrp,
     priorities_by_order,
 };
+use crate::view::ServiceState;
 use crate::vrrp::Interval;
 use alloc::borrow::ToOwned as _;
 use alloc::vec;
@@ -983,4 +985,38 @@ fn a_name_that_follows_a_part_is_where_that_is_and_stays_while_nobody_knows() {
     assert_eq!(go(Some(1), &mut led), "2");
     assert_eq!(go(None, &mut led), "2", "the last place that is known stays");
     assert_eq!(go(Some(0), &mut led), "1");
+}
+
+#[test]
+fn a_signed_zone_counts_up_before_signatures_of_secondaries_run_out() {
+    let mut led = Led::new(vec![record("api", Policy::Simple(vec![endpoint(1)]))]);
+    led.topology.dns.get_mut("example.com").unwrap().dnssec = true;
+    led.look(0);
+    let day = 86_400_000;
+    let after = |days: i64, led: &mut Led| {
+        let wall = Timestamp(1_000_000 + days * day);
+        led.lead.look(at(0), wall, &led.topology, &Known::default(), &led.agreed).command
+    };
+    assert_eq!(after(1, &mut led), None);
+    let Some(command) = after(3, &mut led) else { panic!("nothing after three days") };
+    let stamp = crate::agreed::Stamp { index: 2, wall: Timestamp(1_000_000 + 3 * day) };
+    let serial = led.answers().1;
+    led.agreed = led.agreed.changed(stamp, &command).unwrap();
+    assert!(serial < led.answers().1);
+    assert_eq!(after(4, &mut led), None, "once is enough");
+    led.topology.dns.get_mut("example.com").unwrap().dnssec = false;
+    led.look(0);
+    assert_eq!(after(9, &mut led), None, "nobody has signatures of it");
+}
+
+#[test]
+fn a_pair_that_changes_sides_is_not_taken_for_down() {
+    let sight = |why: &str| {
+        let service =
+            crate::observers::ServiceSight { state: ServiceState::Down, why: why.to_owned() };
+        let services = BTreeMap::from([("shop".to_owned(), service)]);
+        sights(&Report { services, ..Report::default() })["service.shop"].0
+    };
+    assert_eq!(sight("1 of 1 backends is down"), Down);
+    assert_eq!(sight("changes sides: waits until every node has left the other one"), Unknown);
 }

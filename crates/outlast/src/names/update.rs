@@ -145,7 +145,12 @@ fn plan(
     let come = come.iter().map(|record| change(record, true));
     let changes: Vec<NameChange> = gone.chain(come).collect();
     let mut sizes: BTreeMap<(&Name, Rtype), usize> = BTreeMap::new();
-    for record in &after {
+    let touched: BTreeSet<(&Name, Rtype)> = after
+        .iter()
+        .filter(|record| !before.contains(record))
+        .map(|it| (&it.owner, it.rtype))
+        .collect();
+    for record in after.iter().filter(|record| touched.contains(&(&record.owner, record.rtype))) {
         let size = sizes.entry((&record.owner, record.rtype)).or_default();
         *size += SET_OVERHEAD + record.data.0.len();
         if SET_MAX < *size {

@@ -222,6 +222,11 @@ fn a_service_that_fails_over_takes_its_address_and_its_name_along_and_each_step_
         });
         // With both sides down, the last place that is known stays.
         lab.good(&["cut", "b", "--for", "60s"]);
+        wait_until("the last one knows that nobody serves", || {
+            let output = lab.exec("c", &["outlast", "status", "--format", "json"]);
+            let status: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+            status["services"]["shop"]["state"] == "down"
+        });
         assert_eq!(name("c"), "192.0.2.2");
     });
 }

@@ -331,6 +331,13 @@ impl Lone {
         self.deaf.is_some_and(|since| self.pace.timeout <= now.since(since))
     }
 
+    /// Whether agreement goes on although the other node is silent: then maybe only heartbeats are lost. One that is cut off
+    /// is answered for a moment by what it was told before, or by itself.
+    pub fn agrees_unheard(&self, now: Instant) -> bool {
+        let silent = PATIENCE.max(self.pace.timeout) <= self.silent_for(now);
+        silent && !self.is_alone() && !self.nobody_leads(now, SILENCE)
+    }
+
     /// Whether whoever leads has not answered for so long.
     pub fn nobody_leads(&self, now: Instant, patience: Duration) -> bool {
         patience <= now.since(self.answered)

@@ -8,7 +8,7 @@ use outlast_consensus::boottime;
 use outlast_core::address::Order;
 use outlast_core::event::AddressChange;
 use outlast_core::heartbeat::takeover::{Outcome, Takeover};
-use outlast_core::heartbeat::{Act, Basis, Lone, News, Peer, SILENCE, Said, Scene, UNHEARD};
+use outlast_core::heartbeat::{Act, Basis, Lone, News, Peer, Said, Scene, UNHEARD};
 use outlast_core::time::Instant;
 use outlast_core::units::show_duration;
 
@@ -187,7 +187,7 @@ impl Hands {
         let theirs = lone.theirs(now).is_some_and(|said| said.holds());
         let state = lone.peer(now);
         let basis = lone.basis().filter(|_| self.hold.epoch().is_some());
-        if state == Peer::Down && !lone.nobody_leads(now, SILENCE) {
+        if state == Peer::Down && lone.agrees_unheard(now) {
             return Some(format!(
                 "both nodes agree, but no heartbeat of {peer} arrives: let UDP pass to the port of [cluster]; without it a dead node is noticed late"
             ));

@@ -184,6 +184,10 @@ pub enum Fact {
         reason: String,
     },
     PairsSaved,
+    /// The agent may not do what a part of the topology needs on this node.
+    CapabilitiesMissing {
+        reason: String,
+    },
     /// Who is primary, or how writes are acknowledged; agreed on by all nodes.
     Database {
         database: String,
@@ -412,6 +416,7 @@ impl Fact {
             Fact::ProxyKilled { .. } => "proxy_killed",
             Fact::PairsNotSaved { .. } => "pairs_not_saved",
             Fact::PairsSaved => "pairs_saved",
+            Fact::CapabilitiesMissing { .. } => "capabilities_missing",
             Fact::Database { change, .. } => change.name(),
             Fact::Address { change, .. } => change.name(),
             Fact::Names { .. } => "names_changed",
@@ -441,7 +446,8 @@ impl Fact {
             Fact::AgentStarted { .. }
             | Fact::AgentStopping { .. }
             | Fact::PairsNotSaved { .. }
-            | Fact::PairsSaved => "agent".to_owned(),
+            | Fact::PairsSaved
+            | Fact::CapabilitiesMissing { .. } => "agent".to_owned(),
             Fact::Database { database, .. } => alloc::format!("postgres.{database}"),
             Fact::Address { unit, .. } => alloc::format!("address.{unit}"),
             Fact::Names { subject, .. } => subject.clone(),
@@ -506,7 +512,8 @@ impl Fact {
             }
             Fact::AgentStopping { reason }
             | Fact::TopologyRefused { reason }
-            | Fact::PairsNotSaved { reason } => {
+            | Fact::PairsNotSaved { reason }
+            | Fact::CapabilitiesMissing { reason } => {
                 alloc::vec![("reason", text(reason))]
             }
             Fact::TopologyApplied { changes } => alloc::vec![("changes", text(changes))],
@@ -664,6 +671,7 @@ impl Fact {
                 ..
             }
             | Fact::NameServer { trouble: true, .. }
+            | Fact::CapabilitiesMissing { .. }
             | Fact::FileDiffers { .. } => Severity::Warn,
             Fact::AgentStarted { .. }
             | Fact::AgentStopping { .. }
@@ -822,7 +830,9 @@ impl fmt::Display for Fact {
             Fact::TopologyNotTaken { version, reason } => {
                 write!(f, "version {version} is in force and does not run here yet: {reason}")
             }
-            Fact::FileDiffers { reason, .. } => f.write_str(reason),
+            Fact::FileDiffers { reason, .. } | Fact::CapabilitiesMissing { reason } => {
+                f.write_str(reason)
+            }
         }
     }
 }

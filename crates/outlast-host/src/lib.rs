@@ -2,6 +2,7 @@
 //!
 //! Everything here reads or does; nothing decides. Decisions live in `outlast-core`.
 
+pub mod capabilities;
 pub mod clock;
 pub mod command;
 pub mod handle;

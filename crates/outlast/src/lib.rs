@@ -11,6 +11,7 @@ pub mod export;
 pub mod file;
 pub mod names;
 pub mod report;
+pub mod rights;
 
 /// The version that people are told.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -304,6 +304,7 @@ impl Check {
             | Fact::TopologyGivenUp { .. }
             | Fact::TopologyNotTaken { .. }
             | Fact::FileDiffers { .. }
+            | Fact::CapabilitiesMissing { .. }
             | Fact::ClusterLeft { .. } => {
                 return Err(format!("the agent said what it cannot know: {fact:?}"));
             }

@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::{GUARDIAN, Home, Seen, track};
+use crate::rights::{FOR_ADDRESSES, Rights};
 use alone::Alone;
 
 /// After something that this node's kernel refused.
@@ -83,6 +84,7 @@ pub(super) struct Hands {
     /// What may last although nothing is held any more: it could not be ended, or an earlier run has left it.
     remains: Option<(u64, Instant)>,
     facts: mpsc::Sender<Fact>,
+    rights: Rights,
     tell: mpsc::Sender<Heard>,
     /// `None`: the kernel refused, and it is tried again.
     grip: Option<Grip>,
@@ -128,6 +130,7 @@ impl Hands {
             told: None,
             remains: None,
             facts: home.facts.clone(),
+            rights: home.rights,
             tell,
             grip: None,
             refused: None,
@@ -174,6 +177,9 @@ impl Hands {
     }
 
     fn get_grip(&mut self) -> Result<Grip, String> {
+        if let Some(why) = lacks_rights(self.rights, &self.name) {
+            return Err(why);
+        }
         let places = self.places();
         let said = |error: outlast_vip::Error| error.to_string();
         let guard = Guard::open(&self.name, &places).map_err(said)?;
@@ -455,6 +461,11 @@ impl Hands {
 pub(super) fn written(mac: [u8; 6]) -> String {
     let bytes: Vec<String> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
     bytes.join(":")
+}
+
+/// Why the agent may not hold a unit, whatever the kernel has for it.
+pub(super) fn lacks_rights(rights: Rights, unit: &str) -> Option<String> {
+    rights.lacks(&format!("address.{unit}"), FOR_ADDRESSES)
 }
 
 /// This binary, even if another one lies at its path by now.

@@ -30,6 +30,7 @@ use tokio::task::JoinSet;
 use crate::agent::shared::{Picture, wall};
 use crate::cluster::OfAddresses;
 use crate::cluster::identity::token;
+use crate::rights::{self, Rights};
 use announcer::Announcers;
 use hands::{Hands, Heard};
 use line::{Ends, Line, Read};
@@ -52,6 +53,7 @@ pub struct Home {
     pub topology: watch::Receiver<Arc<Topology>>,
     pub picture: watch::Receiver<Arc<Picture>>,
     pub facts: mpsc::Sender<Fact>,
+    pub rights: Rights,
 }
 
 /// What this node does about a unit, for people.
@@ -475,6 +477,7 @@ impl Desk {
 
 /// The work of a guardian's process.
 pub fn guard() -> anyhow::Result<()> {
+    rights::give_up_as_guardian();
     outlast_vip::guardian(std::io::stdin().lock(), std::io::stdout().lock())?;
     Ok(())
 }

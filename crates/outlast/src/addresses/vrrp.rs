@@ -25,7 +25,7 @@ use outlast_vip::{ANNOUNCE_EVERY, Event, Guardian, Place, Rivals};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::hands::{AGAIN, Heard, Which, guardian_command, listen, written};
+use super::hands::{AGAIN, Heard, Which, guardian_command, lacks_rights, listen, written};
 use super::{HEARD_MAX, Home, track};
 
 /// Weights that wait to be taken in.
@@ -280,7 +280,9 @@ impl Unit {
 
     /// Does what has become possible, and ends what is not any more.
     async fn pass(&mut self) {
-        if self.ears.is_none() && self.try_at <= boottime() {
+        if let Some(why) = lacks_rights(self.home.rights, &self.name) {
+            self.refuse(why);
+        } else if self.ears.is_none() && self.try_at <= boottime() {
             match Rivals::open(&self.name, &self.places()) {
                 Ok(rivals) => {
                     let ears = listen(self.which.clone(), rivals, self.tell.clone());

@@ -43,6 +43,7 @@ use crate::cluster::{self, Cluster};
 use crate::database::{Databases, Home};
 use crate::dataplane::link::FromLink;
 use crate::names::{self as name_servers, NameServers};
+use crate::rights::Rights;
 
 pub(super) use requests::Request;
 
@@ -107,6 +108,8 @@ enum End {
 pub fn run(options: &Options) -> anyhow::Result<bool> {
     let start = accord::start(&options.file)?;
     let node = start::who_am_i(&start.topology, options.node.as_deref())?;
+    // Before there is a second thread, or anything is open.
+    let rights = Rights::of_agent(&start.topology, &node);
     let lock = start::claim(&start.data_dir)?;
     // The agent holds every listening socket, too, and a connection for each probe.
     crate::dataplane::process::raise_descriptor_limit();
@@ -117,7 +120,7 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
     let end = runtime.block_on(async {
         // First: a signal that comes while the agent starts must not kill it.
         let mut signals = Signals::listen()?;
-        let mut agent = Loop::open(options.clone(), start, node)?;
+        let mut agent = Loop::open(options.clone(), start, node, rights)?;
         agent.live(&mut signals).await
     })?;
     // A name that is being resolved may take its time; nobody waits for it.
@@ -141,6 +144,9 @@ struct Loop {
     base: PathBuf,
     data_dir: PathBuf,
     node: String,
+    rights: Rights,
+    /// What was said to be missing of them, last.
+    rights_missing: Vec<String>,
     started: Instant,
     core: Agent,
     journal: Journal,
@@ -208,6 +214,7 @@ impl Loop {
         options: Options,
         accord::Start { running, topology, consensus, base, data_dir }: accord::Start,
         node: String,
+        rights: Rights,
     ) -> anyhow::Result<Loop> {
         let started = Instant::now();
         let (sender, inbox) = mpsc::channel(INBOX_MAX);
@@ -284,6 +291,7 @@ impl Loop {
             topology: follow,
             picture: shared.picture,
             facts: tell_facts.clone(),
+            rights,
         };
         let routers = Routers::start(home.clone())?;
         let addresses = cluster.as_ref();
@@ -319,6 +327,8 @@ impl Loop {
             base,
             data_dir,
             node,
+            rights,
+            rights_missing: Vec::new(),
             started,
             core,
             journal,
@@ -363,6 +373,7 @@ impl Loop {
         };
         agent.record_all(facts);
         agent.say_that_file_differs();
+        agent.say_what_is_missing();
         agent.probes.follow(&agent.topology);
         agent.processes.follow(&agent.topology);
         agent.publish();
@@ -383,7 +394,8 @@ impl Loop {
         let mut log_check = tokio::time::interval(LOG_CHECK);
         let mut vitals = tokio::time::interval(VITALS_EVERY);
         vitals.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        tracing::info!(node = self.node, file = %self.options.file.display(), "running");
+        let (file, capabilities) = (self.options.file.display(), self.rights.shown());
+        tracing::info!(node = self.node, %file, capabilities, "running");
         loop {
             let now = self.now().instant;
             let wake =
@@ -548,6 +560,19 @@ impl Loop {
 
     fn record_all(&mut self, facts: Vec<Fact>) {
         facts.into_iter().for_each(|fact| self.record(fact));
+    }
+
+    /// Writes down what this agent may not do although the topology needs it here; of what was written down before, nothing.
+    /// What is new of it.
+    fn say_what_is_missing(&mut self) -> Vec<String> {
+        let missing = self.rights.missing(&self.topology, &self.node);
+        let before = std::mem::replace(&mut self.rights_missing, missing.clone());
+        let new: Vec<String> =
+            missing.into_iter().filter(|reason| !before.contains(reason)).collect();
+        for reason in &new {
+            self.record(Fact::CapabilitiesMissing { reason: reason.clone() });
+        }
+        new
     }
 
     /// Writes an event to the journal and to the log.

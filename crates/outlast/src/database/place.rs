@@ -12,6 +12,7 @@ use outlast_postgres::{Address, Settings, Tls, Upstream};
 
 use super::Home;
 use crate::file::OWN_DIRS;
+use crate::rights;
 
 /// Where the system's packages put PostgreSQL's programs, with the version in place of `{}`.
 const BIN_DIRS: [&str; 3] =
@@ -25,6 +26,7 @@ pub const KEEP: &str = "postgres-keeper";
 
 /// Runs the keeper for a run directory.
 pub fn keep(run_dir: &Path) -> anyhow::Result<()> {
+    rights::give_up_as_keeper();
     outlast_postgres::keeper::run(run_dir).map_err(|error| anyhow::anyhow!("{error}"))
 }
 

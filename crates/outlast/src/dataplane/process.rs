@@ -15,6 +15,7 @@ use outlast_host::steady;
 use outlast_proxy::{Applying, Guard, Notice, Proxy, Refused};
 
 use super::wire::{self, FromProxy, Hello, ToProxy};
+use crate::rights;
 
 /// How often a draining proxy looks whether it is done.
 const DRAIN_LOOK: Duration = Duration::from_millis(100);
@@ -43,6 +44,11 @@ pub fn run(data_dir: &Path, threads: usize) -> anyhow::Result<()> {
     let mut roots = rustls::RootCertStore::empty();
     let native = rustls_native_certs::load_native_certs();
     roots.add_parsable_certificates(native.certs);
+    // Whatever it opens by name is open now: it gives up the rights to more, before there is a second thread.
+    let control = UnixListener::bind(&path).with_context(|| format!("bind {}", path.display()))?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
+        .context("protect the control socket")?;
+    rights::give_up_as_data_plane();
     let (proxy, mut notices) = Proxy::start(threads, roots).context("start the workers")?;
     let guard = proxy.guard();
     std::thread::Builder::new()
@@ -50,9 +56,6 @@ pub fn run(data_dir: &Path, threads: usize) -> anyhow::Result<()> {
         .stack_size(GUARD_STACK)
         .spawn(move || keep_watch(guard))
         .context("start the guard of the lease")?;
-    let control = UnixListener::bind(&path).with_context(|| format!("bind {}", path.display()))?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
-        .context("protect the control socket")?;
     let room = Arc::new(Room {
         proxy: Mutex::new(Some(proxy)),
         agent: Mutex::new(None),

@@ -169,6 +169,8 @@ impl Loop {
             | Action::Agree(_) => None,
         });
         self.act(actions);
-        Ok(said.unwrap_or_default())
+        let mut said = vec![said.unwrap_or_default()];
+        said.extend(self.say_what_is_missing());
+        Ok(said.join("\nwarning: "))
     }
 }

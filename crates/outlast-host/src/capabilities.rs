@@ -68,10 +68,8 @@ pub fn keep_only(keep: CapabilitySet, programs: Programs) -> io::Result<Kept> {
         Programs::AtMost(_) | Programs::WithoutInheritance | Programs::Never => inherits,
     };
     // The kernel takes out of the ambient set whatever is missing in one of these.
-    let lowered = set_capabilities(
-        None,
-        CapabilitySets { effective: has, permitted: has, inheritable },
-    );
+    let lowered =
+        set_capabilities(None, CapabilitySets { effective: has, permitted: has, inheritable });
     let lowered = lowered.map_err(io::Error::from);
     let has = if lowered.is_ok() { has } else { before.permitted };
     let trouble = limited.and(cleared).and(lowered).err();
@@ -240,7 +238,10 @@ mod tests {
 
     #[test]
     fn they_are_named_as_service_managers_name_them() {
-        assert_eq!(names(CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW), "CAP_NET_ADMIN CAP_NET_RAW");
+        assert_eq!(
+            names(CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW),
+            "CAP_NET_ADMIN CAP_NET_RAW"
+        );
         assert_eq!(names(CapabilitySet::empty()), "");
     }
 }

@@ -21,8 +21,7 @@ const TO_BE_IN_TIME: CapabilitySet = CapabilitySet::IPC_LOCK.union(CapabilitySet
 /// What the file names may belong to anybody: certificates, data directories.
 const FOR_FILES_AS_ROOT: CapabilitySet = CapabilitySet::DAC_OVERRIDE.union(CapabilitySet::FOWNER);
 /// If the agent has them, somebody has given them to it for that.
-const FOR_FILES: CapabilitySet =
-    CapabilitySet::DAC_OVERRIDE.union(CapabilitySet::DAC_READ_SEARCH);
+const FOR_FILES: CapabilitySet = CapabilitySet::DAC_OVERRIDE.union(CapabilitySet::DAC_READ_SEARCH);
 
 /// To find and end what programs have left behind, whoever they have become and whatever they may do.
 const TO_END_PROGRAMS: CapabilitySet = CapabilitySet::KILL.union(CapabilitySet::SYS_PTRACE);
@@ -31,10 +30,8 @@ const TO_END_PROGRAMS: CapabilitySet = CapabilitySet::KILL.union(CapabilitySet::
 const TO_BE_ANOTHER: CapabilitySet = CapabilitySet::SETUID.union(CapabilitySet::SETGID);
 
 /// What PostgreSQL does not run without, where the agent is root and PostgreSQL is not.
-const FOR_DATABASES: CapabilitySet = TO_BE_ANOTHER
-    .union(CapabilitySet::KILL)
-    .union(CapabilitySet::CHOWN)
-    .union(FOR_FILES_AS_ROOT);
+const FOR_DATABASES: CapabilitySet =
+    TO_BE_ANOTHER.union(CapabilitySet::KILL).union(CapabilitySet::CHOWN).union(FOR_FILES_AS_ROOT);
 
 /// The keeper above PostgreSQL: it starts it as its user, ends it in time, and is the last to be ended by the kernel.
 const FOR_KEEPER: CapabilitySet = TO_BE_ANOTHER
@@ -43,8 +40,9 @@ const FOR_KEEPER: CapabilitySet = TO_BE_ANOTHER
     .union(CapabilitySet::IPC_LOCK)
     .union(CapabilitySet::SYS_RESOURCE);
 
-/// All that outlast may need under whatever topology.
-const EVER: CapabilitySet = FOR_ADDRESSES
+/// All that outlast may need under whatever topology; with the first, what it starts gives up the rest.
+const EVER: CapabilitySet = CapabilitySet::SETPCAP
+    .union(FOR_ADDRESSES)
     .union(FOR_PORTS)
     .union(TO_BE_IN_TIME)
     .union(FOR_DATABASES)
@@ -76,7 +74,8 @@ impl Needs {
         // Nobody else starts anything as another user, or has more to end than is its own.
         if is_root {
             let processes = topology.processes.iter();
-            let processes = processes.filter(|(_, part)| part.nodes.is_empty() || here(&part.nodes));
+            let processes =
+                processes.filter(|(_, part)| part.nodes.is_empty() || here(&part.nodes));
             for (name, _) in processes.filter(|(_, part)| part.user.is_some()) {
                 required.insert(format!("process.{name}"), TO_BE_ANOTHER);
             }
@@ -241,8 +240,10 @@ address = "10.0.0.2"
 address = "10.0.0.3"
 "#;
     const WEB: &str = "[service.web]\nlisten = \"0.0.0.0:80\"\nbackends = [\"http://10.0.0.9\"]\n";
-    const EDGE: &str = "[address.edge]\nip = \"10.0.0.100/24\"\ninterface = \"eth0\"\nnodes = [\"a\", \"b\"]\n";
-    const ORDERS: &str = "[postgres.orders]\nversion = 16\nnodes = [\"a\", \"b\"]\ndata_dir = \"/srv/orders\"\n";
+    const EDGE: &str =
+        "[address.edge]\nip = \"10.0.0.100/24\"\ninterface = \"eth0\"\nnodes = [\"a\", \"b\"]\n";
+    const ORDERS: &str =
+        "[postgres.orders]\nversion = 16\nnodes = [\"a\", \"b\"]\ndata_dir = \"/srv/orders\"\n";
     const API: &str = "[process.api]\nnodes = [\"a\"]\ncommand = [\"api\"]\n";
 
     fn topology(parts: &str) -> Topology {
@@ -263,8 +264,10 @@ address = "10.0.0.3"
     #[test]
     fn an_agent_keeps_what_its_topology_needs_on_its_node() {
         let own = "dac_override fowner net_bind_service ipc_lock sys_nice";
-        let with_address = "dac_override fowner net_bind_service net_admin net_raw ipc_lock sys_nice";
-        let with_programs = "dac_override fowner kill net_bind_service ipc_lock sys_ptrace sys_nice";
+        let with_address =
+            "dac_override fowner net_bind_service net_admin net_raw ipc_lock sys_nice";
+        let with_programs =
+            "dac_override fowner kill net_bind_service ipc_lock sys_ptrace sys_nice";
         let with_database = "chown dac_override fowner kill setgid setuid net_bind_service ipc_lock sys_ptrace sys_nice sys_resource";
         check(WEB, "a", true, own, false);
         check(EDGE, "a", true, with_address, false);
@@ -351,15 +354,13 @@ address = "10.0.0.3"
 
     #[test]
     fn programs_that_are_named_later_may_have_too_little() {
-        let rights = |limits_programs| Rights {
-            had: EVER,
-            has: EVER,
-            is_root: true,
-            limits_programs,
-        };
+        let rights =
+            |limits_programs| Rights { had: EVER, has: EVER, is_root: true, limits_programs };
         let api = topology(API);
         assert_eq!(rights(false).missing(&api, "a"), [""; 0]);
-        assert!(rights(true).missing(&api, "a")[0].ends_with("restart the agent if they need more"));
+        assert!(
+            rights(true).missing(&api, "a")[0].ends_with("restart the agent if they need more")
+        );
         assert_eq!(rights(true).missing(&api, "b"), [""; 0]);
     }
 }

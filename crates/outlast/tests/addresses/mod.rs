@@ -1,6 +1,7 @@
 //! Addresses that move, on real machines of a lab: held by one node, moved when it dies, is cut off or stops.
 
 mod pair;
+mod rights;
 mod vrrp;
 
 use std::io::{BufRead as _, BufReader};

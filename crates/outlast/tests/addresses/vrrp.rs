@@ -6,7 +6,7 @@ use super::{answers, answers_from};
 use crate::{Lab, each_user, one_user, wait, wait_until};
 
 /// Two that may have the address, and one that asks for it.
-const FILE: &str = r#"
+pub(super) const FILE: &str = r#"
 [cluster]
 name = "routers"
 data_dir = "/var/lib/outlast-of-a-test"

@@ -259,6 +259,13 @@ Signals:
   SIGHUP           take the changed file (`outlast reload`)
   SIGUSR2          become the new binary (`outlast upgrade`)
 
+Rights:
+  The agent needs not be root. It says at its start which capabilities
+  it keeps, gives all others up, and names what the file needs besides:
+  CAP_NET_ADMIN and CAP_NET_RAW for [address], CAP_NET_BIND_SERVICE for
+  ports below 1024. Root is needed for programs and databases of other
+  users. docs/rights.md has a table, and a unit for systemd.
+
 Exit status:
   0  stopped, all work was finished
   1  stopped, open work had to be cut off

@@ -14,6 +14,9 @@ use outlast_core::topology::Topology;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 4096;
 
+/// Ports from here on are free to all, unless the system says otherwise (ip(7): ip_unprivileged_port_start).
+const FREE_PORTS: u16 = 1024;
+
 /// The name of the one node of a file without `[node]`.
 const ONLY_NODE: &str = "local";
 
@@ -144,7 +147,12 @@ pub(super) fn open_missing(
             continue;
         }
         let socket = listen(address).with_context(|| {
-            format!("listen on {address} for {name}; end what uses it, or change its `listen`")
+            let low = if address.port() < FREE_PORTS {
+                "; ports below 1024 need root or CAP_NET_BIND_SERVICE"
+            } else {
+                ""
+            };
+            format!("listen on {address} for {name}; end what uses it, or change its `listen`{low}")
         })?;
         opened.insert(address, Arc::new(socket));
     }

@@ -141,6 +141,10 @@ fn an_address_that_comes_later_is_held_once_the_agent_has_taken_its_rights_up_ag
         wait_until("a leader", || {
             lab.exec("a", &["outlast", "kv", "get", "k"]).status.code() == Some(1)
         });
+        // Who takes a changed file alone is told at once.
+        lab.write(FILE);
+        let reload = said(&lab.exec("c", &["outlast", "reload"]));
+        assert!(reload.contains("\nwarning: address.edge needs CAP_NET_ADMIN"), "{reload}");
         let file = lab.dir.join("new.toml").display().to_string();
         fs::write(&file, FILE).unwrap();
         let apply = lab.exec("a", &["outlast", "apply", &file, "--yes", "--timeout", "30s"]);

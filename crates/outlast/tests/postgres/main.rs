@@ -27,6 +27,7 @@ mod reinit;
 mod rest;
 mod restart;
 mod restore;
+mod rights;
 mod rule;
 mod said;
 mod schedule;

@@ -185,9 +185,8 @@ impl Rights {
         }
         let names = names(needed);
         let how = if self.is_root {
-            format!(
-                "it is root without that, so look at what starts it (systemd: `CapabilityBoundingSet`; a container: `--cap-add`)"
-            )
+            "it is root without that, so look at what starts it (systemd: `CapabilityBoundingSet`; a container: `--cap-add`)"
+                .to_owned()
         } else {
             format!(
                 "give it to the agent (systemd: `AmbientCapabilities={names}`), or run it as root"

@@ -191,6 +191,9 @@ pub const PROPOSAL_MAX: Duration = Duration::from_secs(600);
 /// The longest pause, maintenance window or silence.
 pub const NOTICE_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 
+/// The longest time for which a person can have records remembered for less long: what is forgotten ends by itself.
+pub const LOWERED_MAX: Duration = Duration::from_secs(24 * 3600);
+
 /// Clients whose last answers are remembered, and how many answers of each.
 pub const CLIENTS_KEPT: usize = 4096;
 pub const ANSWERS_KEPT: usize = 16;

@@ -111,6 +111,12 @@ pub enum Ask {
         until: Option<Duration>,
         answer: oneshot::Sender<Result<String, String>>,
     },
+    /// The records of a name are to be remembered for less long; without a time, no more.
+    LowerTtl {
+        name: String,
+        lasts: Option<Duration>,
+        answer: oneshot::Sender<Result<String, String>>,
+    },
 }
 
 impl NameServers {
@@ -139,11 +145,11 @@ impl NameServers {
     /// Asks what only the name servers can do; whoever waits for the answer is told if it cannot be asked.
     pub fn ask(&self, ask: Ask) {
         if let Err(error) = self.asks.try_send(ask) {
-            let (Ask::Import { answer, .. } | Ask::Pin { answer, .. }) = match error {
-                mpsc::error::TrySendError::Full(ask) | mpsc::error::TrySendError::Closed(ask) => {
-                    ask
-                }
-            };
+            let (mpsc::error::TrySendError::Full(ask) | mpsc::error::TrySendError::Closed(ask)) =
+                error;
+            let (Ask::Import { answer, .. }
+            | Ask::Pin { answer, .. }
+            | Ask::LowerTtl { answer, .. }) = ask;
             answer.send(Err("the name servers of this node are busy".to_owned())).ok();
         }
     }
@@ -393,6 +399,11 @@ impl Desk {
             Ask::Pin { name, label, until, answer } => {
                 self.open.spawn(async move {
                     answer.send(update::pin(view, &name, label, until).await).ok();
+                });
+            }
+            Ask::LowerTtl { name, lasts, answer } => {
+                self.open.spawn(async move {
+                    answer.send(update::lower_ttl(view, &name, lasts).await).ok();
                 });
             }
         }

@@ -59,6 +59,35 @@ fn a_zone_file_is_taken_in_and_a_pin_decides_until_it_is_taken_out() {
     let (obeyed, said) = stage.verb(&["dns", "unpin", "api.example.com"]);
     assert!(obeyed, "{said}");
 
+    // People say that it moves soon: of any record, until it ends by itself or they say so.
+    let ttl = |name: &str| {
+        let (_, said) = stage.verb(&["dns", "explain", name]);
+        said.lines().next().unwrap_or_default().split("ttl ").last().unwrap_or_default().to_owned()
+    };
+    let answered = || {
+        let said = dig(port, &["+noshort", "+noall", "+answer", "api.example.com", "A"]);
+        said.split_whitespace().nth(1).map(str::to_owned)
+    };
+    assert_eq!((ttl("api.example.com").as_str(), answered().as_deref()), ("60s", Some("60")));
+    let lower =
+        |more: &[&str]| stage.verb(&[&["dns", "lower-ttl", "api.example.com"], more].concat());
+    let (obeyed, said) = lower(&["--for", "25h"]);
+    assert!(!obeyed && said.contains("write 1d or less"), "{said}");
+    let (obeyed, said) = stage.verb(&["dns", "lower-ttl", "mail.example.com", "--for", "1h"]);
+    assert!(!obeyed && said.contains("no record of the topology"), "{said}");
+    let (obeyed, said) = lower(&["--for", "1h"]);
+    assert!(obeyed && said.contains("remembered for 30s until"), "{said}");
+    wait_until("the lower ttl is answered", || answered().as_deref() == Some("30"));
+    assert_eq!(ttl("api.example.com"), "30s as a person asked");
+    let (_, said) = stage.verb(&["status"]);
+    assert!(said.contains("ttl 30s (lowered until 20"), "{said}");
+    let (obeyed, said) = lower(&["--end"]);
+    assert!(obeyed && said.contains("remembered for 1m again"), "{said}");
+    wait_until("the ttl is as ever", || answered().as_deref() == Some("60"));
+    let (obeyed, said) = lower(&["--for", "1ms"]);
+    assert!(obeyed, "{said}");
+    wait_until("it ends by itself", || ttl("api.example.com") == "60s");
+
     // Killed and started again, it has all of it.
     drop(agent);
     let _agent = stage.spawn();

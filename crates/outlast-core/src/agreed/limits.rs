@@ -4,6 +4,7 @@ use core::time::Duration;
 
 use super::form::coded_enum;
 use super::reply::Refusal;
+use crate::topology::ZONES_MAX;
 
 /// A bound. What would go over it is refused, and nothing changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -115,7 +116,7 @@ impl Limit {
             Limit::Databases => 64,
             Limit::Confirms => 8,
             Limit::Addresses => 256,
-            Limit::Zones => 256,
+            Limit::Zones => ZONES_MAX,
             Limit::NameChanges => 1024,
             Limit::NamedThings => 4096,
             Limit::ZoneRecords => 4096,

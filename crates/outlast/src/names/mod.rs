@@ -120,13 +120,17 @@ pub enum Ask {
 }
 
 impl NameServers {
-    pub fn start(home: Home, cluster: Option<OfNames>) -> anyhow::Result<NameServers> {
+    /// Starts them. Where several nodes agree, they answer by what was agreed on last until they are told of the others.
+    pub fn start(
+        home: Home,
+        others: Option<oneshot::Receiver<OfNames>>,
+    ) -> anyhow::Result<NameServers> {
         let (stop, stopping) = watch::channel(false);
         let (show, seen) = watch::channel(Arc::default());
         let (asks, asked) = mpsc::channel(UPDATES_MAX);
         let thread = std::thread::Builder::new()
             .name("names".to_owned())
-            .spawn(move || run(home, cluster, show, asked, stopping))
+            .spawn(move || run(home, others, show, asked, stopping))
             .context("start the thread of the name servers")?;
         Ok(NameServers { seen, asks, stop, thread: Some(thread) })
     }
@@ -166,7 +170,7 @@ impl Drop for NameServers {
 
 fn run(
     home: Home,
-    cluster: Option<OfNames>,
+    others: Option<oneshot::Receiver<OfNames>>,
     show: watch::Sender<Arc<Seen>>,
     asked: mpsc::Receiver<Ask>,
     stop: watch::Receiver<bool>,
@@ -175,7 +179,7 @@ fn run(
         Ok(runtime) => runtime,
         Err(error) => return tracing::error!(%error, "start the runtime of the name servers"),
     };
-    runtime.block_on(Desk::new(home, cluster, show).live(asked, stop));
+    runtime.block_on(Desk::new(home, others, show).live(asked, stop));
     runtime.shutdown_background();
 }
 
@@ -191,8 +195,14 @@ pub(crate) fn kept_secrets(data_dir: &std::path::Path) -> NameSecrets {
 
 /// From where it is known what is agreed on.
 enum Source {
+    /// It is known once the agent's part of the cluster has started.
+    Awaited(oneshot::Receiver<OfNames>),
     Cluster(OfNames),
-    Alone { lead: Lead, look_at: Option<Instant>, changes: mpsc::Receiver<Wanted> },
+    Alone {
+        lead: Lead,
+        look_at: Option<Instant>,
+        changes: mpsc::Receiver<Wanted>,
+    },
 }
 
 /// What those who change zones go by.
@@ -200,7 +210,8 @@ enum Source {
 struct View {
     topology: watch::Receiver<Arc<Topology>>,
     kept: watch::Receiver<Kept>,
-    changes: mpsc::Sender<Wanted>,
+    /// `None` until it is known who has to agree.
+    changes: watch::Receiver<Option<mpsc::Sender<Wanted>>>,
 }
 
 struct Desk {
@@ -208,6 +219,7 @@ struct Desk {
     source: Source,
     view: View,
     kept: watch::Sender<Kept>,
+    changes: watch::Sender<Option<mpsc::Sender<Wanted>>>,
     show: watch::Sender<Arc<Seen>>,
     servers: Servers,
     elsewhere: Elsewhere,
@@ -216,27 +228,30 @@ struct Desk {
 }
 
 impl Desk {
-    fn new(home: Home, cluster: Option<OfNames>, show: watch::Sender<Arc<Seen>>) -> Desk {
+    fn new(
+        home: Home,
+        others: Option<oneshot::Receiver<OfNames>>,
+        show: watch::Sender<Arc<Seen>>,
+    ) -> Desk {
         let (send_updates, updates) = mpsc::channel(UPDATES_MAX);
         let (kept, known) = watch::channel(store::load(&home.data_dir));
-        let (source, changes) = match cluster {
-            Some(cluster) => {
-                let changes = cluster.changes.clone();
-                (Source::Cluster(cluster), changes)
-            }
+        let (source, taken) = match others {
+            Some(others) => (Source::Awaited(others), None),
             None => {
                 let (changes, to_change) = mpsc::channel(CHANGES_MAX);
                 let lead = Lead::default();
-                (Source::Alone { lead, look_at: None, changes: to_change }, changes)
+                (Source::Alone { lead, look_at: None, changes: to_change }, Some(changes))
             }
         };
-        let view = View { topology: home.topology.clone(), kept: known, changes };
+        let (changes, to_others) = watch::channel(taken);
+        let view = View { topology: home.topology.clone(), kept: known, changes: to_others };
         let servers = Servers::new(home.base.clone(), home.node.clone(), send_updates);
         Desk {
             home,
             source,
             view,
             kept,
+            changes,
             show,
             servers,
             elsewhere: Elsewhere::default(),
@@ -258,11 +273,16 @@ impl Desk {
             while self.open.try_join_next().is_some() {}
             let wake = self.wake();
             tokio::select! {
-                news = heard(&mut self.source) => {
-                    if let Some((command, answer)) = news {
+                news = heard(&mut self.source) => match news {
+                    News::Others(of) => {
+                        self.changes.send_replace(Some(of.changes.clone()));
+                        self.source = Source::Cluster(of);
+                    }
+                    News::Agreed => {}
+                    News::Wanted((command, answer)) => {
                         answer.send(Ok(self.change_alone(&command))).ok();
                     }
-                }
+                },
                 Ok(()) = topology.changed() => {}
                 Ok(()) = sights.changed() => {}
                 Some(request) = self.updates.recv() => self.update(request),
@@ -278,7 +298,7 @@ impl Desk {
     fn wake(&self) -> Duration {
         let look = match &self.source {
             Source::Alone { look_at, .. } => look_at.map(|at| at.since(boottime())),
-            Source::Cluster(_) => None,
+            Source::Awaited(_) | Source::Cluster(_) => None,
         };
         look.unwrap_or(LOOK_EVERY).max(LOOK_SOON)
     }
@@ -287,6 +307,7 @@ impl Desk {
     fn learn(&mut self, topology: &Arc<Topology>, Sighted { sights, places }: Sighted) {
         let before = self.kept.borrow().clone();
         let after = match &mut self.source {
+            Source::Awaited(_) => return,
             Source::Cluster(of) => {
                 // First: what was agreed on when it became true is then read.
                 let caught_up = *of.caught_up.borrow_and_update();
@@ -355,6 +376,7 @@ impl Desk {
         let kept = self.kept.borrow().clone();
         let knows = match &self.source {
             // Who has never heard of anything would answer as if all were well.
+            Source::Awaited(_) => kept.agreed.epoch != 0,
             Source::Cluster(of) => kept.agreed.epoch != 0 || *of.caught_up.borrow(),
             Source::Alone { .. } => true,
         };
@@ -363,6 +385,7 @@ impl Desk {
                 self.home.facts.try_send(fact).ok();
             }
             let leads = match &self.source {
+                Source::Awaited(_) => false,
                 Source::Cluster(of) => of.agreement.borrow().leads && *of.caught_up.borrow(),
                 Source::Alone { .. } => true,
             };
@@ -432,9 +455,23 @@ fn alone(topology: &Topology, before: &NameSecrets) -> NameSecrets {
     secrets
 }
 
-/// Returns when something else may be agreed on, or where nobody else has to agree, with what is wanted.
-async fn heard(source: &mut Source) -> Option<Wanted> {
+/// What the desk hears of its source.
+enum News {
+    /// Who the others are is known now.
+    Others(OfNames),
+    /// Something else may be agreed on.
+    Agreed,
+    /// Nobody else has to agree on it.
+    Wanted(Wanted),
+}
+
+async fn heard(source: &mut Source) -> News {
     match source {
+        Source::Awaited(others) => match others.await {
+            Ok(of) => News::Others(of),
+            // The agent could not start, and ends.
+            Err(_gone) => pending().await,
+        },
         Source::Cluster(of) => {
             tokio::select! {
                 Ok(()) = of.agreement.changed() => {}
@@ -442,8 +479,11 @@ async fn heard(source: &mut Source) -> Option<Wanted> {
                 Ok(()) = of.caught_up.changed() => {}
                 else => pending::<()>().await,
             }
-            None
+            News::Agreed
         }
-        Source::Alone { changes, .. } => changes.recv().await,
+        Source::Alone { changes, .. } => match changes.recv().await {
+            Some(wanted) => News::Wanted(wanted),
+            None => pending().await,
+        },
     }
 }

@@ -106,7 +106,11 @@ async fn change(
 async fn agree(view: &View, command: NamesCommand) -> Result<Reply, String> {
     let (answer, answered) = oneshot::channel();
     let busy = || "too many changes of names wait already".to_owned();
-    view.changes.try_send((command, answer)).map_err(|_full| busy())?;
+    let mut known = view.changes.clone();
+    let others = tokio::time::timeout(KNOWN_MAX, known.wait_for(Option::is_some)).await;
+    let changes = others.ok().and_then(|others| others.ok()?.clone());
+    let changes = changes.ok_or("this agent is still starting; ask again")?;
+    changes.try_send((command, answer)).map_err(|_full| busy())?;
     answered.await.map_err(|_gone| "the agent is stopping".to_owned())?
 }
 

@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use outlast_consensus::boottime;
-use outlast_core::agreed::{AgreedNames, NamesCommand, Reply, Stamp};
+use outlast_core::agreed::{AddedRecord, AgreedNames, NamesCommand, Reply, Stamp};
 use outlast_core::event::Fact;
 use outlast_core::names::{Known, Lead, Places, Sights};
 use outlast_core::time::Instant;
@@ -183,9 +183,9 @@ fn run(
     runtime.shutdown_background();
 }
 
-/// What this node answered by last, whatever has become of the others.
-pub(crate) fn kept(data_dir: &std::path::Path) -> Arc<AgreedNames> {
-    store::load(data_dir).agreed
+/// The records, by zone, that updates had added when this node answered last, whatever has become of the others.
+pub(crate) fn kept_records(data_dir: &std::path::Path) -> BTreeMap<String, BTreeSet<AddedRecord>> {
+    store::load(data_dir).added()
 }
 
 /// What it shared in secret.
@@ -225,6 +225,8 @@ struct Desk {
     elsewhere: Elsewhere,
     updates: mpsc::Receiver<UpdateRequest>,
     open: JoinSet<()>,
+    /// Brings along what was added while this node was alone.
+    bringing: JoinSet<()>,
 }
 
 impl Desk {
@@ -234,7 +236,9 @@ impl Desk {
         show: watch::Sender<Arc<Seen>>,
     ) -> Desk {
         let (send_updates, updates) = mpsc::channel(UPDATES_MAX);
-        let (kept, known) = watch::channel(store::load(&home.data_dir));
+        let kept = store::load(&home.data_dir);
+        let kept = if others.is_some() { kept.in_company() } else { kept };
+        let (kept, known) = watch::channel(kept);
         let (source, taken) = match others {
             Some(others) => (Source::Awaited(others), None),
             None => {
@@ -257,6 +261,7 @@ impl Desk {
             elsewhere: Elsewhere::default(),
             updates,
             open: JoinSet::new(),
+            bringing: JoinSet::new(),
         }
     }
 
@@ -269,6 +274,7 @@ impl Desk {
             let now = topology.borrow_and_update().clone();
             let seen = sights.borrow_and_update().clone();
             self.learn(&now, seen);
+            self.bring_along();
             self.serve(&now);
             while self.open.try_join_next().is_some() {}
             let wake = self.wake();
@@ -313,16 +319,37 @@ impl Desk {
                 let caught_up = *of.caught_up.borrow_and_update();
                 let agreed = of.agreement.borrow_and_update().names.clone();
                 let secrets = of.secrets.borrow_and_update().clone();
-                // A node that has just started hears old news again first.
+                // A node that has just started hears old news again first; and before the first agreement it goes on by what
+                // it knows.
                 let newer = before.agreed.epoch <= agreed.epoch || caught_up;
+                let newer = newer && (agreed.epoch != 0 || before.agreed.epoch == 0);
                 let agreed = if newer { agreed } else { before.agreed.clone() };
                 let mut all = before.secrets.0.clone();
-                all.extend(secrets.0);
-                Kept { agreed, secrets: NameSecrets(all) }
+                for (name, secret) in secrets.0 {
+                    if all.insert(name.clone(), secret.clone()).is_some_and(|own| own != secret) {
+                        tracing::warn!(
+                            name,
+                            "others have agreed on another secret than this node had; if it is a zone's key, tell its \
+                             parent the new DS: `outlast status --format json`"
+                        );
+                    }
+                }
+                let to_bring = if caught_up && newer {
+                    still_to_bring(&before.to_bring, topology, &agreed)
+                } else {
+                    before.to_bring.clone()
+                };
+                Kept { agreed, secrets: NameSecrets(all), alone: false, to_bring }
             }
             Source::Alone { lead, look_at, .. } => {
                 lead.hear(&self.home.node, sights);
-                let mut kept = Kept { secrets: alone(topology, &before.secrets), ..before.clone() };
+                let secrets = alone(topology, &before.secrets);
+                let mut kept = Kept {
+                    secrets,
+                    alone: true,
+                    to_bring: BTreeMap::new(),
+                    agreed: before.agreed.clone(),
+                };
                 let now = boottime();
                 let known = Known { places, ..Known::default() };
                 let look = lead.look(now, wall(), topology, &known, &kept.agreed);
@@ -339,6 +366,17 @@ impl Desk {
         self.keep(topology, before, after);
     }
 
+    /// A node that was alone has its records agreed on, once the others have the zone.
+    fn bring_along(&mut self) {
+        while self.bringing.try_join_next().is_some() {}
+        let Source::Cluster(of) = &self.source else { return };
+        let kept = self.kept.borrow();
+        let zone = kept.to_bring.keys().find(|zone| kept.agreed.zones.contains_key(*zone));
+        if let (Some(zone), true, true) = (zone, *of.caught_up.borrow(), self.bringing.is_empty()) {
+            self.bringing.spawn(update::bring(self.view.clone(), zone.clone()));
+        }
+    }
+
     fn keep(&mut self, topology: &Arc<Topology>, before: Kept, after: Kept) {
         if before == after {
             return;
@@ -346,7 +384,7 @@ impl Desk {
         self.kept.send_replace(after.clone());
         // Who is asked meanwhile answers by the newest.
         self.serve(topology);
-        let nothing = after == Kept::default();
+        let nothing = after == Kept { alone: after.alone, ..Kept::default() };
         if !nothing && let Err(error) = store::save(&self.home.data_dir, &after) {
             tracing::error!(%error, "remember what name servers answer");
         }
@@ -431,6 +469,22 @@ impl Desk {
             }
         }
     }
+}
+
+/// What the others do not have yet of what this node has added alone.
+fn still_to_bring(
+    before: &BTreeMap<String, BTreeSet<AddedRecord>>,
+    topology: &Topology,
+    agreed: &AgreedNames,
+) -> BTreeMap<String, BTreeSet<AddedRecord>> {
+    let known = |zone: &String| agreed.zones.get(zone).map(|zone| &zone.records);
+    let zones = before.iter().filter(|(zone, _)| topology.dns.contains_key(*zone));
+    let left = zones.map(|(zone, records)| {
+        let missing =
+            records.iter().filter(|record| known(zone).is_none_or(|all| !all.contains(*record)));
+        (zone.clone(), missing.cloned().collect::<BTreeSet<AddedRecord>>())
+    });
+    left.filter(|(_, records)| !records.is_empty()).collect()
 }
 
 /// What becomes of what is known where one node counts for all.

@@ -273,6 +273,34 @@ pub(super) async fn import(view: View, zone: &str, text: &str) -> Result<String,
     Ok(told)
 }
 
+/// Has agreed on what this node added to a zone while it was alone; the desk asks again for what is left.
+pub(super) async fn bring(view: View, zone: String) {
+    let kept = view.kept.borrow().clone();
+    let records = kept.to_bring.get(&zone).into_iter().flatten();
+    let changes: Vec<NameChange> = records
+        .take(BATCH)
+        .map(|record| NameChange::Record {
+            zone: zone.clone(),
+            record: record.clone(),
+            present: true,
+        })
+        .collect();
+    let from = kept.agreed.epoch;
+    let command = NamesCommand::Change { from, changes, zones: BTreeSet::from([zone.clone()]) };
+    let why = match agree(&view, command).await {
+        Ok(Reply::Done) => None,
+        Ok(why) => Some(why.to_string()),
+        Err(why) => Some(why),
+    };
+    if let Some(why) = &why {
+        tracing::info!(zone, why, "records that updates have added are not brought along yet");
+    }
+    let mut known = view.kept.clone();
+    let newer = known.wait_for(|now| from != now.agreed.epoch);
+    // What was refused for what it is, is refused again: not too often.
+    tokio::time::timeout(KNOWN_MAX, newer).await.ok();
+}
+
 fn no_zone(topology: &Topology, zone: &str) -> String {
     let zones: Vec<&str> = topology.dns.keys().map(String::as_str).collect();
     match zones.as_slice() {

@@ -248,6 +248,69 @@ fn a_name_server_that_was_alone_brings_its_keys_and_records_along_when_it_gets_c
     }
 }
 
+/// A program that has port 53 of an address, which its machine need not have yet, until it is killed.
+const TAKER: &str = r"
+import os, signal, socket, sys, time
+IP_FREEBIND = 15
+taken = socket.socket(socket.AF_INET, getattr(socket, sys.argv[1]))
+taken.setsockopt(socket.SOL_IP, IP_FREEBIND, 1)
+while True:
+    try:
+        taken.bind(('10.0.0.77', 53))
+        break
+    except OSError:
+        time.sleep(0.01)
+if sys.argv[1] == 'SOCK_STREAM':
+    taken.listen()
+with open('/tmp/taker', 'w') as file:
+    file.write(str(os.getpid()))
+signal.pause()
+";
+
+#[test]
+fn an_address_whose_port_another_program_has_is_named_and_the_others_answer() {
+    one_user(|user| {
+        let file = FILE.replace("SIGNED", "").replace("name = \"names\"", "name = \"taken\"");
+        let lab = Lab::up(user, &file);
+        let says = |server: &str| dig(&lab, "a", server, &["any.example.com", "TXT"]);
+        let answers = |server: &str| {
+            wait_until(&format!("{server} answers"), || says(server) == "\"fixed\"");
+        };
+        let trouble = || {
+            let output = lab.exec("a", &["outlast", "status", "--format", "json"]);
+            let status: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+            status["dns"]["example.com"]["trouble"].as_str().map(str::to_owned)
+        };
+        answers("10.0.0.1");
+        for kind in ["SOCK_DGRAM", "SOCK_STREAM"] {
+            let mut taker = lab.command(&["exec", "a", "--", "python3", "-c", TAKER, kind]);
+            let mut taker = taker.spawn().unwrap();
+            wait_until("the port is taken", || {
+                lab.exec("a", &["test", "-s", "/tmp/taker"]).status.success()
+            });
+            let address = |what| {
+                let output = lab.exec("a", &["ip", "addr", what, "10.0.0.77/24", "dev", "eth0"]);
+                assert!(output.status.success(), "{output:?}");
+            };
+            address("add");
+            wait_until("it is said", || trouble().is_some());
+            let said = trouble().unwrap_or_default();
+            assert!(said.starts_with("listen on 10.0.0.77:53; end what uses it"), "{said}");
+            assert!(said.contains("in use") && !said.contains("10.0.0.1:53"), "{said}");
+            for server in ["10.0.0.1", "127.0.0.1"] {
+                assert_eq!(says(server), "\"fixed\"", "{server} beside {kind}");
+            }
+            let ends = ["sh", "-c", "kill $(cat /tmp/taker) && rm /tmp/taker"];
+            assert!(lab.exec("a", &ends).status.success());
+            taker.wait().unwrap();
+            // Once it is free it is taken, and nothing is wrong any more.
+            answers("10.0.0.77");
+            wait_until("all is well", || trouble().is_none());
+            address("del");
+        }
+    });
+}
+
 const PAIR: &str = r#"
 [cluster]
 name = "pair"

@@ -123,6 +123,9 @@ pub enum RecordKind {
 }
 
 impl RecordKind {
+    pub const ALL: [RecordKind; 4] =
+        [RecordKind::A, RecordKind::Aaaa, RecordKind::Cname, RecordKind::Txt];
+
     /// As in a zone file and in `type`.
     pub fn word(self) -> &'static str {
         match self {

@@ -56,10 +56,11 @@ pub use history::{Fact, History};
 pub use kv::{Expected, Item, Items, KvCommand, Page};
 pub use lease::{Lease, LeaseCommand, Leases};
 pub use limits::{
-    ANSWERS_KEPT, CHANGES_KEPT, CLIENTS_KEPT, ENDED_KEPT, HISTORY_KEPT, Limit, NOTICE_MAX,
-    PAGE_BYTES_MAX, PAGE_KEYS_MAX, PROPOSAL_MAX, REMOVED_KEPT, TTL_MAX, TTL_MIN,
+    ANSWERS_KEPT, CHANGES_KEPT, CLIENTS_KEPT, ENDED_KEPT, HISTORY_KEPT, LOWERED_MAX, Limit,
+    NOTICE_MAX, PAGE_BYTES_MAX, PAGE_KEYS_MAX, PROPOSAL_MAX, REMOVED_KEPT, TTL_MAX, TTL_MIN,
 };
 pub use lock::{Lock, LockCommand, Locks};
+pub(crate) use names::lowered_words;
 pub use names::{
     AddedRecord, AgreedHealth, AgreedNames, AgreedPin, AgreedZone, NameChange, Names, NamesCommand,
 };

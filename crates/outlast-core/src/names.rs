@@ -34,8 +34,8 @@ mod worst;
 mod tests;
 
 pub use lead::{
-    Known, Lead, Look, Sights, agreed_answers, changes, digest, key, policy_key, sights, sticky,
-    wanted, wanted_by,
+    Known, Lead, Look, Sights, agreed_answers, changes, digest, key, lowered, policy_key, sights,
+    sticky, wanted, wanted_by,
 };
 pub use places::{places, places_alone};
 pub use quorum::{Verdicts, Votes, verdict};
@@ -124,6 +124,8 @@ pub struct Sticky {
     pub chosen: BTreeMap<FailoverId, String>,
     /// Whom a person wants to serve, as long as that one is not down.
     pub pins: BTreeMap<FailoverId, Pin>,
+    /// Records that a person wants to be remembered for less long, and until when; their paths are empty.
+    pub lowered: BTreeMap<FailoverId, Instant>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -204,9 +206,12 @@ pub fn decide(
     let evaluation = Evaluation { zone, sight, sticky };
     let pins = sticky.pins.iter().filter(|(_, pin)| pin.until.is_none_or(|until| now < until));
     let pins: BTreeMap<FailoverId, Pin> = pins.map(|(id, pin)| (id.clone(), pin.clone())).collect();
-    let ends = pins.values().filter_map(|pin| pin.until).min();
+    let lowered = sticky.lowered.iter().filter(|(_, until)| now < **until);
+    let lowered: BTreeMap<FailoverId, Instant> =
+        lowered.map(|(id, until)| (id.clone(), *until)).collect();
+    let ends = pins.values().filter_map(|pin| pin.until).chain(lowered.values().copied()).min();
     let mut decision =
-        Decision { sticky: Sticky { chosen: BTreeMap::new(), pins }, look_again: ends };
+        Decision { sticky: Sticky { chosen: BTreeMap::new(), pins, lowered }, look_again: ends };
     for record in &zone.records {
         evaluation.decide_below(
             &FailoverId::of(record),
@@ -418,8 +423,11 @@ impl Evaluation<'_> {
             }
         };
         let degraded = found.degraded || all_down;
-        let ttl = if degraded { record.ttl_degraded } else { record.ttl };
-        let line = format!("{} {}, ttl {}s{instead}", record.name, record.kind, ttl.as_secs());
+        let lowered = self.sticky.lowered.contains_key(&FailoverId::of(record));
+        let ttl = if degraded || lowered { record.ttl_degraded } else { record.ttl };
+        let asked = if lowered { " as a person asked" } else { "" };
+        let line =
+            format!("{} {}, ttl {}s{asked}{instead}", record.name, record.kind, ttl.as_secs());
         Answers {
             name: record.name.clone(),
             kind: record.kind,

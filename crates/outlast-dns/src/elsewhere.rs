@@ -12,7 +12,7 @@ use std::fmt;
 use std::time::Duration;
 
 use outlast_core::health::Health;
-use outlast_core::names::{self, Sight, Sticky};
+use outlast_core::names::{self, FailoverId, Sight, Sticky};
 use outlast_core::topology::{
     Endpoint, HealthCheck, Policy, Record, RecordKind, RecordValue, WhenAllDown, Zone,
 };
@@ -79,9 +79,12 @@ impl Wanted {
         let zone_name: Name = parse(name)?;
         let answers = names::answers(zone, sight, sticky);
         let records = zone.records.iter().zip(answers).map(|(record, now)| {
+            // Who judges health by itself knows nothing of what people say.
+            let lowered = sticky.lowered.contains_key(&FailoverId::of(record));
+            let ttl = if lowered { record.ttl_degraded } else { record.ttl };
             Ok(WantedRecord {
                 owner: owner(&record.name, name)?,
-                record: record.clone(),
+                record: Record { ttl, ..record.clone() },
                 now: now.choice,
                 ttl: seconds(now.ttl),
             })

@@ -22,6 +22,7 @@ Examples:
   outlast dns explain api.example.com --from 192.0.2.7   what a client there gets
   outlast dns pin api.example.com 192.0.2.2 --for 1h     who is to serve of a failover policy, while people work
   outlast dns unpin api.example.com                      back to what its health says
+  outlast dns lower-ttl api.example.com --for 2h         before its move: caches forget it sooner; --end when it is done
   outlast dns import example.com example.com.zone        the records of a zone file, on all name servers
 
   outlast dns plan                                       what would be changed in other people's servers; push does it
@@ -36,6 +37,8 @@ pub(crate) enum DnsVerb {
     Pin(PinArgs),
     /// Ends a pin.
     Unpin(UnpinArgs),
+    /// Has all records of a name remembered for less long (`ttl_degraded`), so that a move that people plan is soon noticed.
+    LowerTtl(LowerTtlArgs),
     /// Adds the records of a zone file (RFC 1035) to a zone; what the topology has stays the topology's.
     Import(ImportArgs),
     #[command(flatten)]
@@ -77,6 +80,25 @@ pub(crate) struct UnpinArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct LowerTtlArgs {
+    /// The whole name.
+    name: String,
+    /// How long, a day at most: it ends by itself. Said again, it counts from then.
+    #[arg(
+        long = "for",
+        value_name = "DURATION",
+        value_parser = crate::agreed::duration,
+        required_unless_present = "end"
+    )]
+    lasts: Option<Duration>,
+    /// Ends it now.
+    #[arg(long, conflicts_with = "lasts")]
+    end: bool,
+    #[command(flatten)]
+    at: AtArgs,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct ImportArgs {
     zone: String,
     zone_file: PathBuf,
@@ -91,9 +113,7 @@ pub(crate) fn run(verb: &DnsVerb) -> anyhow::Result<Outcome> {
             let order = Order {
                 name: Some(args.name.clone()),
                 value: Some(args.value.clone()),
-                lasts_ms: args
-                    .lasts
-                    .map(|lasts| u64::try_from(lasts.as_millis()).unwrap_or(u64::MAX)),
+                lasts_ms: args.lasts.map(millis),
                 ..Order::default()
             };
             verbs::give(&args.at, "/v1/dns/pin", &order)
@@ -101,6 +121,14 @@ pub(crate) fn run(verb: &DnsVerb) -> anyhow::Result<Outcome> {
         DnsVerb::Unpin(args) => {
             let order = Order { name: Some(args.name.clone()), ..Order::default() };
             verbs::give(&args.at, "/v1/dns/pin", &order)
+        }
+        DnsVerb::LowerTtl(args) => {
+            let order = Order {
+                name: Some(args.name.clone()),
+                lasts_ms: args.lasts.map(millis),
+                ..Order::default()
+            };
+            verbs::give(&args.at, "/v1/dns/lower-ttl", &order)
         }
         DnsVerb::Import(args) => {
             let shown = args.zone_file.display();
@@ -112,6 +140,10 @@ pub(crate) fn run(verb: &DnsVerb) -> anyhow::Result<Outcome> {
         }
         DnsVerb::Elsewhere(verb) => crate::dns_elsewhere::run(verb),
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn explain(args: &ExplainArgs) -> anyhow::Result<Outcome> {
@@ -142,6 +174,7 @@ fn explain(args: &ExplainArgs) -> anyhow::Result<Outcome> {
 struct Record {
     why: Why,
     serial: Option<u32>,
+    ttl_lowered_until: Option<String>,
     things: Vec<Thing>,
     wrong_at_most: Option<Worst>,
 }
@@ -185,6 +218,9 @@ impl Record {
             None => {
                 text += &format!("  {}\n", ink.on(Paint::Red, "this node does not answer for it"));
             }
+        }
+        if let Some(until) = &self.ttl_lowered_until {
+            text += &format!("  its ttl is lower until {}, a person says\n", plain(until));
         }
         for thing in &self.things {
             let since =

@@ -1,5 +1,6 @@
 //! `outlast dns plan` and `outlast dns push`: zones in other people's name servers, by hand.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -7,10 +8,12 @@ use anyhow::{Context as _, ensure};
 use clap::{Args, Subcommand};
 use outlast::agent::admin;
 use outlast::agent::face::status_json::{Mark, Status};
+use outlast::agent::face::zone_status::ZoneStatus;
 use outlast::elsewhere::{self, Healths, Place};
 use outlast_core::health::Health;
-use outlast_core::names::Sticky;
-use outlast_core::topology::Topology;
+use outlast_core::names::{FailoverId, Sticky};
+use outlast_core::time::Instant;
+use outlast_core::topology::{RecordKind, Topology};
 use outlast_dns::elsewhere::{Outline, Trouble};
 use serde_json::json;
 
@@ -82,15 +85,21 @@ pub(crate) fn run(verb: &ElsewhereVerb) -> anyhow::Result<Outcome> {
     ensure!(!zones.is_empty(), "no zone of the file has `elsewhere`");
     let base = base(&args.at.file)?;
     verbs::block_on(async {
-        let (healths, by) = if args.without_agent {
-            (Healths::new(), "no agent was asked: everything counts as healthy".to_owned())
+        let (healths, said, by) = if args.without_agent {
+            let by = "no agent was asked: everything counts as healthy".to_owned();
+            (Healths::new(), BTreeMap::new(), by)
         } else {
             healths(&args.at).await?
         };
         let mut done = Vec::new();
         for name in zones {
             let zone = &topology.dns[name];
-            let wanted = elsewhere::wanted(name, zone, &healths, &Sticky::default());
+            let wanted = elsewhere::wanted(
+                name,
+                zone,
+                &healths,
+                said.get(name).unwrap_or(&Sticky::default()),
+            );
             for place in elsewhere::places(&topology.cluster.name, name, zone, &base) {
                 let Place { name, server } = place;
                 let result = match (server, &wanted) {
@@ -177,7 +186,8 @@ pub(crate) fn base(file: &Path) -> anyhow::Result<std::path::PathBuf> {
 }
 
 /// What the agent of this machine knows, and who that is.
-async fn healths(at: &AtArgs) -> anyhow::Result<(Healths, String)> {
+/// What the agent knows: what is healthy, and of each zone what people have said.
+async fn healths(at: &AtArgs) -> anyhow::Result<(Healths, BTreeMap<String, Sticky>, String)> {
     let dir = verbs::data_dir(at)?;
     let asked = admin::ask(&dir, http::Method::GET, "/v1/status", String::new()).await;
     let (code, text) = asked.context(
@@ -186,7 +196,19 @@ async fn healths(at: &AtArgs) -> anyhow::Result<(Healths, String)> {
     ensure!(code.is_success(), "the agent answers {code}: {}", text.trim_end());
     let status: Status = serde_json::from_str(&text).context("understand the agent's answer")?;
     let by = format!("health as the agent of {} knows it", status.node);
-    Ok((known(&status), by))
+    let said = status.dns.iter().map(|(name, zone)| (name.clone(), lowered(zone))).collect();
+    Ok((known(&status), said, by))
+}
+
+fn lowered(zone: &ZoneStatus) -> Sticky {
+    let records = zone.records.iter().filter_map(|record| {
+        record.ttl_lowered_until.as_ref()?;
+        let kind = RecordKind::ALL.into_iter().find(|kind| kind.word() == record.kind)?;
+        let id = FailoverId { name: record.name.clone(), kind, path: Vec::new() };
+        // When it ends is the agents' business.
+        Some((id, Instant::default()))
+    });
+    Sticky { lowered: records.collect(), ..Sticky::default() }
 }
 
 fn known(status: &Status) -> Healths {

@@ -4,6 +4,7 @@ use core::time::Duration;
 
 use super::form::coded_enum;
 use super::reply::Refusal;
+use crate::topology::ZONES_MAX;
 
 /// A bound. What would go over it is refused, and nothing changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -115,7 +116,7 @@ impl Limit {
             Limit::Databases => 64,
             Limit::Confirms => 8,
             Limit::Addresses => 256,
-            Limit::Zones => 256,
+            Limit::Zones => ZONES_MAX,
             Limit::NameChanges => 1024,
             Limit::NamedThings => 4096,
             Limit::ZoneRecords => 4096,
@@ -190,6 +191,9 @@ pub const PROPOSAL_MAX: Duration = Duration::from_secs(600);
 
 /// The longest pause, maintenance window or silence.
 pub const NOTICE_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+
+/// The longest time for which a person can have records remembered for less long: what is forgotten ends by itself.
+pub const LOWERED_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// Clients whose last answers are remembered, and how many answers of each.
 pub const CLIENTS_KEPT: usize = 4096;

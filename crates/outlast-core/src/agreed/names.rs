@@ -15,7 +15,7 @@ use super::Stamp;
 use super::bugs::{Bug, instead};
 use super::form::{coded_enum, coded_list, coded_struct};
 use super::history::History;
-use super::limits::Limit;
+use super::limits::{LOWERED_MAX, Limit};
 use super::reply::{Refusal, Reply};
 use crate::health::Health;
 use crate::time::Timestamp;
@@ -49,6 +49,9 @@ pub enum NameChange {
     Zone { zone: String, digest: Option<u64> },
     /// An update (RFC 2136) has added a record, or taken one out that an update had added.
     Record { zone: String, record: AddedRecord, present: bool },
+    /// A person wants a record of the file to be remembered for less long until then, by the leader's wall clock; `None`: no
+    /// more.
+    Lowered { record: String, until: Option<Timestamp> },
 }
 
 coded_enum!(NameChange, "a change of names that is not known here", {
@@ -59,6 +62,7 @@ coded_enum!(NameChange, "a change of names that is not known here", {
     5 = Pinned { policy, pin },
     6 = Zone { zone, digest },
     7 = Record { zone, record, present },
+    8 = Lowered { record, until },
 });
 coded_list!(NameChange);
 
@@ -117,10 +121,12 @@ pub struct AgreedNames {
     pub moves_soon: BTreeSet<String>,
     pub chosen: BTreeMap<String, String>,
     pub pins: BTreeMap<String, AgreedPin>,
+    /// Until when records are remembered for less long.
+    pub lowered: BTreeMap<String, Timestamp>,
     pub zones: BTreeMap<String, AgreedZone>,
 }
 
-coded_struct!(AgreedNames version 1 { epoch, health, moves_soon, chosen, pins, zones });
+coded_struct!(AgreedNames version 1 { epoch, health, moves_soon, chosen, pins, lowered, zones });
 
 /// The same, shared with whoever looks at it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -172,6 +178,7 @@ impl NameChange {
                 Limit::KeyBytes.holds(record.owner.len())?;
                 Limit::ValueBytes.holds(record.data.len())
             }
+            NameChange::Lowered { record, .. } => Limit::SubjectBytes.name(record),
         }
     }
 
@@ -192,6 +199,7 @@ impl NameChange {
                 policy.clone(),
                 String::from("nobody is to serve any more by a person's word"),
             )),
+            NameChange::Lowered { record, until } => Some((record.clone(), lowered_words(*until))),
             NameChange::MovesSoon { .. }
             | NameChange::Forget { .. }
             | NameChange::Zone { .. }
@@ -270,7 +278,23 @@ impl AgreedNames {
                     zone.records.iter().map(|record| record.owner.len() + record.data.len());
                 Limit::ZoneBytes.holds(bytes.sum())
             }
+            NameChange::Lowered { record, until } => {
+                let most = i64::try_from(LOWERED_MAX.as_millis()).unwrap_or(i64::MAX);
+                if until.is_some_and(|until| at.wall.0.saturating_add(most) < until.0) {
+                    return Err(Refusal::Duration);
+                }
+                put(&mut self.lowered, record, *until);
+                Limit::NamedThings.holds(self.lowered.len())
+            }
         }
+    }
+}
+
+/// What people are told where a person wants a record to be remembered for less long, or no more.
+pub(crate) fn lowered_words(until: Option<Timestamp>) -> String {
+    match until {
+        Some(until) => format!("is remembered for less long until {until}, a person says"),
+        None => String::from("is remembered for as long as ever again"),
     }
 }
 

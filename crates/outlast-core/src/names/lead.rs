@@ -11,7 +11,9 @@ use super::{
     checks_of, decide, parts, value_probes,
 };
 use crate::agent::is_between;
-use crate::agreed::{AgreedNames, AgreedZone, Hash, Limit, NameChange, NamesCommand};
+use crate::agreed::{
+    AgreedNames, AgreedZone, Hash, Limit, NameChange, NamesCommand, lowered_words,
+};
 use crate::event::{Fact, Target};
 use crate::health::Health;
 use crate::observers::Report;
@@ -63,18 +65,25 @@ pub fn digest(zone: &Zone) -> u64 {
     hash.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
 }
 
-/// What is agreed on of failover policies of one zone; `now` and `wall` are the same moment.
+/// Until when a person wants a record of a zone to be remembered for less long.
+pub fn lowered(zone: &str, record: &Record, agreed: &AgreedNames) -> Option<Timestamp> {
+    agreed.lowered.get(&policy_key(zone, &FailoverId::of(record))).copied()
+}
+
+/// What is agreed on of failover policies and records of one zone; `now` and `wall` are the same moment.
 pub fn sticky(zone: &str, agreed: &AgreedNames, now: Instant, wall: Timestamp) -> Sticky {
     let chosen = agreed.chosen.iter();
     let chosen = chosen.filter_map(|(key, label)| Some((policy_of(zone, key)?, label.clone())));
+    let here = |until: Timestamp| {
+        let left = u64::try_from(until.0.saturating_sub(wall.0)).unwrap_or_default();
+        now + Duration::from_millis(left)
+    };
     let pins = agreed.pins.iter().filter_map(|(key, pin)| {
-        let until = pin.until.map(|until| {
-            let left = u64::try_from(until.0.saturating_sub(wall.0)).unwrap_or_default();
-            now + Duration::from_millis(left)
-        });
-        Some((policy_of(zone, key)?, Pin { label: pin.label.clone(), until }))
+        Some((policy_of(zone, key)?, Pin { label: pin.label.clone(), until: pin.until.map(here) }))
     });
-    Sticky { chosen: chosen.collect(), pins: pins.collect() }
+    let lowered = agreed.lowered.iter();
+    let lowered = lowered.filter_map(|(key, until)| Some((policy_of(zone, key)?, here(*until))));
+    Sticky { chosen: chosen.collect(), pins: pins.collect(), lowered: lowered.collect() }
 }
 
 /// What a name server answers for each record of a zone.
@@ -334,6 +343,9 @@ impl Lead {
             NameChange::Pinned { policy, .. } => {
                 after.pins.remove(policy);
             }
+            NameChange::Lowered { record, .. } => {
+                after.lowered.remove(record);
+            }
             NameChange::Zone { .. } | NameChange::Record { .. } => {}
         }
     }
@@ -370,7 +382,9 @@ fn decided(zone: &str, before: &Sticky, after: &Sticky) -> Vec<NameChange> {
     });
     let over = before.pins.keys().filter(|id| !after.pins.contains_key(id));
     let over = over.map(|id| NameChange::Pinned { policy: policy_key(zone, id), pin: None });
-    chosen.chain(over).collect()
+    let ended = before.lowered.keys().filter(|id| !after.lowered.contains_key(id));
+    let ended = ended.map(|id| NameChange::Lowered { record: policy_key(zone, id), until: None });
+    chosen.chain(over).chain(ended).collect()
 }
 
 /// What is remembered of policies whose zone is not there any more.
@@ -383,7 +397,9 @@ fn orphaned(topology: &Topology, agreed: &AgreedNames) -> Vec<NameChange> {
     let chosen = chosen.map(|key| NameChange::Chosen { policy: key.clone(), label: None });
     let pins = agreed.pins.keys().filter(gone);
     let pins = pins.map(|key| NameChange::Pinned { policy: key.clone(), pin: None });
-    chosen.chain(pins).collect()
+    let lowered = agreed.lowered.keys().filter(gone);
+    let lowered = lowered.map(|key| NameChange::Lowered { record: key.clone(), until: None });
+    chosen.chain(pins).chain(lowered).collect()
 }
 
 /// Whether a client could notice.
@@ -421,6 +437,13 @@ pub fn changes(before: &AgreedNames, after: &AgreedNames) -> Vec<Fact> {
             }
             (Some(pin), None) => say(policy, format!("{} need not serve any more", pin.label)),
             (_, _) => {}
+        }
+    }
+    let lowered: BTreeSet<&String> = before.lowered.keys().chain(after.lowered.keys()).collect();
+    for record in lowered {
+        let until = after.lowered.get(record).copied();
+        if before.lowered.get(record).copied() != until {
+            say(record, lowered_words(until));
         }
     }
     facts

@@ -1,5 +1,6 @@
 use super::*;
-use crate::agreed::AgreedNames;
+use crate::agreed::{AgreedNames, LOWERED_MAX, NameChange, NamesCommand};
+use crate::event::Fact;
 use crate::health::Thresholds;
 use crate::observers::Report;
 use crate::time::Timestamp;
@@ -409,6 +410,14 @@ fn the_ttl_is_lower_while_something_is_down_or_soon_moved() {
     let mut sticky = Sticky::default();
     sticky.chosen.insert(FailoverId::of(&zone.records[0]), "192.0.2.2".to_owned());
     assert_eq!(answers(&zone, &sight("uu"), &sticky)[0].ttl, seconds(30));
+    // A person says so: of this record, and it is not degraded by that.
+    let (mut sticky, id) = (Sticky::default(), FailoverId::of(&zone.records[0]));
+    sticky.lowered.insert(id.clone(), at(9));
+    let lowered = answers(&zone, &sight("uu"), &sticky).remove(0);
+    assert_eq!((lowered.ttl, lowered.degraded), (seconds(30), false));
+    assert!(lowered.why.line.ends_with("ttl 30s as a person asked"), "{}", lowered.why);
+    sticky.lowered = BTreeMap::from([(FailoverId { name: "y".to_owned(), ..id }, at(9))]);
+    assert_eq!(answers(&zone, &sight("uu"), &sticky)[0].ttl, seconds(60));
 }
 
 /// Leads one failover through time: each step is a moment, `health@since` of each entry, and who serves then.
@@ -1007,6 +1016,53 @@ fn a_signed_zone_counts_up_before_signatures_of_secondaries_run_out() {
     led.topology.dns.get_mut("example.com").unwrap().dnssec = false;
     led.look(0);
     assert_eq!(after(9, &mut led), None, "nobody has signatures of it");
+}
+
+#[test]
+fn a_ttl_that_a_person_lowers_is_as_ever_again_by_itself() {
+    let mut led = Led::new(vec![record("api", Policy::Simple(vec![endpoint(1)]))]);
+    led.look(0);
+    let wall = |second: i64| Timestamp(1_000_000 + second * 1000);
+    let lower = |until: Option<Timestamp>, led: &mut Led| {
+        let change = NameChange::Lowered { record: "example.com api A".to_owned(), until };
+        let zones = BTreeSet::from(["example.com".to_owned()]);
+        let from = led.agreed.epoch;
+        let command = NamesCommand::Change { from, changes: vec![change], zones };
+        let stamp = crate::agreed::Stamp { index: from + 1, wall: wall(0) };
+        led.agreed = led.agreed.changed(stamp, &command)?;
+        Ok(())
+    };
+    let answered = |led: &Led| {
+        let zone = &led.topology.dns["example.com"];
+        let ttl = agreed_answers("example.com", zone, &led.agreed)[0].ttl.as_secs();
+        (ttl, led.answers().1, lowered("example.com", &zone.records[0], &led.agreed))
+    };
+    assert_eq!(answered(&led), (60, 1000, None));
+    assert_eq!(lower(Some(wall(30)), &mut led), Ok(()));
+    assert_eq!(answered(&led), (30, 1001, Some(wall(30))));
+    let look = |second: i64, led: &mut Led| {
+        let now = at(second.try_into().unwrap());
+        led.lead.look(now, wall(second), &led.topology, &Known::default(), &led.agreed)
+    };
+    assert_eq!(look(29, &mut led), Look { command: None, again: Some(at(30)) });
+    let over = look(30, &mut led).command.unwrap();
+    let before = led.agreed.clone();
+    let stamp = crate::agreed::Stamp { index: 9, wall: wall(30) };
+    led.agreed = led.agreed.changed(stamp, &over).unwrap();
+    assert_eq!(answered(&led), (60, 1030, None));
+    let facts: Vec<String> = changes(&before, &led.agreed).iter().map(Fact::to_string).collect();
+    assert_eq!(facts, ["is remembered for as long as ever again"]);
+
+    let most = i64::try_from(LOWERED_MAX.as_secs()).unwrap();
+    assert_eq!(lower(Some(wall(most + 1)), &mut led), Err(crate::agreed::Refusal::Duration));
+    assert_eq!(lower(Some(wall(most)), &mut led), Ok(()));
+    assert_eq!(lower(None, &mut led), Ok(()));
+    assert_eq!(answered(&led).0, 60);
+    // Whoever takes the zone away leaves nothing behind.
+    assert_eq!(lower(Some(wall(30)), &mut led), Ok(()));
+    led.topology.dns.clear();
+    led.look(1);
+    assert!(led.agreed.lowered.is_empty());
 }
 
 #[test]

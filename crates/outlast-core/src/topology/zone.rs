@@ -11,6 +11,9 @@ use core::time::Duration;
 
 use super::{Failback, Network, PartRef, Probe};
 
+/// Zones that the nodes of one cluster can agree on.
+pub const ZONES_MAX: usize = 256;
+
 /// Values in one answer of policy multivalue (Route 53: up to eight healthy records).
 pub const MULTIVALUE_MAX: usize = 8;
 
@@ -120,6 +123,9 @@ pub enum RecordKind {
 }
 
 impl RecordKind {
+    pub const ALL: [RecordKind; 4] =
+        [RecordKind::A, RecordKind::Aaaa, RecordKind::Cname, RecordKind::Txt];
+
     /// As in a zone file and in `type`.
     pub fn word(self) -> &'static str {
         match self {

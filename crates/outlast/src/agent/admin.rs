@@ -144,6 +144,10 @@ async fn answer(
             let lasts = order.lasts_ms.map(Duration::from_millis);
             Ask::Names(names::Ask::Pin { name, label: order.value, until: lasts, answer: sender })
         }
+        "/v1/dns/lower-ttl" => {
+            let lasts = order.lasts_ms.map(Duration::from_millis);
+            Ask::Names(names::Ask::LowerTtl { name, lasts, answer: sender })
+        }
         "/v1/dns/import" => {
             let text = order.text.unwrap_or_default();
             Ask::Names(names::Ask::Import { zone: name, text, answer: sender })

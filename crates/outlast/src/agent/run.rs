@@ -227,6 +227,22 @@ impl Loop {
             tracing::warn!(bytes = recovery.cut, "cut a torn last line off the journal");
         }
         let mut facts = Vec::new();
+        let topology = Arc::new(topology);
+        let (in_force, follow) = watch::channel(topology.clone());
+        let (tell_facts, facts_told) = mpsc::channel(FACTS_MAX);
+        let (say_sights, sights) = watch::channel(name_servers::Sighted::default());
+        let home = name_servers::Home {
+            node: node.clone(),
+            base: base.clone(),
+            data_dir: data_dir.clone(),
+            topology: follow.clone(),
+            sights,
+            facts: tell_facts.clone(),
+        };
+        let joint = cluster::wanted(&topology);
+        let (introduce, others) = tokio::sync::oneshot::channel();
+        // Before all that takes its time: what they answer by is on the disk, and nobody answers meanwhile.
+        let name_servers = NameServers::start(home, joint.then_some(others))?;
         let (mut plane, inherited) =
             DataPlane::find(data_dir.clone(), proxy_threads(&topology), from_links)?;
         let opened = start::open_missing(&topology, &plane.sockets)?;
@@ -239,12 +255,11 @@ impl Loop {
             // An order under an epoch that was obeyed before would be refused: epochs go on behind those too.
             pairs: state::with_obeyed(pairs, Fence::at(&data_dir).all()?),
             moving,
-            joint: cluster::wanted(&topology).then(|| node.clone()),
+            joint: joint.then(|| node.clone()),
         };
         let names = names::Names::new(inherited.resolved(&topology));
         let now = Now { instant: outlast_core::time::Instant::default(), wall: wall() };
-        let core = Agent::new(topology, &resume, now);
-        let topology = Arc::new(core.topology().clone());
+        let core = Agent::new(topology.as_ref().clone(), &resume, now);
         let (picture, picture_reader) = watch::channel(Arc::default());
         let (stopping, stopping_reader) = watch::channel(false);
         let stats = Arc::new(Mutex::new(StatsAt::new(Instant::now())));
@@ -265,11 +280,9 @@ impl Loop {
         };
         let admin = admin::Admin::open(&data_dir, shared.clone(), sender.clone())?;
         let face = face::Face::open(topology.cluster.face, shared.clone())?;
-        let (tell_facts, facts_told) = mpsc::channel(FACTS_MAX);
         let (say_databases, says_databases) = watch::channel(cluster::Databases::default());
-        let (in_force, follow) = watch::channel(topology.clone());
         let (accord, running, errands) = accord::lines(running, options.file.clone());
-        let cluster = if cluster::wanted(&topology) {
+        let cluster = if joint {
             let mut topology = topology.as_ref().clone();
             topology.consensus.kind = consensus;
             Some(Cluster::start(cluster::Settings {
@@ -297,16 +310,10 @@ impl Loop {
         let addresses = cluster.as_ref();
         let addresses = addresses.map(|cluster| Addresses::start(home, cluster.of_addresses()));
         let addresses = addresses.transpose()?;
-        let (say_sights, sights) = watch::channel(name_servers::Sighted::default());
-        let home = name_servers::Home {
-            node: node.clone(),
-            base: base.clone(),
-            data_dir: data_dir.clone(),
-            topology: in_force.subscribe(),
-            sights,
-            facts: tell_facts.clone(),
-        };
-        let name_servers = NameServers::start(home, cluster.as_ref().map(Cluster::of_names))?;
+        if let Some(cluster) = &cluster {
+            // If they have ended, there is nobody to tell.
+            introduce.send(cluster.of_names()).ok();
+        }
         let databases = cluster.as_ref().map(|cluster| {
             let home = Home { node: node.clone(), data_dir: data_dir.clone(), base: base.clone() };
             let of = cluster.of_databases();

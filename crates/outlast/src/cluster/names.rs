@@ -43,6 +43,10 @@ pub(super) const CHANGES_MAX: usize = 64;
 /// Those that are under way.
 const CHANGES_OPEN: usize = 16;
 
+/// For so long after a node has caught up a zone's key may come from a node that was alone: parents know it, and a new one
+/// would take the zone away from everybody who validates.
+const NEW_KEY_AFTER: Duration = Duration::from_secs(2);
+
 /// How soon a secret is asked for again.
 const SECRET_AGAIN: Duration = Duration::from_millis(20);
 
@@ -231,15 +235,14 @@ impl Hub {
     /// A node that was alone, or in a cluster that is founded anew, brings the records that updates had added to its zones.
     fn with_what_was_kept(&self, topology: &Topology, command: NamesCommand) -> NamesCommand {
         let NamesCommand::Change { from, mut changes, zones } = command;
-        let kept = crate::names::kept(&self.settings.data_dir);
-        for (zone, known) in &kept.zones {
-            if topology.dns.contains_key(zone) {
-                changes.extend(known.records.iter().map(|record| NameChange::Record {
-                    zone: zone.clone(),
-                    record: record.clone(),
-                    present: true,
-                }));
-            }
+        let kept = crate::names::kept_records(&self.settings.data_dir);
+        for (zone, records) in kept.into_iter().filter(|(zone, _)| topology.dns.contains_key(zone))
+        {
+            changes.extend(records.into_iter().map(|record| NameChange::Record {
+                zone: zone.clone(),
+                record,
+                present: true,
+            }));
         }
         let most = Limit::NameChanges.most();
         if most < changes.len() {
@@ -289,6 +292,7 @@ impl Hub {
     /// Has the nodes agree on what name servers share in secret, and keeps what was agreed on at hand.
     pub(super) async fn share_name_secrets(self: Arc<Self>) {
         let mut topology = self.desk.topology.clone();
+        let mut caught_up: Option<Instant> = None;
         loop {
             let wanted = secrets_of(&topology.borrow_and_update());
             let known = self.replica.read(|agreed| {
@@ -306,8 +310,15 @@ impl Hub {
             });
             if !all {
                 let kept = crate::names::kept_secrets(&self.settings.data_dir);
+                if *self.replica.caught_up.borrow() {
+                    caught_up = caught_up.or(Some(boottime()));
+                }
+                let ripe = caught_up.is_some_and(|at| NEW_KEY_AFTER <= boottime().since(at));
                 for name in wanted.iter().filter(|name| !known.0.contains_key(*name)) {
-                    self.propose_name_secret(name, kept.0.get(name).cloned()).await;
+                    let kept = kept.0.get(name).cloned();
+                    if kept.is_some() || ripe || *name == cookie_secret() {
+                        self.propose_name_secret(name, kept).await;
+                    }
                 }
             }
             tokio::select! {

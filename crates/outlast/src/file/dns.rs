@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use outlast_core::topology::{
     Address, AddressMode, Network, POLICY_DEPTH_MAX, Pool, Postgres, Record, RecordKind,
-    RecordValue, Service, Soa, TTL_DEGRADED_MIN, VerdictRule, WhenAllDown, Zone,
+    RecordValue, Service, Soa, TTL_DEGRADED_MIN, VerdictRule, WhenAllDown, ZONES_MAX, Zone,
 };
 use outlast_core::units::show_duration;
 
@@ -85,6 +85,20 @@ pub(super) fn zone(
         regions: regions?.unwrap_or_default(),
         latencies: latencies?.unwrap_or_default(),
     })
+}
+
+/// Complains of the first zone that the nodes could not agree on beside the others.
+pub(super) fn complain_of_too_many(zones: &Parts<'_, Zone>) {
+    let mut sections: Vec<&Section<'_>> =
+        zones.list.iter().map(|(_, section, _)| section).collect();
+    sections.sort_by_key(|section| section.span().start);
+    if let Some(first) = sections.get(ZONES_MAX) {
+        first.desk.complain(
+            first.span(),
+            format!("{} zones are too many: one cluster can agree on {ZONES_MAX}", sections.len()),
+            "move some to a file of their own, with a `data_dir`, an agent and a `listen` of its own",
+        );
+    }
 }
 
 /// How many values a name has to have that follows a part; `None`: it has no place that could be followed.

@@ -124,6 +124,7 @@ fn read<'t>(desk: &'t Desk<'t>, names: &'t Names, root: &'t DeTable<'t>) -> Opti
     cluster::complain_of_same_address(&nodes);
     address::complain_of_same(&addresses, &nodes);
     address::complain_of_groups(&addresses);
+    dns::complain_of_too_many(&dns);
     regions::complain(&postgres, &nodes, consensus.as_ref());
     if let (Some(cluster), Some(section)) = (&cluster, &cluster_section) {
         cluster::note_links(cluster, section, &nodes, &mut notes);

@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use outlast_consensus::boottime;
-use outlast_core::agreed::{AgreedNames, NamesCommand, Reply, Stamp};
+use outlast_core::agreed::{AddedRecord, AgreedNames, NamesCommand, Reply, Stamp};
 use outlast_core::event::Fact;
 use outlast_core::names::{Known, Lead, Places, Sights};
 use outlast_core::time::Instant;
@@ -111,16 +111,26 @@ pub enum Ask {
         until: Option<Duration>,
         answer: oneshot::Sender<Result<String, String>>,
     },
+    /// The records of a name are to be remembered for less long; without a time, no more.
+    LowerTtl {
+        name: String,
+        lasts: Option<Duration>,
+        answer: oneshot::Sender<Result<String, String>>,
+    },
 }
 
 impl NameServers {
-    pub fn start(home: Home, cluster: Option<OfNames>) -> anyhow::Result<NameServers> {
+    /// Starts them. Where several nodes agree, they answer by what was agreed on last until they are told of the others.
+    pub fn start(
+        home: Home,
+        others: Option<oneshot::Receiver<OfNames>>,
+    ) -> anyhow::Result<NameServers> {
         let (stop, stopping) = watch::channel(false);
         let (show, seen) = watch::channel(Arc::default());
         let (asks, asked) = mpsc::channel(UPDATES_MAX);
         let thread = std::thread::Builder::new()
             .name("names".to_owned())
-            .spawn(move || run(home, cluster, show, asked, stopping))
+            .spawn(move || run(home, others, show, asked, stopping))
             .context("start the thread of the name servers")?;
         Ok(NameServers { seen, asks, stop, thread: Some(thread) })
     }
@@ -139,11 +149,11 @@ impl NameServers {
     /// Asks what only the name servers can do; whoever waits for the answer is told if it cannot be asked.
     pub fn ask(&self, ask: Ask) {
         if let Err(error) = self.asks.try_send(ask) {
-            let (Ask::Import { answer, .. } | Ask::Pin { answer, .. }) = match error {
-                mpsc::error::TrySendError::Full(ask) | mpsc::error::TrySendError::Closed(ask) => {
-                    ask
-                }
-            };
+            let (mpsc::error::TrySendError::Full(ask) | mpsc::error::TrySendError::Closed(ask)) =
+                error;
+            let (Ask::Import { answer, .. }
+            | Ask::Pin { answer, .. }
+            | Ask::LowerTtl { answer, .. }) = ask;
             answer.send(Err("the name servers of this node are busy".to_owned())).ok();
         }
     }
@@ -160,7 +170,7 @@ impl Drop for NameServers {
 
 fn run(
     home: Home,
-    cluster: Option<OfNames>,
+    others: Option<oneshot::Receiver<OfNames>>,
     show: watch::Sender<Arc<Seen>>,
     asked: mpsc::Receiver<Ask>,
     stop: watch::Receiver<bool>,
@@ -169,13 +179,13 @@ fn run(
         Ok(runtime) => runtime,
         Err(error) => return tracing::error!(%error, "start the runtime of the name servers"),
     };
-    runtime.block_on(Desk::new(home, cluster, show).live(asked, stop));
+    runtime.block_on(Desk::new(home, others, show).live(asked, stop));
     runtime.shutdown_background();
 }
 
-/// What this node answered by last, whatever has become of the others.
-pub(crate) fn kept(data_dir: &std::path::Path) -> Arc<AgreedNames> {
-    store::load(data_dir).agreed
+/// The records, by zone, that updates had added when this node answered last, whatever has become of the others.
+pub(crate) fn kept_records(data_dir: &std::path::Path) -> BTreeMap<String, BTreeSet<AddedRecord>> {
+    store::load(data_dir).added()
 }
 
 /// What it shared in secret.
@@ -185,8 +195,14 @@ pub(crate) fn kept_secrets(data_dir: &std::path::Path) -> NameSecrets {
 
 /// From where it is known what is agreed on.
 enum Source {
+    /// It is known once the agent's part of the cluster has started.
+    Awaited(oneshot::Receiver<OfNames>),
     Cluster(OfNames),
-    Alone { lead: Lead, look_at: Option<Instant>, changes: mpsc::Receiver<Wanted> },
+    Alone {
+        lead: Lead,
+        look_at: Option<Instant>,
+        changes: mpsc::Receiver<Wanted>,
+    },
 }
 
 /// What those who change zones go by.
@@ -194,7 +210,8 @@ enum Source {
 struct View {
     topology: watch::Receiver<Arc<Topology>>,
     kept: watch::Receiver<Kept>,
-    changes: mpsc::Sender<Wanted>,
+    /// `None` until it is known who has to agree.
+    changes: watch::Receiver<Option<mpsc::Sender<Wanted>>>,
 }
 
 struct Desk {
@@ -202,40 +219,49 @@ struct Desk {
     source: Source,
     view: View,
     kept: watch::Sender<Kept>,
+    changes: watch::Sender<Option<mpsc::Sender<Wanted>>>,
     show: watch::Sender<Arc<Seen>>,
     servers: Servers,
     elsewhere: Elsewhere,
     updates: mpsc::Receiver<UpdateRequest>,
     open: JoinSet<()>,
+    /// Brings along what was added while this node was alone.
+    bringing: JoinSet<()>,
 }
 
 impl Desk {
-    fn new(home: Home, cluster: Option<OfNames>, show: watch::Sender<Arc<Seen>>) -> Desk {
+    fn new(
+        home: Home,
+        others: Option<oneshot::Receiver<OfNames>>,
+        show: watch::Sender<Arc<Seen>>,
+    ) -> Desk {
         let (send_updates, updates) = mpsc::channel(UPDATES_MAX);
-        let (kept, known) = watch::channel(store::load(&home.data_dir));
-        let (source, changes) = match cluster {
-            Some(cluster) => {
-                let changes = cluster.changes.clone();
-                (Source::Cluster(cluster), changes)
-            }
+        let kept = store::load(&home.data_dir);
+        let kept = if others.is_some() { kept.in_company() } else { kept };
+        let (kept, known) = watch::channel(kept);
+        let (source, taken) = match others {
+            Some(others) => (Source::Awaited(others), None),
             None => {
                 let (changes, to_change) = mpsc::channel(CHANGES_MAX);
                 let lead = Lead::default();
-                (Source::Alone { lead, look_at: None, changes: to_change }, changes)
+                (Source::Alone { lead, look_at: None, changes: to_change }, Some(changes))
             }
         };
-        let view = View { topology: home.topology.clone(), kept: known, changes };
+        let (changes, to_others) = watch::channel(taken);
+        let view = View { topology: home.topology.clone(), kept: known, changes: to_others };
         let servers = Servers::new(home.base.clone(), home.node.clone(), send_updates);
         Desk {
             home,
             source,
             view,
             kept,
+            changes,
             show,
             servers,
             elsewhere: Elsewhere::default(),
             updates,
             open: JoinSet::new(),
+            bringing: JoinSet::new(),
         }
     }
 
@@ -248,15 +274,21 @@ impl Desk {
             let now = topology.borrow_and_update().clone();
             let seen = sights.borrow_and_update().clone();
             self.learn(&now, seen);
+            self.bring_along();
             self.serve(&now);
             while self.open.try_join_next().is_some() {}
             let wake = self.wake();
             tokio::select! {
-                news = heard(&mut self.source) => {
-                    if let Some((command, answer)) = news {
+                news = heard(&mut self.source) => match news {
+                    News::Others(of) => {
+                        self.changes.send_replace(Some(of.changes.clone()));
+                        self.source = Source::Cluster(of);
+                    }
+                    News::Agreed => {}
+                    News::Wanted((command, answer)) => {
                         answer.send(Ok(self.change_alone(&command))).ok();
                     }
-                }
+                },
                 Ok(()) = topology.changed() => {}
                 Ok(()) = sights.changed() => {}
                 Some(request) = self.updates.recv() => self.update(request),
@@ -272,7 +304,7 @@ impl Desk {
     fn wake(&self) -> Duration {
         let look = match &self.source {
             Source::Alone { look_at, .. } => look_at.map(|at| at.since(boottime())),
-            Source::Cluster(_) => None,
+            Source::Awaited(_) | Source::Cluster(_) => None,
         };
         look.unwrap_or(LOOK_EVERY).max(LOOK_SOON)
     }
@@ -281,21 +313,43 @@ impl Desk {
     fn learn(&mut self, topology: &Arc<Topology>, Sighted { sights, places }: Sighted) {
         let before = self.kept.borrow().clone();
         let after = match &mut self.source {
+            Source::Awaited(_) => return,
             Source::Cluster(of) => {
                 // First: what was agreed on when it became true is then read.
                 let caught_up = *of.caught_up.borrow_and_update();
                 let agreed = of.agreement.borrow_and_update().names.clone();
                 let secrets = of.secrets.borrow_and_update().clone();
-                // A node that has just started hears old news again first.
+                // A node that has just started hears old news again first; and before the first agreement it goes on by what
+                // it knows.
                 let newer = before.agreed.epoch <= agreed.epoch || caught_up;
+                let newer = newer && (agreed.epoch != 0 || before.agreed.epoch == 0);
                 let agreed = if newer { agreed } else { before.agreed.clone() };
                 let mut all = before.secrets.0.clone();
-                all.extend(secrets.0);
-                Kept { agreed, secrets: NameSecrets(all) }
+                for (name, secret) in secrets.0 {
+                    if all.insert(name.clone(), secret.clone()).is_some_and(|own| own != secret) {
+                        tracing::warn!(
+                            name,
+                            "others have agreed on another secret than this node had; if it is a zone's key, tell its \
+                             parent the new DS: `outlast status --format json`"
+                        );
+                    }
+                }
+                let to_bring = if caught_up && newer {
+                    still_to_bring(&before.to_bring, topology, &agreed)
+                } else {
+                    before.to_bring.clone()
+                };
+                Kept { agreed, secrets: NameSecrets(all), alone: false, to_bring }
             }
             Source::Alone { lead, look_at, .. } => {
                 lead.hear(&self.home.node, sights);
-                let mut kept = Kept { secrets: alone(topology, &before.secrets), ..before.clone() };
+                let secrets = alone(topology, &before.secrets);
+                let mut kept = Kept {
+                    secrets,
+                    alone: true,
+                    to_bring: BTreeMap::new(),
+                    agreed: before.agreed.clone(),
+                };
                 let now = boottime();
                 let known = Known { places, ..Known::default() };
                 let look = lead.look(now, wall(), topology, &known, &kept.agreed);
@@ -312,6 +366,17 @@ impl Desk {
         self.keep(topology, before, after);
     }
 
+    /// A node that was alone has its records agreed on, once the others have the zone.
+    fn bring_along(&mut self) {
+        while self.bringing.try_join_next().is_some() {}
+        let Source::Cluster(of) = &self.source else { return };
+        let kept = self.kept.borrow();
+        let zone = kept.to_bring.keys().find(|zone| kept.agreed.zones.contains_key(*zone));
+        if let (Some(zone), true, true) = (zone, *of.caught_up.borrow(), self.bringing.is_empty()) {
+            self.bringing.spawn(update::bring(self.view.clone(), zone.clone()));
+        }
+    }
+
     fn keep(&mut self, topology: &Arc<Topology>, before: Kept, after: Kept) {
         if before == after {
             return;
@@ -319,7 +384,7 @@ impl Desk {
         self.kept.send_replace(after.clone());
         // Who is asked meanwhile answers by the newest.
         self.serve(topology);
-        let nothing = after == Kept::default();
+        let nothing = after == Kept { alone: after.alone, ..Kept::default() };
         if !nothing && let Err(error) = store::save(&self.home.data_dir, &after) {
             tracing::error!(%error, "remember what name servers answer");
         }
@@ -349,6 +414,7 @@ impl Desk {
         let kept = self.kept.borrow().clone();
         let knows = match &self.source {
             // Who has never heard of anything would answer as if all were well.
+            Source::Awaited(_) => kept.agreed.epoch != 0,
             Source::Cluster(of) => kept.agreed.epoch != 0 || *of.caught_up.borrow(),
             Source::Alone { .. } => true,
         };
@@ -357,6 +423,7 @@ impl Desk {
                 self.home.facts.try_send(fact).ok();
             }
             let leads = match &self.source {
+                Source::Awaited(_) => false,
                 Source::Cluster(of) => of.agreement.borrow().leads && *of.caught_up.borrow(),
                 Source::Alone { .. } => true,
             };
@@ -395,8 +462,29 @@ impl Desk {
                     answer.send(update::pin(view, &name, label, until).await).ok();
                 });
             }
+            Ask::LowerTtl { name, lasts, answer } => {
+                self.open.spawn(async move {
+                    answer.send(update::lower_ttl(view, &name, lasts).await).ok();
+                });
+            }
         }
     }
+}
+
+/// What the others do not have yet of what this node has added alone.
+fn still_to_bring(
+    before: &BTreeMap<String, BTreeSet<AddedRecord>>,
+    topology: &Topology,
+    agreed: &AgreedNames,
+) -> BTreeMap<String, BTreeSet<AddedRecord>> {
+    let known = |zone: &String| agreed.zones.get(zone).map(|zone| &zone.records);
+    let zones = before.iter().filter(|(zone, _)| topology.dns.contains_key(*zone));
+    let left = zones.map(|(zone, records)| {
+        let missing =
+            records.iter().filter(|record| known(zone).is_none_or(|all| !all.contains(*record)));
+        (zone.clone(), missing.cloned().collect::<BTreeSet<AddedRecord>>())
+    });
+    left.filter(|(_, records)| !records.is_empty()).collect()
 }
 
 /// What becomes of what is known where one node counts for all.
@@ -421,9 +509,23 @@ fn alone(topology: &Topology, before: &NameSecrets) -> NameSecrets {
     secrets
 }
 
-/// Returns when something else may be agreed on, or where nobody else has to agree, with what is wanted.
-async fn heard(source: &mut Source) -> Option<Wanted> {
+/// What the desk hears of its source.
+enum News {
+    /// Who the others are is known now.
+    Others(OfNames),
+    /// Something else may be agreed on.
+    Agreed,
+    /// Nobody else has to agree on it.
+    Wanted(Wanted),
+}
+
+async fn heard(source: &mut Source) -> News {
     match source {
+        Source::Awaited(others) => match others.await {
+            Ok(of) => News::Others(of),
+            // The agent could not start, and ends.
+            Err(_gone) => pending().await,
+        },
         Source::Cluster(of) => {
             tokio::select! {
                 Ok(()) = of.agreement.changed() => {}
@@ -431,8 +533,11 @@ async fn heard(source: &mut Source) -> Option<Wanted> {
                 Ok(()) = of.caught_up.changed() => {}
                 else => pending::<()>().await,
             }
-            None
+            News::Agreed
         }
-        Source::Alone { changes, .. } => changes.recv().await,
+        Source::Alone { changes, .. } => match changes.recv().await {
+            Some(wanted) => News::Wanted(wanted),
+            None => pending().await,
+        },
     }
 }

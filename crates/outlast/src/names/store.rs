@@ -1,12 +1,12 @@
 //! What a node answers by, on its disk: after a restart the first answer is the last one that was agreed on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use outlast_core::agreed::AgreedNames;
+use outlast_core::agreed::{AddedRecord, AgreedNames};
 use outlast_core::codec::{Code as _, Malformed, Reader};
 
 use crate::cluster::NameSecrets;
@@ -21,6 +21,31 @@ const VERSION: u8 = 1;
 pub(super) struct Kept {
     pub(super) agreed: Arc<AgreedNames>,
     pub(super) secrets: NameSecrets,
+    /// Nobody else had to agree on it.
+    pub(super) alone: bool,
+    /// Records, by zone, that updates have added while this node was alone, and that the others do not have yet.
+    pub(super) to_bring: BTreeMap<String, BTreeSet<AddedRecord>>,
+}
+
+impl Kept {
+    /// Where a node that was alone has got company: what was added is still to be agreed on.
+    pub(super) fn in_company(self) -> Kept {
+        if !self.alone {
+            return self;
+        }
+        let zones = self.agreed.zones.iter().filter(|(_, zone)| !zone.records.is_empty());
+        let to_bring = zones.map(|(name, zone)| (name.clone(), zone.records.clone())).collect();
+        Kept { alone: false, to_bring, ..self }
+    }
+
+    /// All records that updates have added, as far as this node knows.
+    pub(super) fn added(&self) -> BTreeMap<String, BTreeSet<AddedRecord>> {
+        let mut added = self.to_bring.clone();
+        for (name, zone) in &self.agreed.zones {
+            added.entry(name.clone()).or_default().extend(zone.records.iter().cloned());
+        }
+        added
+    }
 }
 
 /// Nothing, if there is nothing or it cannot be read: then this node answers once it has heard from the others.
@@ -47,8 +72,10 @@ fn decode(bytes: &[u8]) -> Result<Kept, Malformed> {
     }
     let agreed = AgreedNames::decode(&mut reader)?;
     let secrets = BTreeMap::decode(&mut reader)?;
+    let alone = bool::decode(&mut reader)?;
+    let to_bring = BTreeMap::decode(&mut reader)?;
     reader.end()?;
-    Ok(Kept { agreed: Arc::new(agreed), secrets: NameSecrets(secrets) })
+    Ok(Kept { agreed: Arc::new(agreed), secrets: NameSecrets(secrets), alone, to_bring })
 }
 
 /// Whole or not at all. Keys are in it: it is readable for nobody else.
@@ -56,6 +83,8 @@ pub(super) fn save(data_dir: &Path, kept: &Kept) -> std::io::Result<()> {
     let mut bytes = vec![VERSION];
     kept.agreed.encode(&mut bytes);
     kept.secrets.0.encode(&mut bytes);
+    kept.alone.encode(&mut bytes);
+    kept.to_bring.encode(&mut bytes);
     let beside = data_dir.join("names.new");
     let mut options = std::fs::File::options();
     let mut file = options.create(true).truncate(true).write(true).mode(0o600).open(&beside)?;
@@ -67,7 +96,26 @@ pub(super) fn save(data_dir: &Path, kept: &Kept) -> std::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use outlast_core::agreed::AgreedZone;
+
     use super::*;
+
+    #[test]
+    fn what_was_added_alone_is_still_to_be_brought_along_and_what_was_agreed_on_is_not() {
+        let record = AddedRecord { owner: vec![0], rtype: 1, ttl: 60, data: vec![192, 0, 2, 1] };
+        let records = BTreeSet::from([record]);
+        let zone = AgreedZone { records: records.clone(), ..AgreedZone::default() };
+        let zones = [("example.com", zone), ("example.net", AgreedZone::default())];
+        let zones = zones.map(|(name, zone)| (name.to_owned(), zone)).into();
+        let agreed = Arc::new(AgreedNames { zones, ..AgreedNames::default() });
+        let agreed_on = Kept { agreed, ..Kept::default() };
+        assert_eq!(agreed_on.clone().in_company(), agreed_on);
+        let to_bring = BTreeMap::from([("example.com".to_owned(), records)]);
+        let company = Kept { alone: true, ..agreed_on.clone() }.in_company();
+        assert_eq!(company, Kept { to_bring, ..agreed_on });
+        // Once more: the first time may have been cut short.
+        assert_eq!(company.clone().in_company(), company);
+    }
 
     #[test]
     fn what_is_kept_is_read_again_and_rubbish_is_not() {
@@ -76,7 +124,9 @@ mod tests {
         assert_eq!(load(&dir), Kept::default());
         let agreed = AgreedNames { epoch: 7, ..AgreedNames::default() };
         let secrets = NameSecrets(BTreeMap::from([("cookies".to_owned(), vec![1; 16])]));
-        let kept = Kept { agreed: Arc::new(agreed), secrets };
+        let record = AddedRecord { owner: vec![0], rtype: 1, ttl: 60, data: vec![192, 0, 2, 1] };
+        let to_bring = BTreeMap::from([("example.com".to_owned(), BTreeSet::from([record]))]);
+        let kept = Kept { agreed: Arc::new(agreed), secrets, alone: true, to_bring };
         save(&dir, &kept).unwrap();
         assert_eq!(load(&dir), kept);
         std::fs::write(dir.join(FILE), b"\x01rubbish").unwrap();

@@ -1,4 +1,5 @@
-//! Changes that others ask for: RFC 2136 updates, zone files that are taken in, and people who say who is to serve.
+//! Changes that others ask for: RFC 2136 updates, zone files that are taken in, and people who say who is to serve
+//! or that an answer is soon another one.
 //!
 //! They go through the agreement, so that all name servers have them or none. What the file says is the file's: it is
 //! changed there.
@@ -7,10 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use outlast_core::agreed::{AgreedNames, AgreedPin, Limit, NameChange, NamesCommand, Reply};
+use outlast_core::agreed::{
+    AgreedNames, AgreedPin, LOWERED_MAX, Limit, NameChange, NamesCommand, Reply,
+};
 use outlast_core::names::{FailoverId, policy_key};
 use outlast_core::time::Timestamp;
-use outlast_core::topology::{Policy, Topology, Zone};
+use outlast_core::topology::{Policy, Record as TopologyRecord, Topology, Zone};
+use outlast_core::units::show_duration;
 use outlast_dns::dnssec::Signatures;
 use outlast_dns::name::Name;
 use outlast_dns::server::UpdateRequest;
@@ -102,7 +106,11 @@ async fn change(
 async fn agree(view: &View, command: NamesCommand) -> Result<Reply, String> {
     let (answer, answered) = oneshot::channel();
     let busy = || "too many changes of names wait already".to_owned();
-    view.changes.try_send((command, answer)).map_err(|_full| busy())?;
+    let mut known = view.changes.clone();
+    let others = tokio::time::timeout(KNOWN_MAX, known.wait_for(Option::is_some)).await;
+    let changes = others.ok().and_then(|others| others.ok()?.clone());
+    let changes = changes.ok_or("this agent is still starting; ask again")?;
+    changes.try_send((command, answer)).map_err(|_full| busy())?;
     answered.await.map_err(|_gone| "the agent is stopping".to_owned())?
 }
 
@@ -265,6 +273,34 @@ pub(super) async fn import(view: View, zone: &str, text: &str) -> Result<String,
     Ok(told)
 }
 
+/// Has agreed on what this node added to a zone while it was alone; the desk asks again for what is left.
+pub(super) async fn bring(view: View, zone: String) {
+    let kept = view.kept.borrow().clone();
+    let records = kept.to_bring.get(&zone).into_iter().flatten();
+    let changes: Vec<NameChange> = records
+        .take(BATCH)
+        .map(|record| NameChange::Record {
+            zone: zone.clone(),
+            record: record.clone(),
+            present: true,
+        })
+        .collect();
+    let from = kept.agreed.epoch;
+    let command = NamesCommand::Change { from, changes, zones: BTreeSet::from([zone.clone()]) };
+    let why = match agree(&view, command).await {
+        Ok(Reply::Done) => None,
+        Ok(why) => Some(why.to_string()),
+        Err(why) => Some(why),
+    };
+    if let Some(why) = &why {
+        tracing::info!(zone, why, "records that updates have added are not brought along yet");
+    }
+    let mut known = view.kept.clone();
+    let newer = known.wait_for(|now| from != now.agreed.epoch);
+    // What was refused for what it is, is refused again: not too often.
+    tokio::time::timeout(KNOWN_MAX, newer).await.ok();
+}
+
 fn no_zone(topology: &Topology, zone: &str) -> String {
     let zones: Vec<&str> = topology.dns.keys().map(String::as_str).collect();
     match zones.as_slice() {
@@ -273,45 +309,30 @@ fn no_zone(topology: &Topology, zone: &str) -> String {
     }
 }
 
-/// Says who of a failover policy is to serve.
-pub(super) async fn pin(
-    view: View,
+/// What a person wants to be agreed on, and what is told once it is.
+struct Wish {
+    changes: Vec<NameChange>,
+    /// Those whose answers become other ones by that.
+    zones: BTreeSet<String>,
+    told: String,
+}
+
+/// Has agreed on what a person wants. `make` may be called again: it sees what is agreed on by then.
+async fn grant(
+    view: &View,
     name: &str,
-    label: Option<String>,
-    lasts: Option<Duration>,
+    make: impl Fn(&Topology, &AgreedNames) -> Result<Wish, String>,
 ) -> Result<String, String> {
     for _ in 0..TRIES {
         let topology: Arc<Topology> = view.topology.borrow().clone();
         let agreed = view.kept.borrow().agreed.clone();
-        let all = failovers_of(&topology, name)?;
-        let meant: Vec<&(String, Vec<String>)> = match &label {
-            Some(label) => all.iter().filter(|(_, labels)| labels.contains(label)).collect(),
-            None => all.iter().collect(),
-        };
-        if let (Some(label), true) = (&label, meant.is_empty()) {
-            let labels: Vec<&str> = all.iter().flat_map(|(_, of)| of).map(String::as_str).collect();
-            return Err(format!("`{label}` is none of {}", labels.join(", ")));
-        }
-        let until = lasts.map(|lasts| {
-            Timestamp(wall().0.saturating_add(i64::try_from(lasts.as_millis()).unwrap_or(i64::MAX)))
-        });
-        let pin = label.clone().map(|label| AgreedPin { label, until });
-        let changes =
-            meant.into_iter().filter(|(policy, _)| agreed.pins.get(policy) != pin.as_ref());
-        let changes: Vec<NameChange> = changes
-            .map(|(policy, _)| NameChange::Pinned { policy: policy.clone(), pin: pin.clone() })
-            .collect();
+        let Wish { changes, zones, told } = make(&topology, &agreed)?;
         if changes.is_empty() {
             return Ok(format!("{name} is as it was"));
         }
-        let command = NamesCommand::Change { from: agreed.epoch, changes, zones: BTreeSet::new() };
-        match agree(&view, command).await {
-            Ok(Reply::Done) => {
-                return Ok(match &label {
-                    Some(label) => format!("{label} is to serve {name}, as long as it is not down"),
-                    None => format!("{name} is answered by health alone again"),
-                });
-            }
+        let command = NamesCommand::Change { from: agreed.epoch, changes, zones };
+        match agree(view, command).await {
+            Ok(Reply::Done) => return Ok(told),
             Err(why) => return Err(format!("{why}; it may still come to it")),
             Ok(_overtaken) => {}
         }
@@ -324,8 +345,99 @@ pub(super) async fn pin(
     Err("other changes keep coming first; ask again".to_owned())
 }
 
-/// The failover policies of a name that go by health, and what each chooses among.
-fn failovers_of(topology: &Topology, name: &str) -> Result<Vec<(String, Vec<String>)>, String> {
+/// So much later than now, by this node's wall clock.
+fn from_now(lasts: Duration) -> Timestamp {
+    Timestamp(wall().0.saturating_add(i64::try_from(lasts.as_millis()).unwrap_or(i64::MAX)))
+}
+
+/// Says who of a failover policy is to serve.
+pub(super) async fn pin(
+    view: View,
+    name: &str,
+    label: Option<String>,
+    lasts: Option<Duration>,
+) -> Result<String, String> {
+    let wish = |topology: &Topology, agreed: &AgreedNames| {
+        let all = failovers_of(topology, name)?;
+        let meant: Vec<&(String, Vec<String>)> = match &label {
+            Some(label) => all.iter().filter(|(_, labels)| labels.contains(label)).collect(),
+            None => all.iter().collect(),
+        };
+        if let (Some(label), true) = (&label, meant.is_empty()) {
+            let labels: Vec<&str> = all.iter().flat_map(|(_, of)| of).map(String::as_str).collect();
+            return Err(format!("`{label}` is none of {}", labels.join(", ")));
+        }
+        let pin = label.clone().map(|label| AgreedPin { label, until: lasts.map(from_now) });
+        let changes =
+            meant.into_iter().filter(|(policy, _)| agreed.pins.get(policy) != pin.as_ref());
+        let changes = changes
+            .map(|(policy, _)| NameChange::Pinned { policy: policy.clone(), pin: pin.clone() });
+        let told = match &label {
+            Some(label) => format!("{label} is to serve {name}, as long as it is not down"),
+            None => format!("{name} is answered by health alone again"),
+        };
+        // Whoever leads finds out what becomes of the answers.
+        Ok(Wish { changes: changes.collect(), zones: BTreeSet::new(), told })
+    };
+    grant(&view, name, wish).await
+}
+
+/// Has all records of a name remembered for less long, so that a move that nobody but people knows of is soon noticed.
+pub(super) async fn lower_ttl(
+    view: View,
+    name: &str,
+    lasts: Option<Duration>,
+) -> Result<String, String> {
+    if lasts.is_some_and(|lasts| lasts.is_zero() || LOWERED_MAX < lasts) {
+        return Err(format!(
+            "it cannot be lower for this long: write {} or less, and say it again if it has to last",
+            show_duration(LOWERED_MAX)
+        ));
+    }
+    let wish = |topology: &Topology, agreed: &AgreedNames| {
+        let records = records_of(topology, name)?;
+        if records.is_empty() {
+            return Err(format!(
+                "no record of the topology has the name {name}; what updates have added has the ttl that they gave it"
+            ));
+        }
+        let until = lasts.map(from_now);
+        let longest = |ttl: fn(&TopologyRecord) -> Duration| {
+            show_duration(records.iter().map(|(_, record)| ttl(record)).max().unwrap_or_default())
+        };
+        let (ttl, lower) = (longest(|record| record.ttl), longest(|record| record.ttl_degraded));
+        if until.is_some() && ttl == lower {
+            return Err(format!(
+                "{name} is remembered for {ttl} anyway: give it a `ttl_degraded` below its `ttl` in the topology"
+            ));
+        }
+        let (mut changes, mut zones) = (Vec::new(), BTreeSet::new());
+        for (zone, record) in records {
+            let key = policy_key(zone, &FailoverId::of(record));
+            let before = agreed.lowered.get(&key).copied();
+            if before.is_some() != until.is_some() {
+                zones.insert(zone.clone());
+            }
+            if before != until {
+                changes.push(NameChange::Lowered { record: key, until });
+            }
+        }
+        let told = match until {
+            Some(until) => format!(
+                "{name} is remembered for {lower} until {until}; caches still have it for up to {ttl} from now"
+            ),
+            None => format!("{name} is remembered for {ttl} again"),
+        };
+        Ok(Wish { changes, zones, told })
+    };
+    grant(&view, name, wish).await
+}
+
+/// The records of a name, each with its zone.
+fn records_of<'t>(
+    topology: &'t Topology,
+    name: &str,
+) -> Result<Vec<(&'t String, &'t TopologyRecord)>, String> {
     let wanted = spec::parse(name)?;
     let mut found = Vec::new();
     for (zone, of) in &topology.dns {
@@ -334,13 +446,21 @@ fn failovers_of(topology: &Topology, name: &str) -> Result<Vec<(String, Vec<Stri
                 "@" => zone.clone(),
                 own => format!("{own}.{zone}"),
             };
-            if spec::parse(&own)? != wanted {
-                continue;
+            if spec::parse(&own)? == wanted {
+                found.push((zone, record));
             }
-            if let Policy::Failover { entries, follows: None, .. } = &record.policy {
-                let labels = entries.iter().map(outlast_core::topology::Entry::label).collect();
-                found.push((policy_key(zone, &FailoverId::of(record)), labels));
-            }
+        }
+    }
+    Ok(found)
+}
+
+/// The failover policies of a name that go by health, and what each chooses among.
+fn failovers_of(topology: &Topology, name: &str) -> Result<Vec<(String, Vec<String>)>, String> {
+    let mut found = Vec::new();
+    for (zone, record) in records_of(topology, name)? {
+        if let Policy::Failover { entries, follows: None, .. } = &record.policy {
+            let labels = entries.iter().map(outlast_core::topology::Entry::label).collect();
+            found.push((policy_key(zone, &FailoverId::of(record)), labels));
         }
     }
     if found.is_empty() {

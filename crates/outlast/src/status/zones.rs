@@ -45,8 +45,11 @@ fn line(record: &RecordStatus, ink: Ink) -> String {
         "down" => ink.on(Paint::Red, "down"),
         health => plain(health),
     };
+    let lowered = record.ttl_lowered_until.as_ref();
+    let lowered =
+        lowered.map(|until| format!(" (lowered until {})", plain(until))).unwrap_or_default();
     format!(
-        "{} {}  {}  {values}  ttl {}s  {health}",
+        "{} {}  {}  {values}  ttl {}s{lowered}  {health}",
         plain(&record.name),
         record.kind,
         record.policy,

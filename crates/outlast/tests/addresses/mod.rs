@@ -34,6 +34,28 @@ interface = "eth0"
 nodes = ["a", "b", "c"]
 "#;
 
+/// A name that is where the address is.
+const FOLLOWED: &str = r#"
+[dns."example.com"]
+listen = "0.0.0.0:53"
+records = [
+  { name = "edge", type = "A", policy = "failover", values = ["10.0.0.1", "10.0.0.2", "10.0.0.3"], follows = "address.edge" },
+]
+"#;
+
+/// Waits until the name leads to a node, at each of these name servers.
+fn named_by(lab: &Lab, servers: &[&str], holder: &str) {
+    let place = CANDIDATES.iter().position(|node| *node == holder).unwrap() + 1;
+    for server in servers {
+        wait_until(&format!("{server} says that it is {holder}"), || {
+            let dig =
+                ["dig", "@127.0.0.1", "+short", "+tries=1", "+time=1", "edge.example.com", "A"];
+            let said = lab.exec(server, &dig).stdout;
+            String::from_utf8_lossy(&said).trim() == format!("10.0.0.{place}")
+        });
+    }
+}
+
 const CANDIDATES: [&str; 3] = ["a", "b", "c"];
 
 /// The node that says, through the address, that it is the one.
@@ -69,14 +91,16 @@ fn without<'a>(node: &str) -> Vec<&'a str> {
 #[test]
 fn an_address_is_held_by_one_node_and_moves_when_that_dies_is_cut_off_or_stops() {
     each_user(|user| {
-        let lab = Lab::up(user, FILE);
+        let lab = Lab::up(user, &format!("{FILE}{FOLLOWED}"));
         let first = wait("somebody answers on the address", || answers(&lab));
         // The preferred one of those that ask in time: on a busy machine not always the file's first.
         assert_eq!(holders(&lab, &CANDIDATES), [first.as_str()]);
+        named_by(&lab, &CANDIDATES, &first);
 
         lab.good(&["kill", &first]);
         let second = wait("another one answers", || answers(&lab).filter(|now| *now != first));
         assert_eq!(holders(&lab, &without(&first)), [second.as_str()]);
+        named_by(&lab, &without(&first), &second);
         lab.good(&["start", &first]);
         wait_until("the first one is back", || seen_by(&lab, &first)["holder"] == second.as_str());
         // It is not taken back from one that is well.
@@ -86,7 +110,11 @@ fn an_address_is_held_by_one_node_and_moves_when_that_dies_is_cut_off_or_stops()
         let third = wait("another one answers", || answers(&lab).filter(|now| *now != second));
         // It had let go before anybody else answered.
         assert!(holders(&lab, &[&second]).is_empty());
+        named_by(&lab, &without(&second), &third);
+        // Who is cut off says what was agreed on last.
+        named_by(&lab, &[&second], &second);
         lab.good(&["heal"]);
+        named_by(&lab, &CANDIDATES, &third);
         wait_until("it knows who holds it", || seen_by(&lab, &second)["holder"] == third.as_str());
 
         lab.good(&["stop", &third]);

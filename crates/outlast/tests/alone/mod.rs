@@ -2,7 +2,9 @@
 
 use std::process::Command;
 
-use super::stage::{Backend, Stage, free_port, wait_until};
+use rustix::process::Signal;
+
+use super::stage::{Backend, Stage, free_port, kill, wait_until};
 
 const KEY: &str = "key \"admin\" { algorithm hmac-sha256; secret \"c2VjcmV0LWtleS1vZi0zMi1ieXRlcy1pbi1hbGw=\"; };\n";
 
@@ -13,6 +15,14 @@ fn dig(port: u16, words: &[&str]) -> String {
     let output = command.args(words).output().expect("bind9-dnsutils is installed");
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     said.lines().filter(|line| !line.starts_with(';')).collect::<Vec<_>>().join(" ")
+}
+
+/// The same with all that is said.
+fn whole(port: u16, name: &str) -> String {
+    let mut command = Command::new("dig");
+    command.args(["@127.0.0.1", "-p", &port.to_string(), "+tries=1", "+time=1", name, "A"]);
+    let output = command.output().expect("bind9-dnsutils is installed");
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 fn says(port: u16, name: &str, kind: &str, value: &str) {
@@ -59,10 +69,52 @@ fn a_zone_file_is_taken_in_and_a_pin_decides_until_it_is_taken_out() {
     let (obeyed, said) = stage.verb(&["dns", "unpin", "api.example.com"]);
     assert!(obeyed, "{said}");
 
-    // Killed and started again, it has all of it.
+    // People say that it moves soon: of any record, until it ends by itself or they say so.
+    let ttl = |name: &str| {
+        let (_, said) = stage.verb(&["dns", "explain", name]);
+        said.lines().next().unwrap_or_default().split("ttl ").last().unwrap_or_default().to_owned()
+    };
+    let answered = || {
+        let said = dig(port, &["+noshort", "+noall", "+answer", "api.example.com", "A"]);
+        said.split_whitespace().nth(1).map(str::to_owned)
+    };
+    assert_eq!((ttl("api.example.com").as_str(), answered().as_deref()), ("60s", Some("60")));
+    let lower =
+        |more: &[&str]| stage.verb(&[&["dns", "lower-ttl", "api.example.com"], more].concat());
+    let (obeyed, said) = lower(&["--for", "25h"]);
+    assert!(!obeyed && said.contains("write 1d or less"), "{said}");
+    let (obeyed, said) = stage.verb(&["dns", "lower-ttl", "mail.example.com", "--for", "1h"]);
+    assert!(!obeyed && said.contains("no record of the topology"), "{said}");
+    let (obeyed, said) = lower(&["--for", "1h"]);
+    assert!(obeyed && said.contains("remembered for 30s until"), "{said}");
+    wait_until("the lower ttl is answered", || answered().as_deref() == Some("30"));
+    assert_eq!(ttl("api.example.com"), "30s as a person asked");
+    let (_, said) = stage.verb(&["status"]);
+    assert!(said.contains("ttl 30s (lowered until 20"), "{said}");
+    let (obeyed, said) = lower(&["--end"]);
+    assert!(obeyed && said.contains("remembered for 1m again"), "{said}");
+    wait_until("the ttl is as ever", || answered().as_deref() == Some("60"));
+    let (obeyed, said) = lower(&["--for", "1ms"]);
+    assert!(obeyed, "{said}");
+    wait_until("it ends by itself", || ttl("api.example.com") == "60s");
+
+    // Killed and started again, it has all of it with its first answer, and waits for nothing but its disk.
     drop(agent);
-    let _agent = stage.spawn();
-    says(port, "mail.example.com", "A", "192.0.2.7");
+    let proxies = stage.proxies();
+    assert!(!proxies.is_empty());
+    proxies.iter().for_each(|&proxy| kill(proxy, Signal::STOP));
+    let mut agent = stage.spawn();
+    let mut first = String::new();
+    wait_until("it answers again", || {
+        first = whole(port, "mail.example.com");
+        first.contains("status: ")
+    });
+    assert!(first.contains("NOERROR") && first.contains("192.0.2.7"), "{first}");
+    assert_eq!(stage.proxies(), proxies);
+    assert!(stage.status().is_none(), "the agent still waits for its proxy");
+    proxies.iter().for_each(|&proxy| kill(proxy, Signal::CONT));
+    stage.wait_for_agent(&mut agent);
+    assert_eq!(stage.proxies(), proxies);
 }
 
 #[test]

@@ -26,6 +26,10 @@ const FACE: u16 = 7900;
 const SERVER: u16 = 7432;
 const WRITE: u16 = 7632;
 const READ: u16 = 7633;
+const NAMES: u16 = 7953;
+
+/// A host that is no node.
+const NO_NODE: u8 = 100;
 
 /// How long a question of a test may take.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -36,7 +40,7 @@ pub(crate) struct Plan {
     pub(crate) nodes: &'static [&'static str],
     /// The nodes that have PostgreSQL.
     pub(crate) members: &'static [&'static str],
-    /// More lines of `[postgres.orders]`.
+    /// More lines of `[postgres.orders]`, and sections after it; NAMES stands for [`Cluster::names`].
     pub(crate) lines: &'static str,
 }
 
@@ -138,7 +142,8 @@ impl Cluster {
             programs_in(&self.bin),
             self.data(node).display(),
             at(WRITE),
-            at(READ)
+            at(READ),
+            lines = lines.replace("NAMES", &self.names().to_string())
         );
         fs::write(self.file(node), text).unwrap();
     }
@@ -162,7 +167,10 @@ impl Cluster {
     }
 
     fn at(&self, node: &str, port: u16) -> SocketAddr {
-        let host = u8::try_from(self.index(node) + 1).unwrap();
+        self.at_host(u8::try_from(self.index(node) + 1).unwrap(), port)
+    }
+
+    fn at_host(&self, host: u8, port: u16) -> SocketAddr {
         // Test programs that run side by side have different numbers here.
         let program = u8::try_from(std::process::id() % 120).unwrap() + 80;
         SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, program, self.number, host)), port)
@@ -179,6 +187,20 @@ impl Cluster {
     /// Past the ports, to PostgreSQL itself.
     pub(crate) fn server(&self, node: &str) -> SocketAddr {
         self.at(node, SERVER)
+    }
+
+    /// Where one of the name servers listens: all are to, and the others of this machine come too late.
+    pub(crate) fn names(&self) -> SocketAddr {
+        self.at_host(NO_NODE, NAMES)
+    }
+
+    /// What is answered to a name.
+    pub(crate) fn name(&self, name: &str) -> String {
+        let (at, port) = (format!("@{}", self.names().ip()), NAMES.to_string());
+        let mut command = Command::new("dig");
+        command.args([&at, "-p", &port, "+short", "+tries=1", "+time=1", name, "A"]);
+        let output = command.output().expect("bind9-dnsutils is installed");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
     pub(crate) fn write_ports(&self, but: &[&str]) -> Vec<SocketAddr> {

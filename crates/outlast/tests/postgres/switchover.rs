@@ -4,12 +4,21 @@ use std::time::Instant;
 
 use rustix::process::Signal;
 
-use crate::cluster::{Cluster, THREE};
+use crate::cluster::{Cluster, Plan, THREE};
 use crate::wait::{REJOIN, SOON};
 use crate::{are_real, processes, sql};
 
 /// A standby whose disk stalls makes a switchover lead back to where it began; then it may be asked for again.
 const TRIES_MAX: usize = 3;
+
+/// A name that is where the primary is.
+const FOLLOWED: &str = r#"
+[dns."example.com"]
+listen = "NAMES"
+records = [
+  { name = "db", type = "A", policy = "failover", values = ["192.0.2.1", "192.0.2.2", "192.0.2.3"], follows = "postgres.orders" },
+]
+"#;
 
 /// Moves the primary, and says how that went.
 pub(crate) fn moved(cluster: &Cluster, from: &str, to: &str) -> String {
@@ -32,9 +41,17 @@ fn the_primary_moves_there_and_back_without_an_error_or_a_loss() {
     if !are_real() {
         return;
     }
-    let cluster = Cluster::serving(THREE);
+    let cluster = Cluster::serving(Plan { lines: FOLLOWED, ..THREE });
     let first = cluster.primary().unwrap();
     let second = THREE.nodes.iter().copied().find(|node| *node != first).unwrap();
+    let leads_to = |node: &str| {
+        let nth = THREE.nodes.iter().position(|name| *name == node).unwrap() + 1;
+        let what = format!("the name leads to {node}");
+        cluster.until(SOON, &what, |cluster| {
+            cluster.name("db.example.com") == format!("192.0.2.{nth}")
+        });
+    };
+    leads_to(first);
     let writer = cluster.writer(&[]);
     for to in [second, first] {
         let since = Instant::now();
@@ -43,6 +60,7 @@ fn the_primary_moves_there_and_back_without_an_error_or_a_loss() {
         cluster.flows(&writer);
         println!("MEASURED switchover: blackout {:.2} s", writer.blackout(since).as_secs_f64());
         cluster.until(SOON, "it is primary", |cluster| cluster.primary() == Some(to));
+        leads_to(to);
         cluster.until(SOON, "all count again", Cluster::is_whole);
         for node in THREE.nodes {
             let read = sql::ask(cluster.read_port(node), SOON, "select pg_is_in_recovery()");

@@ -120,7 +120,8 @@ fn names(agreed: &Agreed, [a, b, c, d]: [u8; 4]) -> NamesCommand {
     let record =
         AddedRecord { owner: alloc::vec![c % 4], rtype: 1, ttl: 60, data: text(d).into_bytes() };
     let pin = AgreedPin { label: text(c), until: None };
-    let change = match c % 8 {
+    let until = Timestamp(i64::from(d));
+    let change = match c % 9 {
         0 => NameChange::Forget { of },
         1 | 2 => {
             let health = if d.is_multiple_of(2) { Health::Up } else { Health::Down };
@@ -130,7 +131,8 @@ fn names(agreed: &Agreed, [a, b, c, d]: [u8; 4]) -> NamesCommand {
         4 => NameChange::Chosen { policy: of, label: (d % 2 == 0).then(|| text(d)) },
         5 => NameChange::Pinned { policy: of, pin: (d % 2 == 0).then_some(pin) },
         6 => NameChange::Zone { zone: zone.clone(), digest: (d % 8 != 0).then_some(u64::from(d)) },
-        _ => NameChange::Record { zone: zone.clone(), record, present: d % 4 != 0 },
+        7 => NameChange::Record { zone: zone.clone(), record, present: d % 4 != 0 },
+        _ => NameChange::Lowered { record: of, until: (d % 2 == 0).then_some(until) },
     };
     NamesCommand::Change { from, changes: alloc::vec![change], zones: [zone].into() }
 }

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use outlast_core::names::{Answers, agreed_answers};
+use outlast_core::names::{Answers, agreed_answers, lowered};
+use outlast_core::time::Timestamp;
 use outlast_core::topology::Zone;
 use outlast_dns::elsewhere::News;
 use serde::{Deserialize, Serialize};
@@ -42,6 +43,8 @@ pub struct RecordStatus {
     /// Something of it is down, is about to be moved, or is not where it belongs.
     pub degraded: bool,
     pub ttl_seconds: u64,
+    /// Until when a person wants it to be lower; null: nobody does.
+    pub ttl_lowered_until: Option<String>,
     /// Everything that some client may get now.
     pub values: Vec<String>,
 }
@@ -64,7 +67,10 @@ impl ZoneStatus {
             ds: seen.ds.get(name).cloned(),
             elsewhere: elsewhere(name, seen),
             records: records
-                .map(|(record, answers)| RecordStatus::of(record.policy.word(), answers))
+                .map(|(record, answers)| {
+                    let lowered = lowered(name, record, &seen.agreed);
+                    RecordStatus::of(record.policy.word(), lowered, answers)
+                })
                 .collect(),
             added_records: seen.agreed.zones.get(name).map_or(0, |zone| zone.records.len()),
         }
@@ -86,7 +92,7 @@ fn elsewhere(zone: &str, seen: &Seen) -> BTreeMap<String, String> {
 }
 
 impl RecordStatus {
-    fn of(policy: &str, answers: &Answers) -> RecordStatus {
+    fn of(policy: &str, lowered: Option<Timestamp>, answers: &Answers) -> RecordStatus {
         RecordStatus {
             name: answers.name.clone(),
             kind: answers.kind.word().to_owned(),
@@ -94,6 +100,7 @@ impl RecordStatus {
             health: answers.health.to_string(),
             degraded: answers.degraded,
             ttl_seconds: answers.ttl.as_secs(),
+            ttl_lowered_until: lowered.map(|until| until.to_string()),
             values: answers.choice.values().into_iter().map(ToString::to_string).collect(),
         }
     }

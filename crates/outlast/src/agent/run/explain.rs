@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use outlast_core::health::Health;
 use outlast_core::names::{
-    AGREEMENT, Answers, Explained, Sights, agreed_answers, explain, of_record, wanted_by,
+    AGREEMENT, Answers, Explained, Sights, agreed_answers, explain, lowered, of_record, wanted_by,
 };
 use outlast_core::topology::{Record, Zone};
 use serde_json::{Value, json};
@@ -87,6 +87,7 @@ impl Loop {
             "type": answers.kind.word(),
             "serial": seen.serials.get(zone_name),
             "ttl_seconds": answers.ttl.as_secs(),
+            "ttl_lowered_until": lowered(zone_name, record, &seen.agreed).map(|until| until.to_string()),
             "health": answers.health.to_string(),
             "degraded": answers.degraded,
             "values": answers.choice.values().into_iter().map(ToString::to_string).collect::<Vec<_>>(),

@@ -222,7 +222,7 @@ static RECORD: Shape = Shape {
         Key::new(
             "ttl_degraded",
             DURATION_OR_ZERO,
-            "The same while something of it is down or about to be moved; half of `ttl`, but not below 5s, if absent.",
+            "The same while something of it is down or about to be moved, or after `outlast dns lower-ttl`; half of `ttl`, but not below 5s, if absent.",
         ),
         Key::new(
             "when_all_down",

@@ -1,21 +1,21 @@
 //! One HTTP/1.1 request on a connection of its own.
 
 use std::io;
-use std::pin::Pin;
 use std::sync::{Arc, LazyLock};
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::Request;
 use hyper::body::Body as _;
+use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 /// How long it may take to reach a server, its name and TLS included.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
@@ -25,9 +25,6 @@ const ANSWER_MAX: Duration = Duration::from_secs(30);
 
 /// Bytes of an answer's body. A page of Route 53 has at most 300 sets of records.
 const BODY_MAX: usize = 8 << 20;
-
-/// Bytes of one read. Hyper's own buffer cannot be lent to tokio without `unsafe`.
-const READ_MAX: usize = 8 << 10;
 
 /// Where a service is: `http://HOST:PORT` or `https://HOST`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,50 +113,59 @@ pub(crate) async fn ask_within(
     let request = request
         .body(Full::new(question.body))
         .map_err(|error| format!("the request to {place}: {error}"))?;
-    let connected = timeout(connect_max, connect(endpoint)).await;
-    let stream = connected
-        .map_err(|_elapsed| format!("{place} is not reached within {connect_max:?}"))?
-        .map_err(|error| format!("reach {place}: {error}"))?;
-    let exchange = async {
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(Hyper(stream)).await?;
-        let answer = async {
-            let response = sender.send_request(request).await?;
-            let status = response.status().as_u16();
-            let body = response.into_body();
-            if body.size_hint().lower() > BODY_MAX as u64 {
-                return Ok(Err("its answer is too long".to_owned()));
-            }
-            let whole = Limited::new(body, BODY_MAX).collect().await;
-            let body = whole.map(http_body_util::Collected::to_bytes);
-            Ok(body.map(|body| Answer { status, body }).map_err(|error| error.to_string()))
-        };
-        tokio::pin!(answer, connection);
-        tokio::select! {
-            answer = &mut answer => answer,
-            // What has come is an answer, however the connection ended after it.
-            ended = &mut connection => match answer.await {
-                Ok(answer) => Ok(answer),
-                Err(error) => Err(ended.err().unwrap_or(error)),
-            },
-        }
+    let late = |_elapsed| format!("{place} is not reached within {connect_max:?}");
+    let unreached = |error| format!("reach {place}: {error}");
+    let answered = if endpoint.tls {
+        let connected = timeout(connect_max, connect_tls(endpoint)).await;
+        let stream = connected.map_err(late)?.map_err(unreached)?;
+        timeout(answer_max, exchange(stream, request)).await
+    } else {
+        let connected = timeout(connect_max, connect(endpoint)).await;
+        let stream = connected.map_err(late)?.map_err(unreached)?;
+        timeout(answer_max, exchange(stream, request)).await
     };
-    match timeout(answer_max, exchange).await {
-        Ok(Ok(answer)) => answer.map_err(|error| format!("{place}: {error}")),
-        Ok(Err(error)) => Err(format!("{place}: {error}")),
+    match answered {
+        Ok(answer) => answer.map_err(|error| format!("{place}: {error}")),
         Err(_elapsed) => Err(format!("{place} does not answer within {answer_max:?}")),
     }
 }
 
-async fn connect(endpoint: &Endpoint) -> io::Result<Stream> {
+async fn exchange<S>(stream: S, request: Request<Full<Bytes>>) -> Result<Answer, String>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let shaken = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+    let (mut sender, connection) = shaken.map_err(|error| error.to_string())?;
+    let answer = async {
+        let response = sender.send_request(request).await?;
+        let status = response.status().as_u16();
+        let body = response.into_body();
+        if body.size_hint().lower() > BODY_MAX as u64 {
+            return Ok(Err("its answer is too long".to_owned()));
+        }
+        let whole = Limited::new(body, BODY_MAX).collect().await;
+        let body = whole.map(http_body_util::Collected::to_bytes);
+        Ok(body.map(|body| Answer { status, body }).map_err(|error| error.to_string()))
+    };
+    tokio::pin!(answer, connection);
+    let answer: hyper::Result<_> = tokio::select! {
+        answer = &mut answer => answer,
+        // What has come is an answer, however the connection ended after it.
+        ended = &mut connection => answer.await.map_err(|error| ended.err().unwrap_or(error)),
+    };
+    answer.map_err(|error| error.to_string())?
+}
+
+async fn connect(endpoint: &Endpoint) -> io::Result<TcpStream> {
     let stream = TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await?;
     stream.set_nodelay(true)?;
-    if !endpoint.tls {
-        return Ok(Stream::Plain(stream));
-    }
+    Ok(stream)
+}
+
+async fn connect_tls(endpoint: &Endpoint) -> io::Result<TlsStream<TcpStream>> {
     let name = ServerName::try_from(endpoint.host.clone()).map_err(io::Error::other)?;
     let config = TLS.as_ref().map_err(|error| io::Error::other(error.clone()))?;
-    let stream = TlsConnector::from(config.clone()).connect(name, stream).await?;
-    Ok(Stream::Tls(Box::new(stream)))
+    TlsConnector::from(config.clone()).connect(name, connect(endpoint).await?).await
 }
 
 /// The roots of this machine are read once.
@@ -178,85 +184,3 @@ static TLS: LazyLock<Result<Arc<ClientConfig>, String>> = LazyLock::new(|| {
         .with_no_client_auth();
     Ok(Arc::new(config))
 });
-
-/// A connection that may be encrypted.
-enum Stream {
-    Plain(TcpStream),
-    Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
-            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Stream::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
-            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
-    }
-}
-
-/// A connection as hyper wants it.
-struct Hyper<S>(S);
-
-impl<S: AsyncRead + Unpin> hyper::rt::Read for Hyper<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        mut buf: hyper::rt::ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
-        let mut chunk = [0; READ_MAX];
-        let space = buf.remaining().min(chunk.len());
-        let mut read = ReadBuf::new(&mut chunk[..space]);
-        ready!(Pin::new(&mut self.0).poll_read(cx, &mut read))?;
-        buf.put_slice(read.filled());
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> hyper::rt::Write for Hyper<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
-}

@@ -8,6 +8,7 @@ mod check;
 mod database;
 mod heartbeat;
 mod joint;
+mod seeds;
 mod tests;
 pub(crate) mod topologies;
 mod world;

@@ -15,9 +15,9 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response, Uri, Version, header};
 use http_body::Frame;
 use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::for_hyper::{HyperIo, Tasks, Timer};
 use crate::http1::{self, Door};
 use crate::io::{Io, Rest};
 use crate::seats::Seat;
@@ -37,9 +37,9 @@ pub(crate) async fn serve(io: Io, rest: Rest, door: Door) {
     let Some(service) = worker::service(&door.service) else { return };
     let head_bytes = service.spec.limits.head_bytes;
     let idle = service.spec.timeouts.idle;
-    let mut builder = hyper::server::conn::http2::Builder::new(Tasks);
+    let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     builder
-        .timer(Timer)
+        .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)
         .max_header_list_size(head_bytes)
         .max_pending_accept_reset_streams(RESETS_MAX)
@@ -53,7 +53,7 @@ pub(crate) async fn serve(io: Io, rest: Rest, door: Door) {
         let (door, stream) = (stream_door.clone(), Stream::open(&streams));
         async move { Ok::<_, Infallible>(translate(request, door, stream).await) }
     });
-    let mut conn = pin!(builder.serve_connection(HyperIo::new(Wire { io, rest }), answer));
+    let mut conn = pin!(builder.serve_connection(TokioIo::new(Wire { io, rest }), answer));
     let mut look = tokio::time::interval(Duration::from_millis(500));
     let mut leaving: Option<Instant> = None;
     // Wakes this task when draining begins, and when the time for it is over.
@@ -146,7 +146,7 @@ async fn translate(request: Request<Incoming>, door: Door, stream: Stream) -> Re
     drop(tokio::task::spawn(async move {
         drop(http1::serve_http1(Io::Memory(far), Rest::default(), door).await);
     }));
-    let handshake = hyper::client::conn::http1::Builder::new().handshake(HyperIo::new(near));
+    let handshake = hyper::client::conn::http1::Builder::new().handshake(TokioIo::new(near));
     let Ok((mut sender, conn)) = handshake.await else { return refusal(502) };
     // Ends with the response body that it drives.
     drop(tokio::task::spawn(conn));

@@ -11,7 +11,6 @@ pub mod body;
 pub mod budget;
 pub mod eject;
 mod fence;
-pub mod for_hyper;
 mod guard;
 pub mod head;
 mod http1;

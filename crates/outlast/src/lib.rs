@@ -2,6 +2,7 @@
 
 pub mod addresses;
 pub mod agent;
+mod apart;
 pub mod authority;
 pub mod cluster;
 pub mod database;

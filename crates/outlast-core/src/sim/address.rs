@@ -10,6 +10,7 @@ use std::time::Duration;
 use std::vec::Vec;
 
 use super::check::{Law, law};
+use super::seeds::each_seed;
 use super::{Bug, PLANTED, Rng};
 use crate::address::{
     ASK_EVERY, GUARD_ERROR, Grants, Hold, Lead, Member, Order, Question, Scene, Unit,
@@ -510,33 +511,13 @@ fn run(seed: u64, bug: Option<Bug>, faults: bool, text: bool) -> Result<Run, (St
     }
 }
 
-fn seeds() -> std::ops::Range<u64> {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    match number("OUTLAST_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => {
-            0..number("OUTLAST_SEEDS").unwrap_or(if cfg!(debug_assertions) { 60 } else { 5_000 })
-        }
-    }
-}
-
 #[test]
 fn never_two_nodes_answer_on_an_address_and_one_does_when_all_is_well() {
     let mut moves = 0;
-    for seed in seeds() {
-        match run(seed, None, true, false) {
-            Ok(run) => moves += run.moves,
-            Err((law, _)) => {
-                let (_, text) = run(seed, None, true, true).err().expect("the same seed");
-                let lines = if seeds().count() == 1 { usize::MAX } else { 60 };
-                let mut tail: Vec<&str> = text.lines().rev().take(lines).collect();
-                tail.reverse();
-                panic!("{}\n{law}; replay it with OUTLAST_SEED={seed}", tail.join("\n"));
-            }
-        }
-    }
+    let run = |seed, tells| run(seed, None, true, tells);
+    let seeds = each_seed([60, 5_000], run, |_, run| moves += run.moves);
     std::println!("{moves} moves");
-    assert!(moves > seeds().count() as u64, "{moves} moves");
+    assert!(moves > seeds, "{moves} moves");
 }
 
 #[test]

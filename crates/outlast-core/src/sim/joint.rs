@@ -10,6 +10,7 @@ use std::time::Duration;
 use std::vec::Vec;
 
 use super::check::{Law, law};
+use super::seeds::each_seed;
 use super::topologies::{pair, probe, service};
 use super::{Bug, PLANTED, Rng};
 use crate::agent::{Action, Agent, Agreement, Input, Now, ROUTING_LEASE, Resume, routing_role};
@@ -741,36 +742,14 @@ fn run(
     }
 }
 
-fn seeds() -> std::ops::Range<u64> {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    match number("OUTLAST_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => {
-            0..number("OUTLAST_SEEDS").unwrap_or(if cfg!(debug_assertions) { 20 } else { 2_000 })
-        }
-    }
-}
-
 #[test]
 fn no_two_nodes_route_to_two_sides_and_all_find_back() {
     let mut failovers = [0, 0];
-    for seed in seeds() {
-        match run(seed, None, None, false) {
-            Ok(count) => failovers[usize::from(seed % 3 == 1)] += count,
-            Err((law, _)) => {
-                let (_, text) = run(seed, None, None, true).expect_err("the same seed");
-                let tail: Vec<&str> = text
-                    .lines()
-                    .rev()
-                    .take(if seeds().count() == 1 { usize::MAX } else { 80 })
-                    .collect();
-                let tail: Vec<&str> = tail.into_iter().rev().collect();
-                panic!("{}\n{law}", tail.join("\n"));
-            }
-        }
-    }
+    let run = |seed, tells| run(seed, None, None, tells);
+    let seeds =
+        each_seed([20, 2_000], run, |seed, count| failovers[usize::from(seed % 3 == 1)] += count);
     std::println!("{failovers:?} failovers, hot and warm");
-    if seeds().count() > 2 {
+    if seeds > 2 {
         assert!(failovers.iter().all(|&count| count > 0), "{failovers:?}");
     }
 }

@@ -1,56 +1,28 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::format;
-use std::string::String;
 use std::vec::Vec;
 
+use super::seeds::each_seed;
 use super::{Broken, Bug, run};
 
-fn number(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok()?.parse().ok()
-}
-
-/// The seeds of a test run. `OUTLAST_SEEDS` asks for more; `OUTLAST_SEED` replays one, and shows all of it if it fails.
-fn seeds() -> std::ops::Range<u64> {
-    let many = if cfg!(debug_assertions) { 100 } else { 3_000 };
-    match number("OUTLAST_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("OUTLAST_SEEDS").unwrap_or(many),
-    }
-}
-
-/// Says which law a seed breaks and what led there.
-fn tell(broken: &Broken) -> String {
-    let again = run(broken.seed, None, true).err();
-    let log = again.map(|b| b.log).unwrap_or_default();
-    let lines = if number("OUTLAST_SEED").is_some() { usize::MAX } else { 60 };
-    let mut tail: Vec<&str> = log.lines().rev().take(lines).collect();
-    tail.reverse();
-    format!(
-        "{}\nseed {} broke a law at {:?}: {}; replay it with OUTLAST_SEED={}",
-        tail.join("\n"),
-        broken.seed,
-        broken.at,
-        broken.law,
-        broken.seed,
-    )
+/// Which law a seed breaks, and what led there.
+fn tell(broken: Broken) -> super::seeds::Broken {
+    let Broken { seed, at, law, log } = broken;
+    (format!("seed {seed} broke a law at {at:?}: {law}"), log)
 }
 
 #[test]
 fn no_seed_breaks_a_law_and_every_documented_transition_is_taken() {
     let (mut seen, mut steps) = (BTreeMap::<&str, u64>::new(), 0);
-    for seed in seeds() {
-        match run(seed, None, false) {
-            Ok(outcome) => {
-                steps += outcome.steps;
-                for (transition, times) in outcome.seen {
-                    *seen.entry(transition).or_default() += times;
-                }
-            }
-            Err(broken) => panic!("{}", tell(&broken)),
+    let run = |seed, tells| run(seed, None, tells).map_err(tell);
+    let seeds = each_seed([100, 3_000], run, |_, outcome| {
+        steps += outcome.steps;
+        for (transition, times) in outcome.seen {
+            *seen.entry(transition).or_default() += times;
         }
-    }
+    });
     std::println!("{steps} steps, {seen:#?}");
-    if number("OUTLAST_SEED").is_none() {
+    if seeds > 1 {
         let documented: BTreeSet<&str> = documented().into_iter().collect();
         assert_eq!(seen.keys().copied().collect::<BTreeSet<_>>(), documented);
     }

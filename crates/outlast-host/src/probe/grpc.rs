@@ -11,12 +11,12 @@ use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2;
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, TE, USER_AGENT};
 use hyper::{Method, Request, Response, Uri, Version};
+use hyper_util::rt::TokioIo;
 use outlast_core::topology::Authority;
 use tokio::task::JoinSet;
 
 use super::dial::{Cover, Tls, open};
 use super::http::{hyper_fault, over};
-use super::io::Hyper;
 use super::{Code, Fault, Limit, fault, internal, user_agent};
 use crate::text::quote;
 
@@ -35,8 +35,9 @@ pub(super) async fn ask(
 ) -> Result<String, Fault> {
     let request = request(place, cover.is_some(), service, limit)?;
     let stream = open(tls, place, cover, limit).await?;
-    let (mut sender, connection) =
-        http2::handshake(Tasks::default(), Hyper(stream)).await.map_err(|e| hyper_fault(&e))?;
+    let (mut sender, connection) = http2::handshake(Tasks::default(), TokioIo::new(stream))
+        .await
+        .map_err(|e| hyper_fault(&e))?;
     let exchange = async {
         let response = sender.send_request(request).await.map_err(|e| hyper_fault(&e))?;
         judge(response, service).await

@@ -11,10 +11,10 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::header::{ACCEPT, CONNECTION, HOST, HeaderName, HeaderValue, LOCATION, USER_AGENT};
 use hyper::{HeaderMap, Method, Request, Response, Uri};
+use hyper_util::rt::TokioIo;
 use outlast_core::topology::{Authority, Backend, HttpCheck, HttpTarget, StatusSet};
 
 use super::dial::{Cover, Speech, Tls, io_cause, io_fault, open};
-use super::io::Hyper;
 use super::{Code, Fault, Limit, authority, fault, internal, user_agent};
 use crate::text::quote;
 
@@ -35,7 +35,7 @@ pub(super) async fn ask(
     let stream = open(tls, &target.place, target.tls.then_some(cover), limit).await?;
 
     let (mut sender, connection) =
-        http1::handshake(Hyper(stream)).await.map_err(|e| hyper_fault(&e))?;
+        http1::handshake(TokioIo::new(stream)).await.map_err(|e| hyper_fault(&e))?;
     let exchange = async {
         let response = sender.send_request(request).await.map_err(|e| hyper_fault(&e))?;
         judge(check, response).await

@@ -7,7 +7,6 @@ mod command;
 mod dial;
 mod grpc;
 mod http;
-mod io;
 mod spread;
 #[cfg(test)]
 mod tests;

@@ -11,6 +11,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
 use outlast_core::topology::{
     Authority, Backend, Check, Command, HttpCheck, HttpTarget, StatusSet,
 };
@@ -21,7 +22,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-use super::io::Hyper;
 use super::*;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -75,7 +75,7 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Inf
 async fn http_server() -> Server {
     server(|connection| async {
         let http = hyper::server::conn::http1::Builder::new();
-        drop(http.serve_connection(Hyper(connection), service_fn(answer)).await);
+        drop(http.serve_connection(TokioIo::new(connection), service_fn(answer)).await);
     })
     .await
 }
@@ -87,7 +87,7 @@ async fn https_server(config: ServerConfig) -> Server {
         async {
             let Ok(stream) = accept.await else { return };
             let http = hyper::server::conn::http1::Builder::new();
-            drop(http.serve_connection(Hyper(stream), service_fn(answer)).await);
+            drop(http.serve_connection(TokioIo::new(stream), service_fn(answer)).await);
         }
     })
     .await
@@ -447,7 +447,7 @@ fn grpc(service: &str, tls: bool) -> Check {
 async fn a_grpc_probe_takes_only_serving_for_a_yes() {
     let server = server(|connection| async {
         let http = hyper::server::conn::http2::Builder::new(Spawn);
-        drop(http.serve_connection(Hyper(connection), service_fn(health)).await);
+        drop(http.serve_connection(TokioIo::new(connection), service_fn(health)).await);
     })
     .await;
     let backend = server.backend(false);
@@ -477,7 +477,7 @@ async fn a_grpc_probe_speaks_tls() {
         async {
             let Ok(stream) = accept.await else { return };
             let http = hyper::server::conn::http2::Builder::new(Spawn);
-            drop(http.serve_connection(Hyper(stream), service_fn(health)).await);
+            drop(http.serve_connection(TokioIo::new(stream), service_fn(health)).await);
         }
     })
     .await;

@@ -14,7 +14,7 @@ use http_body::Frame;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
-use outlast_proxy::for_hyper::{HyperIo, Tasks};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
@@ -50,7 +50,9 @@ pub(crate) fn run<T>(body: impl Future<Output = T>) -> T {
 
 async fn over<T: AsyncRead + AsyncWrite + Send + Unpin + 'static>(io: T) -> Sender {
     let (sender, conn) =
-        hyper::client::conn::http2::handshake(Tasks, HyperIo::new(io)).await.unwrap();
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(io))
+            .await
+            .unwrap();
     tokio::spawn(async move { conn.await.ok() });
     sender
 }
@@ -62,7 +64,9 @@ pub(crate) async fn known_to_end(
     let stream = tokio::net::TcpStream::connect(to).await.unwrap();
     stream.set_nodelay(true).unwrap();
     let (sender, conn) =
-        hyper::client::conn::http2::handshake(Tasks, HyperIo::new(stream)).await.unwrap();
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .unwrap();
     (sender, tokio::spawn(conn))
 }
 

@@ -14,10 +14,8 @@ use std::future::pending;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use outlast_consensus::boottime;
 use outlast_core::address::{ASK_EVERY, Grants, Plan, Question, digest, plans};
 use outlast_core::event::Fact;
@@ -28,6 +26,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::agent::shared::{Picture, wall};
+use crate::apart::Apart;
 use crate::cluster::OfAddresses;
 use crate::cluster::identity::token;
 use crate::rights::{self, Rights};
@@ -75,18 +74,16 @@ pub type AllSeen = BTreeMap<String, Seen>;
 pub struct Addresses {
     seen: watch::Receiver<AllSeen>,
     stop: watch::Sender<bool>,
-    thread: Option<JoinHandle<()>>,
+    thread: Apart,
 }
 
 impl Addresses {
     pub fn start(home: Home, cluster: OfAddresses) -> anyhow::Result<Addresses> {
         let (stop, stopping) = watch::channel(false);
         let (show, seen) = watch::channel(AllSeen::new());
-        let thread = std::thread::Builder::new()
-            .name("addresses".to_owned())
-            .spawn(move || run(home, cluster, show, stopping))
-            .context("start the thread for addresses")?;
-        Ok(Addresses { seen, stop, thread: Some(thread) })
+        let live = move || Desk::new(home, cluster, show).live(stopping);
+        let thread = Apart::start("addresses", live)?;
+        Ok(Addresses { seen, stop, thread })
     }
 
     pub fn seen(&self) -> AllSeen {
@@ -103,38 +100,14 @@ impl Addresses {
     /// Lets go of every address; returns once that is done.
     pub async fn end(&mut self) {
         self.stop.send_replace(true);
-        if let Some(thread) = self.thread.take() {
-            // Each step of it has a limit.
-            tokio::task::spawn_blocking(move || thread.join()).await.ok();
-        }
+        self.thread.ended().await;
     }
 }
 
 impl Drop for Addresses {
     fn drop(&mut self) {
         self.stop.send_replace(true);
-        if let Some(thread) = self.thread.take() {
-            thread.join().ok();
-        }
     }
-}
-
-fn run(
-    home: Home,
-    cluster: OfAddresses,
-    show: watch::Sender<AllSeen>,
-    stop: watch::Receiver<bool>,
-) {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            tracing::error!(%error, "start the runtime for addresses");
-            return;
-        }
-    };
-    runtime.block_on(Desk::new(home, cluster, show).live(stop));
-    // A script that hangs is not waited for.
-    runtime.shutdown_background();
 }
 
 /// An answer, and which question it belongs to.

@@ -8,10 +8,8 @@ use std::collections::BTreeMap;
 use std::future::pending;
 use std::net::IpAddr;
 use std::num::NonZeroU8;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use outlast_consensus::boottime;
 use outlast_core::address::{Audience, RouterPlan, Voice, moving, router_plans};
 use outlast_core::event::{AddressChange, Fact};
@@ -27,6 +25,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use super::hands::{AGAIN, Heard, Which, guardian_command, lacks_rights, listen, written};
 use super::{HEARD_MAX, Home, track};
+use crate::apart::Apart;
 
 /// Weights that wait to be taken in.
 const ORDERS_MAX: usize = 8;
@@ -78,18 +77,16 @@ pub type AllRouters = BTreeMap<String, RouterSeen>;
 pub struct Routers {
     seen: watch::Receiver<AllRouters>,
     stop: watch::Sender<bool>,
-    thread: Option<JoinHandle<()>>,
+    thread: Apart,
 }
 
 impl Routers {
     pub fn start(home: Home) -> anyhow::Result<Routers> {
         let (stop, stopping) = watch::channel(false);
         let (show, seen) = watch::channel(AllRouters::new());
-        let thread = std::thread::Builder::new()
-            .name("routers".to_owned())
-            .spawn(move || run(home, show, stopping))
-            .context("start the thread for virtual routers")?;
-        Ok(Routers { seen, stop, thread: Some(thread) })
+        let live = move || Desk { home, show, units: BTreeMap::new() }.live(stopping);
+        let thread = Apart::start("routers", live)?;
+        Ok(Routers { seen, stop, thread })
     }
 
     pub fn seen(&self) -> AllRouters {
@@ -106,33 +103,14 @@ impl Routers {
     /// Lets go of every address, and tells the others; returns once that is done.
     pub async fn end(&mut self) {
         self.stop.send_replace(true);
-        if let Some(thread) = self.thread.take() {
-            // Each step of it has a limit.
-            tokio::task::spawn_blocking(move || thread.join()).await.ok();
-        }
+        self.thread.ended().await;
     }
 }
 
 impl Drop for Routers {
     fn drop(&mut self) {
         self.stop.send_replace(true);
-        if let Some(thread) = self.thread.take() {
-            thread.join().ok();
-        }
     }
-}
-
-fn run(home: Home, show: watch::Sender<AllRouters>, stop: watch::Receiver<bool>) {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            tracing::error!(%error, "start the runtime for virtual routers");
-            return;
-        }
-    };
-    runtime.block_on(Desk { home, show, units: BTreeMap::new() }.live(stop));
-    // A script that hangs is not waited for.
-    runtime.shutdown_background();
 }
 
 /// A unit that is carried by a task.

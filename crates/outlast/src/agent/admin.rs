@@ -13,8 +13,8 @@ use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
 use outlast_host::handle::Handle;
-use outlast_proxy::for_hyper::HyperIo;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
@@ -91,7 +91,7 @@ impl Admin {
                 drop(tokio::task::spawn(async move {
                     // A client that goes early is no fault of ours.
                     hyper::server::conn::http1::Builder::new()
-                        .serve_connection(HyperIo::new(stream), answer)
+                        .serve_connection(TokioIo::new(stream), answer)
                         .await
                         .ok();
                 }));
@@ -203,7 +203,7 @@ pub async fn ask(
     let stream =
         tokio::net::UnixStream::connect(&socket).await.with_context(|| no_agent(&socket))?;
     let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(HyperIo::new(stream)).await?;
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     // Ends with the answer.
     drop(tokio::task::spawn(connection));
     let request = Request::builder()

@@ -16,10 +16,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use outlast_consensus::boottime;
 use outlast_core::database::{DatabaseSight, Wish};
 use outlast_core::event::Fact;
@@ -27,6 +25,7 @@ use outlast_core::topology::Topology;
 use tokio::sync::{mpsc, watch as watching};
 use tokio::task::{AbortHandle, JoinSet};
 
+use crate::apart::Apart;
 use crate::cluster::{self, OfDatabases};
 
 pub use place::{KEEP, keep};
@@ -50,7 +49,7 @@ pub struct Databases {
     topology: watching::Sender<Arc<Topology>>,
     stop: watching::Sender<Stop>,
     verifiers: watching::Receiver<Verifiers>,
-    thread: Option<JoinHandle<()>>,
+    thread: Apart,
 }
 
 /// What the roles' passwords are compared with, by database and role. Never shown.
@@ -97,11 +96,8 @@ impl Databases {
         let verifiers = watching::Sender::default();
         let known = verifiers.subscribe();
         let office = Arc::new(Office { home, cluster, says, verifiers, stop: stopping, facts });
-        let thread = std::thread::Builder::new()
-            .name("databases".to_owned())
-            .spawn(move || run(&office, follow))
-            .context("start the thread for databases")?;
-        Ok(Databases { topology, stop, verifiers: known, thread: Some(thread) })
+        let thread = Apart::start("databases", move || live(office, follow))?;
+        Ok(Databases { topology, stop, verifiers: known, thread })
     }
 
     /// What the roles' passwords are compared with.
@@ -117,10 +113,7 @@ impl Databases {
     /// Stops PostgreSQL on this node; returns once it has ended, or was killed.
     pub async fn end(&mut self) {
         self.stop.send_replace(Stop::End);
-        if let Some(thread) = self.thread.take() {
-            // Each step of it has a limit.
-            tokio::task::spawn_blocking(move || thread.join()).await.ok();
-        }
+        self.thread.ended().await;
     }
 }
 
@@ -133,23 +126,7 @@ impl Drop for Databases {
             }
             goes_on
         });
-        if let Some(thread) = self.thread.take() {
-            thread.join().ok();
-        }
     }
-}
-
-fn run(office: &Arc<Office>, topology: watching::Receiver<Arc<Topology>>) {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            tracing::error!(%error, "start the runtime for databases");
-            return;
-        }
-    };
-    runtime.block_on(live(office.clone(), topology));
-    // A disk that hangs is not waited for.
-    runtime.shutdown_background();
 }
 
 /// Runs what each database of the topology needs, until told to stop.

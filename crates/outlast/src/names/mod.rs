@@ -21,10 +21,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use outlast_consensus::boottime;
 use outlast_core::agreed::{AddedRecord, AgreedNames, NamesCommand, Reply, Stamp};
 use outlast_core::event::Fact;
@@ -36,6 +34,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::agent::shared::wall;
+use crate::apart::Apart;
 use crate::cluster::{NameSecrets, OfNames, Wanted, new_secret, secrets_of};
 use elsewhere::Elsewhere;
 use serve::Servers;
@@ -96,7 +95,7 @@ pub struct NameServers {
     seen: watch::Receiver<Arc<Seen>>,
     asks: mpsc::Sender<Ask>,
     stop: watch::Sender<bool>,
-    thread: Option<JoinHandle<()>>,
+    _thread: Apart,
 }
 
 /// What a person asks of them.
@@ -128,11 +127,9 @@ impl NameServers {
         let (stop, stopping) = watch::channel(false);
         let (show, seen) = watch::channel(Arc::default());
         let (asks, asked) = mpsc::channel(UPDATES_MAX);
-        let thread = std::thread::Builder::new()
-            .name("names".to_owned())
-            .spawn(move || run(home, others, show, asked, stopping))
-            .context("start the thread of the name servers")?;
-        Ok(NameServers { seen, asks, stop, thread: Some(thread) })
+        let live = move || Desk::new(home, others, show).live(asked, stopping);
+        let thread = Apart::start("names", live)?;
+        Ok(NameServers { seen, asks, stop, _thread: thread })
     }
 
     pub fn seen(&self) -> Arc<Seen> {
@@ -162,25 +159,7 @@ impl NameServers {
 impl Drop for NameServers {
     fn drop(&mut self) {
         self.stop.send_replace(true);
-        if let Some(thread) = self.thread.take() {
-            thread.join().ok();
-        }
     }
-}
-
-fn run(
-    home: Home,
-    others: Option<oneshot::Receiver<OfNames>>,
-    show: watch::Sender<Arc<Seen>>,
-    asked: mpsc::Receiver<Ask>,
-    stop: watch::Receiver<bool>,
-) {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return tracing::error!(%error, "start the runtime of the name servers"),
-    };
-    runtime.block_on(Desk::new(home, others, show).live(asked, stop));
-    runtime.shutdown_background();
 }
 
 /// The records, by zone, that updates had added when this node answered last, whatever has become of the others.

@@ -1,8 +1,8 @@
 use std::string::String;
-use std::vec::Vec;
 
 use super::{NAMES, Slip, World};
 use crate::agreed::bugs::{Bug as Agreed, with};
+use crate::sim::seeds::each_seed;
 use crate::sim::{Bug, PLANTED};
 
 /// What a run came to.
@@ -36,51 +36,27 @@ fn run(seed: u64, slip: Option<Slip>, text: bool) -> Result<Ran, (String, String
     }
 }
 
-/// `OUTLAST_SEEDS` is how many, or `from..to`; `OUTLAST_SEED` replays one.
-fn seeds() -> std::ops::Range<u64> {
-    let number = |text: &str| text.parse::<u64>().ok();
-    let variable = |name: &str| std::env::var(name).ok();
-    if let Some(seed) = variable("OUTLAST_SEED").as_deref().and_then(number) {
-        return seed..seed + 1;
-    }
-    let text = variable("OUTLAST_SEEDS").unwrap_or_default();
-    if let Some((from, to)) = text.split_once("..")
-        && let (Some(from), Some(to)) = (number(from), number(to))
-    {
-        return from..to;
-    }
-    0..number(&text).unwrap_or(if cfg!(debug_assertions) { 40 } else { 3_000 })
-}
-
 #[test]
 fn no_acknowledged_write_is_lost_and_all_find_back() {
     let (mut failovers, mut switchovers, mut crossings) = (0, 0, 0);
     let (mut writes, mut events) = (0, 0);
     let (mut strays, mut losses) = (0, 0);
-    for seed in seeds() {
-        match run(seed, None, false) {
-            Ok(ran) => {
-                failovers += ran.failovers;
-                switchovers += ran.switchovers;
-                crossings += ran.crossings;
-                writes += ran.writes;
-                events += ran.events;
-                strays += ran.strays;
-                losses += ran.losses;
-            }
-            Err((law, _)) => {
-                let (_, text) = run(seed, None, true).err().expect("the same seed");
-                let most = if seeds().count() == 1 { usize::MAX } else { 80 };
-                let mut tail: Vec<&str> = text.lines().rev().take(most).collect();
-                tail.reverse();
-                panic!("{}\n{law}\nreplay it with OUTLAST_SEED={seed}", tail.join("\n"));
-            }
-        }
-    }
+    let seeds = each_seed(
+        [40, 3_000],
+        |seed, tells| run(seed, None, tells),
+        |_, ran| {
+            failovers += ran.failovers;
+            switchovers += ran.switchovers;
+            crossings += ran.crossings;
+            writes += ran.writes;
+            events += ran.events;
+            strays += ran.strays;
+            losses += ran.losses;
+        },
+    );
     std::println!(
-        "{} seeds: {failovers} changes of primary, {switchovers} of them planned, {crossings} to another region with a loss, \
-         {writes} writes, {strays} strays, {losses} losses accepted, {events} events",
-        seeds().count()
+        "{seeds} seeds: {failovers} changes of primary, {switchovers} of them planned, {crossings} to another region with a loss, \
+         {writes} writes, {strays} strays, {losses} losses accepted, {events} events"
     );
 }
 

@@ -27,7 +27,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Body as _;
-use outlast_proxy::for_hyper::{HyperIo, Timer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 
 use super::shared::Shared;
@@ -121,9 +121,9 @@ fn serve(listener: TcpListener, shared: Shared) -> tokio::task::JoinHandle<()> {
             drop(tokio::task::spawn(async move {
                 // A client that goes early is no fault of ours.
                 let serving = hyper::server::conn::http1::Builder::new()
-                    .timer(Timer)
+                    .timer(TokioTimer::new())
                     .header_read_timeout(HEAD_MAX)
-                    .serve_connection(HyperIo::new(stream), answer);
+                    .serve_connection(TokioIo::new(stream), answer);
                 // Also one that does not read its answer holds a place for this long at most.
                 tokio::time::timeout(LIFE_MAX, serving).await.ok();
                 drop(place);

@@ -116,9 +116,10 @@ pub(crate) async fn ask_within(
     let late = |_elapsed| format!("{place} is not reached within {connect_max:?}");
     let unreached = |error| format!("reach {place}: {error}");
     let answered = if endpoint.tls {
-        let connected = timeout(connect_max, connect_tls(endpoint)).await;
+        // Large, and few use it.
+        let connected = timeout(connect_max, Box::pin(connect_tls(endpoint))).await;
         let stream = connected.map_err(late)?.map_err(unreached)?;
-        timeout(answer_max, exchange(stream, request)).await
+        timeout(answer_max, Box::pin(exchange(stream, request))).await
     } else {
         let connected = timeout(connect_max, connect(endpoint)).await;
         let stream = connected.map_err(late)?.map_err(unreached)?;

@@ -190,6 +190,60 @@ impl Ord for Name {
     }
 }
 
+/// Labels of a name, without the root: each has a byte beside its length.
+pub(crate) const LABELS_MAX: usize = NAME_MAX / 2;
+
+/// A name in lower case as it stands in a message, and where its labels begin.
+#[derive(Clone, Debug)]
+pub(crate) struct Labels {
+    bytes: [u8; NAME_MAX],
+    length: usize,
+    starts: [u8; LABELS_MAX],
+    count: usize,
+}
+
+impl Labels {
+    /// Reads the name at the front of these bytes; none if there is none, or with a pointer.
+    #[inline]
+    pub(crate) fn read(wire: &[u8]) -> Option<Labels> {
+        let (mut starts, mut count, mut at) = ([0; LABELS_MAX], 0, 0u8);
+        loop {
+            let length = *wire.get(usize::from(at))?;
+            if length == 0 {
+                break;
+            }
+            if usize::from(length) > LABEL_MAX {
+                return None;
+            }
+            *starts.get_mut(count)? = at;
+            count += 1;
+            at = at.checked_add(1 + length)?;
+        }
+        let length = usize::from(at) + 1;
+        let mut bytes = [0; NAME_MAX];
+        // Lengths are below 64 and stay as they are.
+        for (to, from) in bytes.get_mut(..length)?.iter_mut().zip(wire) {
+            *to = from.to_ascii_lowercase();
+        }
+        Some(Labels { bytes, length, starts, count })
+    }
+
+    /// The whole name.
+    pub(crate) fn wire(&self) -> &[u8] {
+        self.bytes.get(..self.length).unwrap_or_default()
+    }
+
+    /// Where the labels begin, without the root.
+    pub(crate) fn starts(&self) -> &[u8] {
+        self.starts.get(..self.count).unwrap_or_default()
+    }
+
+    /// Where the root label stands.
+    pub(crate) fn root_at(&self) -> usize {
+        self.length.saturating_sub(1)
+    }
+}
+
 /// The name without its first label; none for the root.
 pub(crate) fn strip(wire: &[u8]) -> Option<&[u8]> {
     let length = usize::from(*wire.first()?);
@@ -283,6 +337,27 @@ mod tests {
             ("a\\1x", BadName::Escape),
         ] {
             assert_eq!(text.parse::<Name>(), Err(why), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_name_in_a_message_is_read_with_where_its_labels_begin() {
+        for (wire, name, starts) in [
+            (&b"\0"[..], "", &[][..]),
+            (b"\x03WwW\x07eXample\0\0\x01", "www.example", &[0, 4]),
+            (b"\x01\xc0\0", "\\192", &[0]),
+        ] {
+            let labels = Labels::read(wire).unwrap();
+            let name: Name = name.parse().unwrap();
+            assert_eq!((labels.wire(), labels.starts()), (name.wire(), starts));
+            assert_eq!(labels.root_at() + 1, name.wire().len());
+        }
+        let longest: Name = "a.".repeat(LABELS_MAX).parse().unwrap();
+        assert_eq!(Labels::read(longest.wire()).unwrap().starts().len(), LABELS_MAX);
+        let too_long = [b"\x01b", longest.wire()].concat();
+        let long_label = [&[63][..], &[b'a'; 63]].concat().repeat(4);
+        for wire in [&b""[..], b"\x03ww", b"\x03www", b"\xc0\x0c", &too_long, &long_label] {
+            assert!(Labels::read(wire).is_none(), "{wire:?}");
         }
     }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use crate::cookie::{COOKIE as COOKIE_BYTES, Checked, CookieSecrets};
 use crate::edns::{self, Edns, OPT, Out};
 use crate::limit::{Kind, Limiter, RateLimit, Ruling};
-use crate::name::{LABEL_MAX, NAME_MAX};
+use crate::name::{LABEL_MAX, Labels};
 use crate::table::{Client, Plan, Random, Table};
 use crate::zone::Rtype;
 
@@ -141,48 +141,32 @@ const TC: u8 = 0x02;
 const RD: u8 = 0x01;
 
 /// The one question of a message.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Question {
-    pub(crate) name_length: usize,
-    /// In lower case.
-    name: [u8; NAME_MAX],
+    name: Labels,
     pub(crate) rtype: Rtype,
     pub(crate) class: u16,
 }
 
 impl Question {
     /// Reads the question that follows the head. Nothing stands before it that a pointer could lead to.
+    #[inline]
     pub(crate) fn read(message: &[u8]) -> Option<Question> {
         let rest = message.get(HEAD..)?;
-        let mut name = [0; NAME_MAX];
-        let mut at = 0;
-        loop {
-            let length = usize::from(*rest.get(at)?);
-            let end = at + 1 + length;
-            if length > LABEL_MAX {
-                return None;
-            }
-            name.get_mut(at..end)?.copy_from_slice(rest.get(at..end)?);
-            at = end;
-            if length == 0 {
-                break;
-            }
-        }
-        // Lengths are below 64 and stay as they are.
-        name[..at].make_ascii_lowercase();
-        let &[t1, t2, c1, c2] = rest.get(at..)?.first_chunk()?;
+        let name = Labels::read(rest)?;
+        let &[t1, t2, c1, c2] = rest.get(name.wire().len()..)?.first_chunk()?;
         let (rtype, class) = (Rtype(u16::from_be_bytes([t1, t2])), u16::from_be_bytes([c1, c2]));
-        Some(Question { name_length: at, name, rtype, class })
+        Some(Question { name, rtype, class })
     }
 
     /// The name in lower case.
     pub(crate) fn name(&self) -> &[u8] {
-        self.name.get(..self.name_length).unwrap_or_default()
+        self.name.wire()
     }
 
     /// Where the question ends in its message.
     pub(crate) fn end(&self) -> usize {
-        HEAD + self.name_length + 4
+        HEAD + self.name().len() + 4
     }
 }
 
@@ -326,7 +310,7 @@ fn answer(writer: &mut Writer<'_, '_>, question: &Question, table: &Table) -> Re
     let subnet = edns.subnet.filter(|subnet| subnet.length > 0);
     let client = Client { address: subnet.map_or(writer.asker.address, |subnet| subnet.address) };
     let mut random = Random(writer.asker.chance);
-    match table.find(question.name(), rtype, edns.dnssec, client, &mut random) {
+    match table.find(&question.name, rtype, edns.dnssec, client, &mut random) {
         Some(plan) => writer.plan(&plan, question),
         None => writer.error(Rcode::REFUSED),
     }
@@ -416,7 +400,7 @@ impl Writer<'_, '_> {
         let mut counts = [0u16; 3];
         for piece in plan.pieces.iter().flatten() {
             let fits = end + piece.len() <= room;
-            if !fits || !piece.write(question.name_length, self.out, end) {
+            if !fits || !piece.write(question.name().len(), self.out, end) {
                 return self.finish(rcode, flags | TC, [0; 3], question.end(), plan.scope, sent);
             }
             end += piece.len();

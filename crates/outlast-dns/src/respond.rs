@@ -149,14 +149,24 @@ pub(crate) struct Question {
 }
 
 impl Question {
+    /// Not one of a message.
+    const NONE: Question = Question { name: Labels::ROOT, rtype: Rtype(0), class: 0 };
+
     /// Reads the question that follows the head. Nothing stands before it that a pointer could lead to.
-    #[inline]
     pub(crate) fn read(message: &[u8]) -> Option<Question> {
+        let mut question = Question::NONE;
+        question.become_that_of(message).map(|()| question)
+    }
+
+    /// The same where it is, because it is large.
+    #[inline]
+    fn become_that_of(&mut self, message: &[u8]) -> Option<()> {
         let rest = message.get(HEAD..)?;
-        let name = Labels::read(rest)?;
-        let &[t1, t2, c1, c2] = rest.get(name.wire().len()..)?.first_chunk()?;
-        let (rtype, class) = (Rtype(u16::from_be_bytes([t1, t2])), u16::from_be_bytes([c1, c2]));
-        Some(Question { name, rtype, class })
+        self.name.read(rest)?;
+        let &[t1, t2, c1, c2] = rest.get(self.name.wire().len()..)?.first_chunk()?;
+        self.rtype = Rtype(u16::from_be_bytes([t1, t2]));
+        self.class = u16::from_be_bytes([c1, c2]);
+        Some(())
     }
 
     /// The name in lower case.
@@ -271,7 +281,10 @@ pub fn respond(
     if count(message, 0) != 1 {
         return writer.error(Rcode::FORMERR);
     }
-    let Some(question) = Question::read(message) else { return writer.error(Rcode::FORMERR) };
+    let mut question = Question::NONE;
+    if question.become_that_of(message).is_none() {
+        return writer.error(Rcode::FORMERR);
+    }
     writer.question = Some(&question);
     let Ok(rest) = read_rest(message, &question) else { return writer.error(Rcode::FORMERR) };
     writer.edns = rest.edns;
@@ -425,20 +438,20 @@ impl Writer<'_, '_> {
         let limit = self.limit();
         let [high, low] = rcode.0.to_be_bytes();
         let opt = (low >> 4) | (high << 4);
-        let (id, asked) = ([self.message[0], self.message[1]], self.message[2] & (0x78 | RD));
-        let mut head = [0; HEAD];
-        head[..2].copy_from_slice(&id);
-        head[2] = QR | asked | flags;
-        head[3] = low & 0xf;
-        head[5] = u8::from(self.question.is_some());
+        let asked = self.message[2] & (0x78 | RD);
         let [answers, authority, additional] = counts;
         let additional = additional + u16::from(self.edns.is_some());
-        for (place, count) in head[6..].chunks_exact_mut(2).zip([answers, authority, additional]) {
-            place.copy_from_slice(&count.to_be_bytes());
-        }
-        let question = self.message.get(HEAD..body_at).unwrap_or_default();
+        let flags = u16::from_be_bytes([QR | asked | flags, low & 0xf]);
+        let questions = u16::from(self.question.is_some());
         let mut out = Out { room: self.out.get_mut(..limit).unwrap_or_default(), end: 0 };
-        let mut fits = out.put(&head) && out.put(question);
+        let mut fits = out.put(self.message.get(..body_at).unwrap_or_default());
+        // All but its first two bytes, which name the message.
+        let head = out.room.get_mut(2..HEAD).unwrap_or_default().as_chunks_mut().0;
+        for (place, number) in
+            head.iter_mut().zip([flags, questions, answers, authority, additional])
+        {
+            *place = number.to_be_bytes();
+        }
         out.end = end.max(out.end);
         if let Some(edns) = &self.edns {
             fits &= write_opt(edns, opt, self.checked, self.state, scope, &mut out);

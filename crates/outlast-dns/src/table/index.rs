@@ -18,7 +18,10 @@ impl NameHash {
     /// The hash of a whole name.
     pub(super) fn of(name: &[u8]) -> NameHash {
         let mut hash = NameHash::ROOT;
-        let Some(labels) = Labels::read(name) else { return hash };
+        let mut labels = Labels::ROOT;
+        if labels.read(name).is_none() {
+            return hash;
+        }
         let mut end = labels.root_at();
         for start in labels.starts().iter().rev().map(|start| usize::from(*start)) {
             hash = hash.below(labels.wire(), start, end);

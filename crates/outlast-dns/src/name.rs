@@ -331,14 +331,14 @@ pub(crate) fn sort_key<'a>(wire: &[u8], room: &'a mut [u8; KEY_MAX]) -> &'a [u8]
     for &start in starts.iter().take(count).rev() {
         let start = usize::from(start);
         let length = usize::from(wire.get(start).copied().unwrap_or(0));
-        for &byte in wire.get(start + 1..start + 1 + length).unwrap_or_default() {
-            // 0 ends a label, so 0 and 1 become two bytes that keep their order.
-            let escaped = [1, byte.wrapping_add(1)];
-            let put: &[u8] = if byte < 2 { &escaped } else { std::slice::from_ref(&byte) };
-            if let Some(place) = room.get_mut(end..end + put.len()) {
-                place.copy_from_slice(put);
-                end += put.len();
-            }
+        let label = wire.get(start + 1..start + 1 + length).unwrap_or_default();
+        if label.iter().all(|byte| *byte >= 2)
+            && let Some(place) = room.get_mut(end..end + length)
+        {
+            place.copy_from_slice(label);
+            end += length;
+        } else {
+            end = escape(label, room, end);
         }
         if let Some(place) = room.get_mut(end) {
             *place = 0;
@@ -346,6 +346,21 @@ pub(crate) fn sort_key<'a>(wire: &[u8], room: &'a mut [u8; KEY_MAX]) -> &'a [u8]
         }
     }
     room.get(..end).unwrap_or_default()
+}
+
+/// Writes a label whose bytes are not all as they are in a sort key; where it ends.
+fn escape(label: &[u8], room: &mut [u8; KEY_MAX], start: usize) -> usize {
+    let mut end = start;
+    for &byte in label {
+        // 0 ends a label, so 0 and 1 become two bytes that keep their order.
+        let escaped = [1, byte.wrapping_add(1)];
+        let put: &[u8] = if byte < 2 { &escaped } else { std::slice::from_ref(&byte) };
+        if let Some(place) = room.get_mut(end..end + put.len()) {
+            place.copy_from_slice(put);
+            end += put.len();
+        }
+    }
+    end
 }
 
 #[cfg(test)]

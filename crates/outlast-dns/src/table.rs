@@ -42,6 +42,8 @@ pub(crate) struct Zone {
     denial: Both,
     /// The records that prove what is not there, in canonical order of their owners.
     chain: Vec<Link>,
+    /// The first bytes of their keys that tell them apart, so that a search has little to look at.
+    beginnings: Box<[u64]>,
     /// What a secondary is given: the SOA first, the rest in order.
     pub(crate) records: Arc<[Record]>,
 }
@@ -256,9 +258,23 @@ impl Zone {
     fn cover(&self, name: &[u8]) -> u32 {
         let mut room = [0; KEY_MAX];
         let key = sort_key(name, &mut room);
-        let behind = self.chain.partition_point(|link| *link.key <= *key);
+        let own = beginning(key, &self.chain);
+        let first = self.beginnings.partition_point(|beginning| *beginning < own);
+        let same = self.beginnings.get(first..).unwrap_or_default();
+        let same = same.partition_point(|beginning| *beginning == own);
+        let links = self.chain.get(first..first + same).unwrap_or_default();
+        let behind = first + links.partition_point(|link| *link.key <= *key);
         u32::try_from(behind.saturating_sub(1)).unwrap_or_default()
     }
+}
+
+/// The first bytes of a name's sort key behind that of its zone, which owns the first link, as a number with the same order.
+fn beginning(key: &[u8], chain: &[Link]) -> u64 {
+    let of_zone = chain.first().map_or(0, |link| link.key.len());
+    let mut eight = [0; size_of::<u64>()];
+    let own = key.get(of_zone..).unwrap_or_default();
+    eight.iter_mut().zip(own).for_each(|(to, from)| *to = *from);
+    u64::from_be_bytes(eight)
 }
 
 impl Node {
@@ -284,5 +300,35 @@ impl Node {
             pieces: [Some(leaf.both.of(dnssec)), None, None],
             scope,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dnssec::{Signatures, ZoneKey};
+    use crate::zone::ZoneSpec;
+
+    #[test]
+    fn the_link_over_a_name_is_the_last_that_is_not_behind_it() {
+        let owners =
+            ["a", "long-label", "long-label1", "long-label2", "x.long-label1", "\\001", "zz"];
+        let records: String = owners.iter().map(|owner| format!("{owner} A 192.0.2.1\n")).collect();
+        let zone = format!("$TTL 60\n@ SOA ns1 host 7 300 60 604800 5\n@ NS ns1\n{records}");
+        let apex = "example.com".parse().unwrap();
+        let mut spec = ZoneSpec::from_zone_file(&apex, &zone).unwrap();
+        spec.key = Some(ZoneKey::from_pkcs8(&ZoneKey::generate().unwrap()).unwrap().into());
+        let table = Table::build(&[spec], &mut Signatures::default(), 1_000_000).unwrap();
+        let zone = table.zone(apex.wire()).unwrap();
+        assert_eq!(zone.chain.len(), owners.len() + 1);
+        let between = ["0", "\\000", "\\002", "long-labe", "long-label0", "long-label11", "zzz"];
+        let below = ["b.a", "a.x.long-label1", "y.long-label1", "z.long-label2"];
+        for front in owners.iter().chain(&between).chain(&below) {
+            let name: Name = format!("{front}.example.com").parse().unwrap();
+            let key = name.key();
+            let last = zone.chain.iter().rposition(|link| link.key <= key).unwrap();
+            assert_eq!(usize::try_from(zone.cover(name.wire())), Ok(last), "{name}");
+        }
+        assert_eq!(zone.cover(apex.wire()), 0);
     }
 }

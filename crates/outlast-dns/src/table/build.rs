@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::choose::{Tree, tree};
 use super::index::{Index, NameHash};
 use super::piece::{Owner, Piece, Rr};
-use super::{Both, Leaf, Link, Node, Table, Zone};
+use super::{Both, Leaf, Link, Node, Table, Zone, beginning};
 use crate::dnssec::{Signatures, Signed, ZoneKey, nsec};
 use crate::name::Name;
 use crate::zone::{Choice, RECORDS_MAX, Rdata, Record, Rrset, Rtype, ZoneSpec};
@@ -299,7 +299,8 @@ impl Builder<'_> {
             let set = self.proof(Owner::Name(owner.clone()), &owner, Rtype::NSEC, &data);
             Link { key: owner.key(), piece: Piece::new([&[], &set, &[]], &apex, true) }
         });
-        let chain = chain.collect();
+        let chain: Vec<Link> = chain.collect();
+        let beginnings = chain.iter().map(|link| beginning(&link.key, &chain)).collect();
         let records = self.records();
         Zone {
             name: apex,
@@ -309,6 +310,7 @@ impl Builder<'_> {
             by_name,
             denial,
             chain,
+            beginnings,
             records,
         }
     }

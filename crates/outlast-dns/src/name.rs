@@ -190,6 +190,97 @@ impl Ord for Name {
     }
 }
 
+/// Labels of a name, without the root: each has a byte beside its length.
+pub(crate) const LABELS_MAX: usize = NAME_MAX / 2;
+
+/// Bytes that are taken at once.
+const WORD: usize = size_of::<u64>();
+
+/// A name in lower case as it stands in a message, and where its labels begin.
+#[derive(Clone, Debug)]
+pub(crate) struct Labels {
+    /// Whole words: what follows the name is of no meaning.
+    bytes: [u8; NAME_MAX.next_multiple_of(WORD)],
+    length: usize,
+    starts: [u8; LABELS_MAX],
+    count: usize,
+}
+
+impl Labels {
+    /// The root.
+    pub(crate) const ROOT: Labels = Labels {
+        bytes: [0; NAME_MAX.next_multiple_of(WORD)],
+        length: 1,
+        starts: [0; LABELS_MAX],
+        count: 0,
+    };
+
+    /// Becomes the name at the front of these bytes; none if there is none, or with a pointer.
+    #[inline]
+    pub(crate) fn read(&mut self, wire: &[u8]) -> Option<()> {
+        let (mut count, mut at) = (0, 0u8);
+        loop {
+            let length = *wire.get(usize::from(at))?;
+            if length == 0 {
+                break;
+            }
+            if usize::from(length) > LABEL_MAX {
+                return None;
+            }
+            *self.starts.get_mut(count)? = at;
+            count += 1;
+            at = at.checked_add(1 + length)?;
+        }
+        let length = usize::from(at) + 1;
+        if length > NAME_MAX {
+            return None;
+        }
+        (self.count, self.length) = (count, length);
+        // Lengths are below 64 and stay as they are.
+        let (mut at, (words, _)) = (0, self.bytes.as_chunks_mut());
+        for word in words {
+            if at >= length {
+                break;
+            }
+            let rest = wire.get(at..).unwrap_or_default();
+            let from = rest.first_chunk().copied().unwrap_or_else(|| {
+                let mut last = [0; WORD];
+                last.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
+                last
+            });
+            *word = lower(u64::from_ne_bytes(from)).to_ne_bytes();
+            at += WORD;
+        }
+        Some(())
+    }
+
+    /// The whole name.
+    pub(crate) fn wire(&self) -> &[u8] {
+        self.bytes.get(..self.length).unwrap_or_default()
+    }
+
+    /// Where the labels begin, without the root.
+    pub(crate) fn starts(&self) -> &[u8] {
+        self.starts.get(..self.count).unwrap_or_default()
+    }
+
+    /// Where the root label stands.
+    pub(crate) fn root_at(&self) -> usize {
+        self.length.saturating_sub(1)
+    }
+}
+
+/// Eight bytes in lower case.
+fn lower(bytes: u64) -> u64 {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    const HIGH: u64 = 0x80 * EACH;
+    let low = bytes & !HIGH;
+    let from_a = low + (0x80 - u64::from(b'A')) * EACH;
+    let after_z = low + (0x80 - u64::from(b'Z') - 1) * EACH;
+    let is_upper = (from_a ^ after_z) & !bytes & HIGH;
+    bytes | is_upper >> 2
+}
+
 /// The name without its first label; none for the root.
 pub(crate) fn strip(wire: &[u8]) -> Option<&[u8]> {
     let length = usize::from(*wire.first()?);
@@ -240,14 +331,14 @@ pub(crate) fn sort_key<'a>(wire: &[u8], room: &'a mut [u8; KEY_MAX]) -> &'a [u8]
     for &start in starts.iter().take(count).rev() {
         let start = usize::from(start);
         let length = usize::from(wire.get(start).copied().unwrap_or(0));
-        for &byte in wire.get(start + 1..start + 1 + length).unwrap_or_default() {
-            // 0 ends a label, so 0 and 1 become two bytes that keep their order.
-            let escaped = [1, byte.wrapping_add(1)];
-            let put: &[u8] = if byte < 2 { &escaped } else { std::slice::from_ref(&byte) };
-            if let Some(place) = room.get_mut(end..end + put.len()) {
-                place.copy_from_slice(put);
-                end += put.len();
-            }
+        let label = wire.get(start + 1..start + 1 + length).unwrap_or_default();
+        if label.iter().all(|byte| *byte >= 2)
+            && let Some(place) = room.get_mut(end..end + length)
+        {
+            place.copy_from_slice(label);
+            end += length;
+        } else {
+            end = escape(label, room, end);
         }
         if let Some(place) = room.get_mut(end) {
             *place = 0;
@@ -255,6 +346,21 @@ pub(crate) fn sort_key<'a>(wire: &[u8], room: &'a mut [u8; KEY_MAX]) -> &'a [u8]
         }
     }
     room.get(..end).unwrap_or_default()
+}
+
+/// Writes a label whose bytes are not all as they are in a sort key; where it ends.
+fn escape(label: &[u8], room: &mut [u8; KEY_MAX], start: usize) -> usize {
+    let mut end = start;
+    for &byte in label {
+        // 0 ends a label, so 0 and 1 become two bytes that keep their order.
+        let escaped = [1, byte.wrapping_add(1)];
+        let put: &[u8] = if byte < 2 { &escaped } else { std::slice::from_ref(&byte) };
+        if let Some(place) = room.get_mut(end..end + put.len()) {
+            place.copy_from_slice(put);
+            end += put.len();
+        }
+    }
+    end
 }
 
 #[cfg(test)]
@@ -283,6 +389,35 @@ mod tests {
             ("a\\1x", BadName::Escape),
         ] {
             assert_eq!(text.parse::<Name>(), Err(why), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_name_in_a_message_is_read_with_where_its_labels_begin() {
+        for (wire, name, starts) in [
+            (&b"\0"[..], "", &[][..]),
+            (b"\x03WwW\x07eXample\0\0\x01", "www.example", &[0, 4]),
+            (b"\x01\xc0\0", "\\192", &[0]),
+        ] {
+            let mut labels = Labels::ROOT;
+            labels.read(wire).unwrap();
+            let name: Name = name.parse().unwrap();
+            assert_eq!((labels.wire(), labels.starts()), (name.wire(), starts));
+            assert_eq!(labels.root_at() + 1, name.wire().len());
+        }
+        let longest: Name = "a.".repeat(LABELS_MAX).parse().unwrap();
+        let mut labels = Labels::ROOT;
+        labels.read(longest.wire()).unwrap();
+        assert_eq!(labels.starts().len(), LABELS_MAX);
+        let too_long = [b"\x01b", longest.wire()].concat();
+        let long_label = [&[63][..], &[b'a'; 63]].concat().repeat(4);
+        for wire in [&b""[..], b"\x03ww", b"\x03www", b"\xc0\x0c", &too_long, &long_label] {
+            assert!(labels.read(wire).is_none(), "{wire:?}");
+        }
+        let all: Vec<u8> = (0..=u8::MAX).collect();
+        for eight in all.as_chunks().0 {
+            let lowered = lower(u64::from_ne_bytes(*eight)).to_ne_bytes();
+            assert_eq!(lowered[..], eight.to_ascii_lowercase());
         }
     }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use crate::cookie::{COOKIE as COOKIE_BYTES, Checked, CookieSecrets};
 use crate::edns::{self, Edns, OPT, Out};
 use crate::limit::{Kind, Limiter, RateLimit, Ruling};
-use crate::name::{LABEL_MAX, NAME_MAX};
+use crate::name::{LABEL_MAX, Labels};
 use crate::table::{Client, Plan, Random, Table};
 use crate::zone::Rtype;
 
@@ -141,48 +141,42 @@ const TC: u8 = 0x02;
 const RD: u8 = 0x01;
 
 /// The one question of a message.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Question {
-    pub(crate) name_length: usize,
-    /// In lower case.
-    name: [u8; NAME_MAX],
+    name: Labels,
     pub(crate) rtype: Rtype,
     pub(crate) class: u16,
 }
 
 impl Question {
+    /// Not one of a message.
+    const NONE: Question = Question { name: Labels::ROOT, rtype: Rtype(0), class: 0 };
+
     /// Reads the question that follows the head. Nothing stands before it that a pointer could lead to.
     pub(crate) fn read(message: &[u8]) -> Option<Question> {
+        let mut question = Question::NONE;
+        question.become_that_of(message).map(|()| question)
+    }
+
+    /// The same where it is, because it is large.
+    #[inline]
+    fn become_that_of(&mut self, message: &[u8]) -> Option<()> {
         let rest = message.get(HEAD..)?;
-        let mut name = [0; NAME_MAX];
-        let mut at = 0;
-        loop {
-            let length = usize::from(*rest.get(at)?);
-            let end = at + 1 + length;
-            if length > LABEL_MAX {
-                return None;
-            }
-            name.get_mut(at..end)?.copy_from_slice(rest.get(at..end)?);
-            at = end;
-            if length == 0 {
-                break;
-            }
-        }
-        // Lengths are below 64 and stay as they are.
-        name[..at].make_ascii_lowercase();
-        let &[t1, t2, c1, c2] = rest.get(at..)?.first_chunk()?;
-        let (rtype, class) = (Rtype(u16::from_be_bytes([t1, t2])), u16::from_be_bytes([c1, c2]));
-        Some(Question { name_length: at, name, rtype, class })
+        self.name.read(rest)?;
+        let &[t1, t2, c1, c2] = rest.get(self.name.wire().len()..)?.first_chunk()?;
+        self.rtype = Rtype(u16::from_be_bytes([t1, t2]));
+        self.class = u16::from_be_bytes([c1, c2]);
+        Some(())
     }
 
     /// The name in lower case.
     pub(crate) fn name(&self) -> &[u8] {
-        self.name.get(..self.name_length).unwrap_or_default()
+        self.name.wire()
     }
 
     /// Where the question ends in its message.
     pub(crate) fn end(&self) -> usize {
-        HEAD + self.name_length + 4
+        HEAD + self.name().len() + 4
     }
 }
 
@@ -287,7 +281,10 @@ pub fn respond(
     if count(message, 0) != 1 {
         return writer.error(Rcode::FORMERR);
     }
-    let Some(question) = Question::read(message) else { return writer.error(Rcode::FORMERR) };
+    let mut question = Question::NONE;
+    if question.become_that_of(message).is_none() {
+        return writer.error(Rcode::FORMERR);
+    }
     writer.question = Some(&question);
     let Ok(rest) = read_rest(message, &question) else { return writer.error(Rcode::FORMERR) };
     writer.edns = rest.edns;
@@ -326,7 +323,7 @@ fn answer(writer: &mut Writer<'_, '_>, question: &Question, table: &Table) -> Re
     let subnet = edns.subnet.filter(|subnet| subnet.length > 0);
     let client = Client { address: subnet.map_or(writer.asker.address, |subnet| subnet.address) };
     let mut random = Random(writer.asker.chance);
-    match table.find(question.name(), rtype, edns.dnssec, client, &mut random) {
+    match table.find(&question.name, rtype, edns.dnssec, client, &mut random) {
         Some(plan) => writer.plan(&plan, question),
         None => writer.error(Rcode::REFUSED),
     }
@@ -416,7 +413,7 @@ impl Writer<'_, '_> {
         let mut counts = [0u16; 3];
         for piece in plan.pieces.iter().flatten() {
             let fits = end + piece.len() <= room;
-            if !fits || !piece.write(question.name_length, self.out, end) {
+            if !fits || !piece.write(question.name().len(), self.out, end) {
                 return self.finish(rcode, flags | TC, [0; 3], question.end(), plan.scope, sent);
             }
             end += piece.len();
@@ -441,20 +438,20 @@ impl Writer<'_, '_> {
         let limit = self.limit();
         let [high, low] = rcode.0.to_be_bytes();
         let opt = (low >> 4) | (high << 4);
-        let (id, asked) = ([self.message[0], self.message[1]], self.message[2] & (0x78 | RD));
-        let mut head = [0; HEAD];
-        head[..2].copy_from_slice(&id);
-        head[2] = QR | asked | flags;
-        head[3] = low & 0xf;
-        head[5] = u8::from(self.question.is_some());
+        let asked = self.message[2] & (0x78 | RD);
         let [answers, authority, additional] = counts;
         let additional = additional + u16::from(self.edns.is_some());
-        for (place, count) in head[6..].chunks_exact_mut(2).zip([answers, authority, additional]) {
-            place.copy_from_slice(&count.to_be_bytes());
-        }
-        let question = self.message.get(HEAD..body_at).unwrap_or_default();
+        let flags = u16::from_be_bytes([QR | asked | flags, low & 0xf]);
+        let questions = u16::from(self.question.is_some());
         let mut out = Out { room: self.out.get_mut(..limit).unwrap_or_default(), end: 0 };
-        let mut fits = out.put(&head) && out.put(question);
+        let mut fits = out.put(self.message.get(..body_at).unwrap_or_default());
+        // All but its first two bytes, which name the message.
+        let head = out.room.get_mut(2..HEAD).unwrap_or_default().as_chunks_mut().0;
+        for (place, number) in
+            head.iter_mut().zip([flags, questions, answers, authority, additional])
+        {
+            *place = number.to_be_bytes();
+        }
         out.end = end.max(out.end);
         if let Some(edns) = &self.edns {
             fits &= write_opt(edns, opt, self.checked, self.state, scope, &mut out);

@@ -1,28 +1,30 @@
 //! The answers of all zones, made beforehand. A table is never changed: a new one takes its place.
 //!
-//! A query costs a hash of its name for each zone depth and each label that has no node, and a copy of the answer's bytes. No
-//! part of it takes a lock or allocates.
+//! A query costs one hash of its name, a look at its zone and its node, and a copy of the answer's bytes. No part of it takes a
+//! lock or allocates. What it costs is mostly what it has to wait for memory, so that what is looked at together stands together.
 
 mod build;
 mod choose;
+mod index;
 mod piece;
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use crate::name::{KEY_MAX, Name, labels, sort_key, strip};
+use crate::name::{KEY_MAX, Labels, Name, sort_key};
 use crate::zone::{Record, Rtype};
 
 pub use build::{BadTable, CHAIN_MAX, LEAVES_MAX, NAMES_MAX, ZONES_MAX};
 use choose::Tree;
 pub(crate) use choose::{Client, Random};
+use index::{Index, NameHash};
 pub(crate) use piece::Piece;
 
 /// All zones that a server answers for.
 #[derive(Clone, Debug, Default)]
 pub struct Table {
-    zones: HashMap<Box<[u8]>, Arc<Zone>, Hashing>,
+    zones: Vec<Arc<Zone>>,
+    by_name: Index,
     /// One bit for each number of labels that the name of a zone has.
     depths: u128,
 }
@@ -33,12 +35,15 @@ pub(crate) struct Zone {
     pub(crate) name: Name,
     pub(crate) serial: u32,
     pub(crate) is_signed: bool,
-    nodes: HashMap<Box<[u8]>, u32, Hashing>,
-    list: Vec<Node>,
+    /// In canonical order: the name of the zone first.
+    nodes: Vec<Node>,
+    by_name: Index,
     /// The SOA, as it stands in an answer that says no.
     denial: Both,
     /// The records that prove what is not there, in canonical order of their owners.
     chain: Vec<Link>,
+    /// The first bytes of their keys that tell them apart, so that a search has little to look at.
+    beginnings: Box<[u64]>,
     /// What a secondary is given: the SOA first, the rest in order.
     pub(crate) records: Arc<[Record]>,
 }
@@ -50,21 +55,26 @@ struct Link {
     piece: Piece,
 }
 
-/// A name that exists.
+/// A name that exists. It fills what a processor fetches at once.
 #[derive(Debug)]
+#[repr(align(64))]
 struct Node {
+    /// What stands before the name of the zone.
+    front: Box<[u8]>,
     sets: Box<[(Rtype, Tree<Leaf>)]>,
     /// For types that are not here: that they are not, or where an alias leads.
-    other: Tree<Leaf>,
+    other: Box<Tree<Leaf>>,
     /// Of a zone cut: where to ask instead.
-    cut: Option<Leaf>,
-    /// The node of the wildcard right below.
-    wildcard: Option<u32>,
+    cut: Option<Box<Leaf>>,
+    /// The node of the wildcard right below; the name of a zone is none.
+    wildcard: Option<NonZeroU32>,
     /// The link that proves that there is no such wildcard.
     no_wildcard: u32,
     /// The link that this name owns, if it owns one.
     own_link: Option<u32>,
 }
+
+const _: () = assert!(size_of::<Node>() == 64);
 
 /// One answer.
 #[derive(Clone, Debug)]
@@ -103,80 +113,114 @@ pub(crate) struct Plan<'t> {
 impl Table {
     /// The zone with that name.
     pub(crate) fn zone(&self, name: &[u8]) -> Option<&Arc<Zone>> {
-        self.zones.get(name)
+        self.by_name.find(NameHash::of(name), |number| self.zone_if(number, name))
+    }
+
+    /// The zone with that number if it has that name.
+    fn zone_if(&self, number: usize, name: &[u8]) -> Option<&Arc<Zone>> {
+        self.zones.get(number).filter(|zone| zone.name.wire() == name)
     }
 
     /// All zones, in no particular order.
     pub(crate) fn zones(&self) -> impl Iterator<Item = &Arc<Zone>> {
-        self.zones.values()
+        self.zones.iter()
     }
 
     /// The zones and their serials.
     pub fn serials(&self) -> std::collections::BTreeMap<Name, u32> {
-        self.zones.values().map(|zone| (zone.name.clone(), zone.serial)).collect()
+        self.zones.iter().map(|zone| (zone.name.clone(), zone.serial)).collect()
     }
 
-    /// The answer to a question for a name in lower case; none for names that are in no zone here.
+    /// The answer to a question for a name; none for names that are in no zone here.
     pub(crate) fn find(
         &self,
-        name: &[u8],
+        name: &Labels,
         rtype: Rtype,
         dnssec: bool,
         client: Client,
         random: &mut Random,
     ) -> Option<Plan<'_>> {
-        let mut zone = self.zone_of(name)?;
-        // What a parent says of a child stands in the parent (RFC 4035 3.1.4.1).
-        if rtype == Rtype::DS && zone.name.wire() == name {
-            zone = strip(name).and_then(|rest| self.zone_of(rest)).unwrap_or(zone);
+        let wire = name.wire();
+        let (mut at, mut hash, mut depths) = (name.root_at(), NameHash::ROOT, self.depths);
+        let mut zone = if depths & 1 == 0 { None } else { self.zone_of(wire, at, hash) };
+        for start in name.starts().iter().rev().map(|start| usize::from(*start)) {
+            hash = hash.below(wire, start, at);
+            (at, depths) = (start, depths >> 1);
+            // What a parent says of a child stands in the parent (RFC 4035 3.1.4.1).
+            let is_of_parent = start == 0 && rtype == Rtype::DS && zone.is_some();
+            if depths & 1 != 0 && !is_of_parent {
+                // The zone of the longest name that ends the given one.
+                zone = self.zone_of(wire, start, hash).or(zone);
+            }
         }
-        Some(zone.find(name, rtype, dnssec, client, random))
+        let InZone { zone, at, hash: above } = zone?;
+        let asked = Asked { name, hash, zone_at: at, above };
+        Some(zone.find(&asked, rtype, dnssec, client, random))
     }
 
-    /// The zone of the longest name that ends the given one.
-    fn zone_of(&self, name: &[u8]) -> Option<&Zone> {
-        let mut depth = labels(name).count();
-        let mut rest = name;
-        loop {
-            if self.depths & (1 << depth) != 0
-                && let Some(zone) = self.zones.get(rest)
-            {
-                return Some(zone);
-            }
-            rest = strip(rest)?;
-            depth -= 1;
-        }
+    /// The zone of what stands from a place on.
+    fn zone_of(&self, wire: &[u8], at: usize, hash: NameHash) -> Option<InZone<'_>> {
+        let name = wire.get(at..)?;
+        let zone = self.by_name.find(hash, |number| self.zone_if(number, name))?;
+        Some(InZone { zone, at, hash })
     }
 }
 
-impl Zone {
-    fn node(&self, index: u32) -> Option<&Node> {
-        self.list.get(usize::try_from(index).ok()?)
-    }
+/// A zone that a name is in, where its name begins in that, and the hash of its name.
+struct InZone<'t> {
+    zone: &'t Zone,
+    at: usize,
+    hash: NameHash,
+}
 
+/// A name that is asked for in a zone.
+struct Asked<'n> {
+    name: &'n Labels,
+    hash: NameHash,
+    /// Where the zone's name begins, and its hash.
+    zone_at: usize,
+    above: NameHash,
+}
+
+impl Zone {
     fn link(&self, index: u32) -> Option<&Piece> {
         self.chain.get(usize::try_from(index).ok()?).map(|link| &link.piece)
     }
 
+    /// The node of a name, of which this is the hash and what stands before the zone's name.
+    fn node(&self, hash: NameHash, front: Option<&[u8]>) -> Option<&Node> {
+        let front = front?;
+        self.by_name
+            .find(hash, |number| self.nodes.get(number).filter(|node| *node.front == *front))
+    }
+
+    /// The node of the longest name that ends one that has none: above a name with a node, all have one.
+    fn closest(&self, asked: &Asked<'_>) -> Option<&Node> {
+        let (wire, mut closest) = (asked.name.wire(), self.nodes.first());
+        let (mut end, mut hash) = (asked.zone_at, asked.above);
+        let starts = asked.name.starts().iter().rev().map(|start| usize::from(*start));
+        for start in starts.skip_while(|start| *start >= asked.zone_at) {
+            hash = hash.below(wire, start, end);
+            end = start;
+            let Some(node) = self.node(hash, wire.get(start..asked.zone_at)) else { break };
+            closest = Some(node);
+        }
+        closest
+    }
+
     fn find(
         &self,
-        name: &[u8],
+        asked: &Asked<'_>,
         rtype: Rtype,
         dnssec: bool,
         client: Client,
         random: &mut Random,
     ) -> Plan<'_> {
-        let mut rest = name;
-        let found = loop {
-            if let Some(&index) = self.nodes.get(rest) {
-                break self.node(index);
-            }
-            let Some(shorter) = strip(rest) else { break None };
-            rest = shorter;
-        };
+        let name = asked.name.wire();
+        let whole = self.node(asked.hash, name.get(..asked.zone_at));
+        let is_whole = whole.is_some();
         // The name of a zone always has a node.
-        let Some(node) = found else { return Plan::default() };
-        let is_whole = rest.len() == name.len();
+        let Some(node) = whole.or_else(|| self.closest(asked)) else { return Plan::default() };
         if let Some(leaf) = &node.cut
             && !(rtype == Rtype::DS && is_whole)
         {
@@ -187,7 +231,8 @@ impl Zone {
             return node.answer(rtype, dnssec, client, random);
         }
         let proves = dnssec && self.is_signed;
-        match node.wildcard.and_then(|index| self.node(index)) {
+        let wildcard = node.wildcard.and_then(|number| usize::try_from(number.get()).ok());
+        match wildcard.and_then(|number| self.nodes.get(number)) {
             Some(wildcard) => {
                 let mut plan = wildcard.answer(rtype, dnssec, client, random);
                 if proves {
@@ -213,9 +258,23 @@ impl Zone {
     fn cover(&self, name: &[u8]) -> u32 {
         let mut room = [0; KEY_MAX];
         let key = sort_key(name, &mut room);
-        let behind = self.chain.partition_point(|link| *link.key <= *key);
+        let own = beginning(key, &self.chain);
+        let first = self.beginnings.partition_point(|beginning| *beginning < own);
+        let same = self.beginnings.get(first..).unwrap_or_default();
+        let same = same.partition_point(|beginning| *beginning == own);
+        let links = self.chain.get(first..first + same).unwrap_or_default();
+        let behind = first + links.partition_point(|link| *link.key <= *key);
         u32::try_from(behind.saturating_sub(1)).unwrap_or_default()
     }
+}
+
+/// The first bytes of a name's sort key behind that of its zone, which owns the first link, as a number with the same order.
+fn beginning(key: &[u8], chain: &[Link]) -> u64 {
+    let of_zone = chain.first().map_or(0, |link| link.key.len());
+    let mut eight = [0; size_of::<u64>()];
+    let own = key.get(of_zone..).unwrap_or_default();
+    eight.iter_mut().zip(own).for_each(|(to, from)| *to = *from);
+    u64::from_be_bytes(eight)
 }
 
 impl Node {
@@ -229,7 +288,7 @@ impl Node {
 
     /// Whether the type is not here and no alias is.
     fn is_denied(&self, rtype: Rtype) -> bool {
-        std::ptr::eq(self.tree(rtype), &raw const self.other)
+        std::ptr::eq(self.tree(rtype), &raw const *self.other)
     }
 
     fn answer(&self, rtype: Rtype, dnssec: bool, client: Client, random: &mut Random) -> Plan<'_> {
@@ -244,32 +303,32 @@ impl Node {
     }
 }
 
-/// Hashes the names of tables. Only who writes the zones could make names collide, so that speed is all that counts.
-type Hashing = BuildHasherDefault<NameHasher>;
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dnssec::{Signatures, ZoneKey};
+    use crate::zone::ZoneSpec;
 
-/// Multiplies in eight bytes at a time.
-#[derive(Clone, Copy, Debug, Default)]
-struct NameHasher(u64);
-
-impl Hasher for NameHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        let (words, tail) = bytes.as_chunks::<8>();
-        for word in words {
-            self.write_u64(u64::from_le_bytes(*word));
+    #[test]
+    fn the_link_over_a_name_is_the_last_that_is_not_behind_it() {
+        let owners =
+            ["a", "long-label", "long-label1", "long-label2", "x.long-label1", "\\001", "zz"];
+        let records: String = owners.iter().map(|owner| format!("{owner} A 192.0.2.1\n")).collect();
+        let zone = format!("$TTL 60\n@ SOA ns1 host 7 300 60 604800 5\n@ NS ns1\n{records}");
+        let apex = "example.com".parse().unwrap();
+        let mut spec = ZoneSpec::from_zone_file(&apex, &zone).unwrap();
+        spec.key = Some(ZoneKey::from_pkcs8(&ZoneKey::generate().unwrap()).unwrap().into());
+        let table = Table::build(&[spec], &mut Signatures::default(), 1_000_000).unwrap();
+        let zone = table.zone(apex.wire()).unwrap();
+        assert_eq!(zone.chain.len(), owners.len() + 1);
+        let between = ["0", "\\000", "\\002", "long-labe", "long-label0", "long-label11", "zzz"];
+        let below = ["b.a", "a.x.long-label1", "y.long-label1", "z.long-label2"];
+        for front in owners.iter().chain(&between).chain(&below) {
+            let name: Name = format!("{front}.example.com").parse().unwrap();
+            let key = name.key();
+            let last = zone.chain.iter().rposition(|link| link.key <= key).unwrap();
+            assert_eq!(usize::try_from(zone.cover(name.wire())), Ok(last), "{name}");
         }
-        let mut last = [0; 8];
-        last[..tail.len()].copy_from_slice(tail);
-        self.write_u64(u64::from_le_bytes(last));
-    }
-
-    fn write_u64(&mut self, word: u64) {
-        self.0 = (self.0.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95);
-    }
-
-    /// The length of a name, which its root label makes unnecessary.
-    fn write_usize(&mut self, _: usize) {}
-
-    fn finish(&self) -> u64 {
-        self.0 ^ (self.0 >> 32)
+        assert_eq!(zone.cover(apex.wire()), 0);
     }
 }

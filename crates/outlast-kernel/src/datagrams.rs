@@ -8,8 +8,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::null_mut;
 
-/// Datagrams of one call.
-pub const BATCH: usize = 16;
+/// Datagrams of one call. Fewer cost more ways into the kernel, and more find what they use fallen out of the processor's cache.
+pub const BATCH: usize = 32;
 
 /// Rooms are so far apart that those of a batch do not share the same few lines of the processor's cache.
 const APART: usize = 192;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Relaxed};
 use std::time::Duration;
 
 use outlast_kernel::datagrams::Datagrams;
-use rustix::net::sockopt;
+use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tokio::sync::mpsc;
 
@@ -59,6 +59,11 @@ fn try_bind(address: SocketAddr, threads: usize) -> io::Result<(TcpListener, Vec
         sockopt::set_socket_reuseport(&socket, true)?;
         sockopt::set_socket_recv_buffer_size(&socket, BUFFER)?;
         sockopt::set_socket_send_buffer_size(&socket, BUFFER)?;
+        if address.is_ipv4() {
+            // No answer is taken apart, whatever a forged message says of its way (RFC 9715 3.1). What cannot be taken apart
+            // needs no number of its own, which the kernel would hash and count for each; over IPv6 that is so anyway.
+            sockopt::set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::PROBE)?;
+        }
         rustix::net::bind(&socket, &address)?;
         let socket = UdpSocket::from(socket);
         socket.set_read_timeout(Some(STOP_EVERY))?;
@@ -147,4 +152,18 @@ fn shared(again: &mut Option<Arc<UdpSocket>>, socket: &UdpSocket) -> Option<Arc<
         *again = socket.try_clone().ok().map(Arc::new);
     }
     again.clone()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_over_ipv4_are_never_taken_apart() {
+        let (_listener, sockets) = bind("127.0.0.1:0".parse().unwrap(), 2).unwrap();
+        for socket in sockets {
+            let how = sockopt::ip_mtu_discover(&socket).unwrap();
+            assert_eq!(how, Ipv4PathMtuDiscovery::PROBE);
+        }
+    }
 }

@@ -1,12 +1,14 @@
 //! Makes a table of what zones say: follows aliases, signs, and writes every answer down.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use super::choose::{Tree, tree};
+use super::index::{Index, NameHash};
 use super::piece::{Owner, Piece, Rr};
-use super::{Both, Leaf, Link, Node, Table, Zone};
+use super::{Both, Leaf, Link, Node, Table, Zone, beginning};
 use crate::dnssec::{Signatures, Signed, ZoneKey, nsec};
 use crate::name::Name;
 use crate::zone::{Choice, RECORDS_MAX, Rdata, Record, Rrset, Rtype, ZoneSpec};
@@ -51,21 +53,28 @@ impl Table {
         }
         signatures.begin();
         let mut table = Table::default();
-        let mut faults = Vec::new();
+        let (mut faults, mut names) = (Vec::new(), BTreeSet::new());
         for spec in zones {
             match build_zone(spec, signatures, now) {
                 Ok(zone) => {
                     table.depths |= 1 << spec.name.label_count();
-                    if table.zones.insert(spec.name.wire().into(), Arc::new(zone)).is_some() {
+                    if !names.insert(&spec.name) {
                         faults.push(format!("{} stands here twice", spec.name));
                     }
+                    table.zones.push(Arc::new(zone));
                 }
                 Err(of_zone) => faults.extend(of_zone),
             }
         }
         signatures.end();
+        table.by_name = by_name(table.zones.iter().map(|zone| &zone.name));
         if faults.is_empty() { Ok(table) } else { Err(BadTable(faults)) }
     }
+}
+
+/// Numbers these names from 0 on.
+fn by_name<'n>(names: impl Iterator<Item = &'n Name>) -> Index {
+    Index::new(&names.map(|name| NameHash::of(name.wire())).collect::<Vec<_>>())
 }
 
 /// A name of a zone that is being built.
@@ -276,11 +285,13 @@ impl Builder<'_> {
     fn zone(&mut self) -> Zone {
         let names: Vec<Name> =
             self.places.iter().filter(|(_, p)| !p.is_occluded).map(|(n, _)| n.clone()).collect();
-        let mut nodes = HashMap::default();
-        for (name, number) in names.iter().zip(0u32..) {
-            nodes.insert(name.wire().into(), number);
-        }
-        let list = names.iter().map(|name| self.node(name, &nodes)).collect();
+        let by_name = by_name(names.iter());
+        let number = |wanted: &Name| {
+            let fits =
+                |number: usize| names.get(number).filter(|name| *name == wanted).map(|_| number);
+            by_name.find(NameHash::of(wanted.wire()), fits)
+        };
+        let nodes = names.iter().map(|name| self.node(name, number)).collect();
         let apex = self.spec.name.clone();
         let soa = self.soa_denial();
         let denial = self.both([&[], &soa, &[]], &apex);
@@ -288,24 +299,24 @@ impl Builder<'_> {
             let set = self.proof(Owner::Name(owner.clone()), &owner, Rtype::NSEC, &data);
             Link { key: owner.key(), piece: Piece::new([&[], &set, &[]], &apex, true) }
         });
-        let chain = chain.collect();
+        let chain: Vec<Link> = chain.collect();
+        let beginnings = chain.iter().map(|link| beginning(&link.key, &chain)).collect();
         let records = self.records();
         Zone {
             name: apex,
             serial: self.spec.serial,
             is_signed: self.spec.key.is_some(),
             nodes,
-            list,
+            by_name,
             denial,
             chain,
+            beginnings,
             records,
         }
     }
 
-    fn node<S>(&mut self, name: &Name, nodes: &HashMap<Box<[u8]>, u32, S>) -> Node
-    where
-        S: std::hash::BuildHasher,
-    {
+    /// A name that has a node, where the numbers of all that have one are known.
+    fn node(&mut self, name: &Name, number: impl Fn(&Name) -> Option<usize>) -> Node {
         // Names that a wildcard stands for end with what it stands below.
         let base = if name.is_wildcard() { name.parent() } else { None };
         let base = base.unwrap_or_else(|| name.clone());
@@ -316,11 +327,15 @@ impl Builder<'_> {
             sets.push((Rtype::NSEC, self.own_nsec(name, &data, &base)));
         }
         let star = name.child(b"*");
+        let wildcard = star.as_ref().and_then(number);
+        let wildcard = wildcard.and_then(|number| u32::try_from(number).ok());
+        let front = name.wire().strip_suffix(self.spec.name.wire()).unwrap_or_default();
         Node {
+            front: front.into(),
             sets: sets.into(),
-            other,
-            cut: self.places[name].is_cut.then(|| self.referral(name)),
-            wildcard: star.as_ref().and_then(|star| nodes.get(star.wire()).copied()),
+            other: Box::new(other),
+            cut: self.places[name].is_cut.then(|| Box::new(self.referral(name))),
+            wildcard: wildcard.and_then(NonZeroU32::new),
             no_wildcard: star.map_or(0, |star| self.cover(&star)),
             own_link: own_link.and_then(|place| u32::try_from(place).ok()),
         }

@@ -13,19 +13,16 @@ const POINTER: u16 = 0xc000;
 /// A part of an answer.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Piece {
-    bytes: Box<[u8]>,
-    patches: Box<[Patch]>,
+    /// The pointers to be written, then the bytes of the records.
+    all: Box<[u8]>,
+    /// Where the records begin.
+    records_at: u16,
     /// Records in the answer, authority and additional section.
     pub(crate) counts: [u16; 3],
 }
 
-/// A pointer to be written.
-#[derive(Clone, Copy, Debug)]
-struct Patch {
-    at: u16,
-    /// How many bytes of the question's name, from its end, the pointer stands for; 0 for all.
-    suffix: u16,
-}
+/// A pointer to be written: where, and how many bytes of the question's name, from its end, it stands for; 0 for all.
+const PATCH: usize = 4;
 
 /// Whose record it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,23 +51,30 @@ impl Piece {
             let records = records.iter().filter(|rr| with_proofs || !rr.is_proof);
             u16::try_from(records.map(|rr| maker.record(rr)).count()).unwrap_or(u16::MAX)
         });
-        Piece { bytes: maker.bytes.into(), patches: maker.patches.into(), counts }
+        let records_at = u16::try_from(maker.patches.len()).unwrap_or_default();
+        Piece { all: [maker.patches, maker.bytes].concat().into(), records_at, counts }
+    }
+
+    /// The pointers, and the records.
+    fn parts(&self) -> (&[u8], &[u8]) {
+        self.all.split_at_checked(usize::from(self.records_at)).unwrap_or_default()
     }
 
     /// How many bytes it is long.
     pub(crate) fn len(&self) -> usize {
-        self.bytes.len()
+        self.all.len() - usize::from(self.records_at)
     }
 
     /// Writes the piece for a question whose name has `name_length` bytes; false if there is no room.
     pub(crate) fn write(&self, name_length: usize, out: &mut [u8], at: usize) -> bool {
-        let Some(room) = out.get_mut(at..at + self.bytes.len()) else { return false };
-        room.copy_from_slice(&self.bytes);
-        for patch in &self.patches {
-            let suffix = usize::from(patch.suffix);
+        let (patches, records) = self.parts();
+        let Some(room) = out.get_mut(at..at + records.len()) else { return false };
+        room.copy_from_slice(records);
+        for &[a1, a2, s1, s2] in patches.as_chunks::<PATCH>().0 {
+            let suffix = usize::from(u16::from_ne_bytes([s1, s2]));
             let skipped = if suffix == 0 { 0 } else { name_length.saturating_sub(suffix) };
             let offset = u16::try_from(QUESTION_AT + skipped).unwrap_or_default();
-            let place = usize::from(patch.at);
+            let place = usize::from(u16::from_ne_bytes([a1, a2]));
             if let Some(two) = room.get_mut(place..place + 2) {
                 two.copy_from_slice(&(POINTER | offset).to_be_bytes());
             }
@@ -83,7 +87,7 @@ impl Piece {
 struct Maker<'a> {
     base: &'a Name,
     bytes: Vec<u8>,
-    patches: Vec<Patch>,
+    patches: Vec<u8>,
 }
 
 impl Maker<'_> {
@@ -157,7 +161,7 @@ impl Maker<'_> {
         // Pieces are far shorter; what does not fit is written out by who checks the length of the zone's answers.
         let at = u16::try_from(self.bytes.len()).unwrap_or(u16::MAX);
         let suffix = u16::try_from(suffix).unwrap_or_default();
-        self.patches.push(Patch { at, suffix });
+        self.patches.extend([at.to_ne_bytes(), suffix.to_ne_bytes()].concat());
         self.bytes.extend([0, 0]);
     }
 }

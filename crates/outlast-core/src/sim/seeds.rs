@@ -36,16 +36,36 @@ pub(super) fn each_seed<T>(
 
 fn wanted(many: u64) -> Range<u64> {
     let variable = |name: &str| std::env::var(name).ok();
-    let number = |text: &str| {
-        text.parse().unwrap_or_else(|_invalid| panic!("`{text}` is no number of a seed"))
-    };
     if let Some(seed) = variable("OUTLAST_SEED") {
         let seed = number(&seed);
         return seed..seed + 1;
     }
     let Some(text) = variable("OUTLAST_SEEDS") else { return 0..many };
-    match text.split_once("..") {
-        Some((from, to)) => number(from)..number(to),
-        None => 0..number(&text),
-    }
+    seeds_of(&text)
+}
+
+fn number(text: &str) -> u64 {
+    text.parse().unwrap_or_else(|_invalid| panic!("`{text}` is no number of a seed"))
+}
+
+fn seeds_of(text: &str) -> Range<u64> {
+    let Some((from, to)) = text.split_once("..") else { return 0..number(text) };
+    let seeds = number(from)..number(to);
+    assert!(
+        !seeds.is_empty(),
+        "OUTLAST_SEEDS={text} has no seed: the first number is to be less than the second"
+    );
+    seeds
+}
+
+#[test]
+fn seeds_are_how_many_or_from_where_to_where() {
+    assert_eq!(seeds_of("7"), 0..7);
+    assert_eq!(seeds_of("3..9"), 3..9);
+}
+
+#[test]
+#[should_panic(expected = "OUTLAST_SEEDS=9..3 has no seed")]
+fn seeds_that_are_the_wrong_way_round_are_refused() {
+    seeds_of("9..3");
 }

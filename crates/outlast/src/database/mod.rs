@@ -167,6 +167,8 @@ async fn live(office: Arc<Office>, mut topology: watching::Receiver<Arc<Topology
             }
         }
         tokio::select! {
+            // Whoever says that it ends drops the topology next: its end must not be taken for another topology.
+            biased;
             _ = stop.wait_for(|stop| *stop != Stop::No) => {
                 // A member ends its PostgreSQL itself, or leaves it running.
                 let ended = async { while members.join_next().await.is_some() {} };

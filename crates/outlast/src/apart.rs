@@ -1,5 +1,6 @@
 //! A part of the agent on a thread and a runtime of its own: nothing slow elsewhere holds it up.
 
+use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use anyhow::Context as _;
@@ -13,11 +14,18 @@ impl Apart {
         name: &str,
         live: impl FnOnce() -> F + Send + 'static,
     ) -> anyhow::Result<Apart> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .with_context(|| format!("start the runtime for {name}"))?;
+        let (started, starts) = mpsc::sync_channel(1);
+        // Made there: whoever starts it may be in a runtime, where none may be dropped.
         let body = move || {
+            let made = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = match made {
+                Ok(runtime) => runtime,
+                Err(error) => {
+                    started.send(Err(error)).ok();
+                    return;
+                }
+            };
+            started.send(Ok(())).ok();
             runtime.block_on(async { live().await });
             // A script or a disk that hangs is not waited for.
             runtime.shutdown_background();
@@ -26,6 +34,8 @@ impl Apart {
             .name(name.to_owned())
             .spawn(body)
             .with_context(|| format!("start the thread for {name}"))?;
+        let started = starts.recv().with_context(|| format!("start the thread for {name}"))?;
+        started.with_context(|| format!("start the runtime for {name}"))?;
         Ok(Apart(Some(thread)))
     }
 

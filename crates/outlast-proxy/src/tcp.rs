@@ -49,8 +49,9 @@ impl Pipe {
             return Ok(pipe);
         }
         let (from, to) = rustix::pipe::pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC)?;
-        // More is only faster: a refusal leaves the default of 64 KiB.
-        let bytes = rustix::pipe::fcntl_setpipe_size(&to, PIPE_BYTES).unwrap_or(SCRATCH);
+        // More is only faster. Who is refused more may have been given less than others, too.
+        let bytes = rustix::pipe::fcntl_setpipe_size(&to, PIPE_BYTES)
+            .or_else(|_refused| rustix::pipe::fcntl_getpipe_size(&to))?;
         Ok(Pipe { from, to, bytes })
     }
 

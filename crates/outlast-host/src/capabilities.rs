@@ -6,9 +6,8 @@
 use std::io;
 
 use rustix::thread::{
-    CapabilitySets, capabilities, capability_is_in_ambient_set, capability_is_in_bounding_set,
-    clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities,
-    set_no_new_privs,
+    CapabilitySets, capabilities, capability_is_in_bounding_set, no_new_privs,
+    remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
 };
 
 pub use rustix::thread::CapabilitySet;
@@ -19,12 +18,10 @@ const NUMBERS: u32 = u64::BITS;
 /// What programs may do that this process starts from now on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Programs {
-    /// What they could do if nothing had been given up: they are not ours, and nobody knows what they need.
-    AsBefore,
-    /// The same, but for what a user who is not root has been given to pass on.
+    /// Root's: as much as before. A user's who is not root: what that user was given to pass on, and is kept.
+    Inheriting,
+    /// The same, but nothing is passed on.
     WithoutInheritance,
-    /// This at most, if they are root's; what this process keeps, and was given to pass on, if not.
-    AtMost(CapabilitySet),
     /// None is started. Nothing that is tried nevertheless gets any rights, whatever is set on the file.
     Never,
 }
@@ -34,8 +31,6 @@ pub enum Programs {
 pub struct Kept {
     pub had: CapabilitySet,
     pub has: CapabilitySet,
-    /// Programs that are root's get less than before.
-    pub limits_programs: bool,
     /// What the kernel did not let go of; the rest is given up all the same.
     pub trouble: Option<io::Error>,
 }
@@ -43,63 +38,44 @@ pub struct Kept {
 /// Keeps this much of what the calling thread may do. What it does not have it does not get.
 pub fn keep_only(keep: CapabilitySet, programs: Programs) -> io::Result<Kept> {
     let before = capabilities(None)?;
-    let (limits_programs, limited) = match programs {
-        Programs::AsBefore | Programs::WithoutInheritance => (false, Ok(())),
-        Programs::AtMost(most) => limit(most, before.effective),
+    let (passes_on, limited) = match programs {
+        Programs::Inheriting => (keep, Ok(())),
+        Programs::WithoutInheritance => (CapabilitySet::empty(), Ok(())),
         Programs::Never => {
-            let (limits, limited) = limit(CapabilitySet::empty(), before.effective);
-            (limits, limited.and(set_no_new_privs(true).map_err(io::Error::from)))
+            let limited = empty_bounding_set(before.effective);
+            let sealed = set_no_new_privs(true).map_err(io::Error::from);
+            (CapabilitySet::empty(), limited.and(sealed))
         }
     };
-    let inherits = match programs {
-        Programs::AsBefore => ambient(),
-        Programs::AtMost(_) => ambient() & keep,
-        Programs::WithoutInheritance | Programs::Never => CapabilitySet::empty(),
-    };
-    let cleared = if inherits.is_empty() {
-        clear_ambient_capability_set().map_err(io::Error::from)
-    } else {
-        Ok(())
-    };
-    // What may be passed on has to be had as well.
-    let has = before.permitted & (keep | inherits);
-    let inheritable = match programs {
-        Programs::AsBefore => before.inheritable & (has | inherits),
-        Programs::AtMost(_) | Programs::WithoutInheritance | Programs::Never => inherits,
-    };
+    let has = before.permitted & keep;
+    let inheritable = before.inheritable & passes_on;
     // The kernel takes out of the ambient set whatever is missing in one of these.
     let lowered =
         set_capabilities(None, CapabilitySets { effective: has, permitted: has, inheritable });
     let lowered = lowered.map_err(io::Error::from);
     let has = if lowered.is_ok() { has } else { before.permitted };
-    let trouble = limited.and(cleared).and(lowered).err();
-    Ok(Kept { had: before.permitted, has, limits_programs, trouble })
+    let trouble = limited.and(lowered).err();
+    Ok(Kept { had: before.permitted, has, trouble })
 }
 
-/// Takes all but this out of what root's programs get; whether that was anything. Who may not do that is left as it is: who is
-/// not root starts no programs that are root's, but for those that the administrator has marked as such.
-fn limit(most: CapabilitySet, effective: CapabilitySet) -> (bool, io::Result<()>) {
+/// Leaves nothing that programs of root could get, for good. Who may not do that is left as it is: who is not root starts no
+/// programs that are root's, but for those that the administrator has marked as such.
+fn empty_bounding_set(effective: CapabilitySet) -> io::Result<()> {
     if !effective.contains(CapabilitySet::SETPCAP) {
-        return (false, Ok(()));
+        return Ok(());
     }
-    let mut limits = false;
-    for one in each().filter(|one| !most.contains(*one)) {
-        match capability_is_in_bounding_set(one) {
-            Ok(true) => {}
-            // Beyond the last one that this kernel knows.
-            Ok(false) | Err(_) => continue,
+    for one in each() {
+        // Of one that it does not know the kernel says that it is invalid.
+        if capability_is_in_bounding_set(one).unwrap_or(false) {
+            remove_capability_from_bounding_set(one)?;
         }
-        if let Err(error) = remove_capability_from_bounding_set(one) {
-            return (limits, Err(error.into()));
-        }
-        limits = true;
     }
-    (limits, Ok(()))
+    Ok(())
 }
 
-/// What programs get of a user who is not root.
-fn ambient() -> CapabilitySet {
-    each().filter(|one| capability_is_in_ambient_set(*one).unwrap_or(false)).collect()
+/// Whether this process has again what it gave up once it becomes another image.
+pub fn come_back_with_another_image() -> bool {
+    rustix::process::geteuid().is_root() && no_new_privs().is_ok_and(|sealed| !sealed)
 }
 
 fn each() -> impl Iterator<Item = CapabilitySet> {
@@ -166,7 +142,7 @@ mod tests {
     fn what_is_not_kept_is_gone_and_what_was_not_there_does_not_come() {
         let (before, kept, after) = apart(|| {
             let before = own();
-            let kept = keep_only(KEEP, Programs::AsBefore).unwrap();
+            let kept = keep_only(KEEP, Programs::Inheriting).unwrap();
             (before, kept, own())
         });
         assert!(kept.trouble.is_none(), "{kept:?}");
@@ -178,27 +154,37 @@ mod tests {
     }
 
     #[test]
+    fn who_keeps_all_is_as_before() {
+        let (before, after) = apart(|| {
+            let before = own();
+            let kept = keep_only(CapabilitySet::all(), Programs::Inheriting).unwrap();
+            assert!(kept.trouble.is_none() && kept.had == kept.has, "{kept:?}");
+            (before, own())
+        });
+        assert_eq!(after, before);
+    }
+
+    #[test]
     fn programs_of_root_get_as_much_as_is_said() {
         if !is_root() {
             return;
         }
         let before = own();
-        let most = KEEP | CapabilitySet::CHOWN;
-        for (programs, gets, limits) in [
-            (Programs::AsBefore, before.bounding, false),
-            (Programs::WithoutInheritance, before.bounding, false),
-            (Programs::AtMost(most), before.bounding & most.bits(), true),
-            (Programs::Never, 0, true),
+        for (programs, gets) in [
+            (Programs::Inheriting, before.bounding),
+            (Programs::WithoutInheritance, before.bounding),
+            (Programs::Never, 0),
         ] {
-            let (kept, program, after) = apart(move || {
+            let (kept, program, after, comes_back) = apart(move || {
                 let kept = keep_only(KEEP, programs).unwrap();
-                (kept, of_program(), own())
+                (kept, of_program(), own(), come_back_with_another_image())
             });
             assert!(kept.trouble.is_none(), "{programs:?}: {kept:?}");
             assert_eq!(program.permitted, gets, "{programs:?}");
-            assert_eq!(kept.limits_programs, limits, "{programs:?}");
+            assert_eq!((program.bounding, after.bounding), (gets, gets), "{programs:?}");
             assert_eq!(after.permitted, before.permitted & KEEP.bits(), "{programs:?}");
             assert_eq!(after.no_new, programs == Programs::Never || before.no_new);
+            assert_eq!(comes_back, !after.no_new, "{programs:?}");
         }
     }
 
@@ -209,13 +195,13 @@ mod tests {
             return;
         }
         let given = CapabilitySet::NET_RAW | CapabilitySet::SYS_NICE;
-        for (programs, passed) in [
-            (Programs::AsBefore, given),
-            (Programs::AtMost(KEEP), CapabilitySet::NET_RAW),
-            (Programs::WithoutInheritance, CapabilitySet::empty()),
-            (Programs::Never, CapabilitySet::empty()),
+        for (programs, keep, passed) in [
+            (Programs::Inheriting, CapabilitySet::all(), given),
+            (Programs::Inheriting, KEEP, CapabilitySet::NET_RAW),
+            (Programs::WithoutInheritance, KEEP, CapabilitySet::empty()),
+            (Programs::Never, KEEP, CapabilitySet::empty()),
         ] {
-            let (kept, program) = apart(move || {
+            let (had, kept, program) = apart(move || {
                 // In place of another user: root's own programs get nothing but what they inherit.
                 rustix::thread::set_capabilities_secure_bits(
                     rustix::thread::CapabilitiesSecureBits::NO_ROOT,
@@ -227,12 +213,12 @@ mod tests {
                 for one in each().filter(|one| given.contains(*one)) {
                     rustix::thread::configure_capability_in_ambient_set(one, true).unwrap();
                 }
-                (keep_only(KEEP, programs).unwrap(), of_program())
+                (permitted, keep_only(keep, programs).unwrap(), of_program())
             });
             assert!(kept.trouble.is_none(), "{programs:?}: {kept:?}");
             assert_eq!(program.permitted, passed.bits(), "{programs:?}");
             assert_eq!(program.ambient, passed.bits(), "{programs:?}");
-            assert_eq!(kept.has, KEEP | passed, "{programs:?}");
+            assert_eq!(kept.has, had & keep, "{programs:?}");
         }
     }
 

@@ -83,7 +83,7 @@ pub(crate) enum Verb {
     /// Says why a name is answered as it is, who is to serve it, and takes in zone files.
     #[command(subcommand, after_help = crate::dns::AFTER_HELP)]
     Dns(crate::dns::DnsVerb),
-    /// Makes the running agent become the binary that is on disk now; clients notice nothing.
+    /// Makes the running agent become the binary that is on disk now; clients notice nothing, unless an address moves.
     Upgrade(AtArgs),
     /// Stops the running agent: not ready first, then drained, then ended. Waits until it has ended.
     #[command(after_help = AFTER_HELP_OF_STOP)]

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use outlast_consensus::boottime;
-use outlast_core::address::{GRANT, GUARD_ERROR, Grant, Hold, Order, Plan, Said};
+use outlast_core::address::{GRANT, GUARD_ERROR, Grant, Hold, Order, Plan, Said, unit_of};
 use outlast_core::event::{AddressChange, Fact};
 use outlast_core::time::Instant;
 use outlast_vip::{Event, Guard, Guardian, Place, Rivals, Timetable};
@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::{GUARDIAN, Home, Seen, track};
-use crate::rights::{FOR_ADDRESSES, Rights};
+use crate::rights::FOR_ADDRESSES;
 use alone::Alone;
 
 /// After something that this node's kernel refused.
@@ -84,7 +84,8 @@ pub(super) struct Hands {
     /// What may last although nothing is held any more: it could not be ended, or an earlier run has left it.
     remains: Option<(u64, Instant)>,
     facts: mpsc::Sender<Fact>,
-    rights: Rights,
+    /// What the agent may not do, whatever the kernel has for it.
+    lacks: Option<String>,
     tell: mpsc::Sender<Heard>,
     /// `None`: the kernel refused, and it is tried again.
     grip: Option<Grip>,
@@ -113,6 +114,7 @@ pub(super) struct Hands {
 impl Hands {
     pub(super) fn new(home: &Home, name: String, plan: Plan, tell: mpsc::Sender<Heard>) -> Hands {
         let which = Which::next(&name);
+        let lacks = lacks_rights(home, &name);
         let own = plan.unit.members.iter().find(|member| member.node == home.node);
         let priority = own.map_or(0, |member| member.priority);
         let tracked = plan.track.iter().map(|_| None).collect();
@@ -130,7 +132,7 @@ impl Hands {
             told: None,
             remains: None,
             facts: home.facts.clone(),
-            rights: home.rights,
+            lacks,
             tell,
             grip: None,
             refused: None,
@@ -177,8 +179,8 @@ impl Hands {
     }
 
     fn get_grip(&mut self) -> Result<Grip, String> {
-        if let Some(why) = lacks_rights(self.rights, &self.name) {
-            return Err(why);
+        if let Some(why) = &self.lacks {
+            return Err(why.clone());
         }
         let places = self.places();
         let said = |error: outlast_vip::Error| error.to_string();
@@ -463,9 +465,13 @@ pub(super) fn written(mac: [u8; 6]) -> String {
     bytes.join(":")
 }
 
-/// Why the agent may not hold a unit, whatever the kernel has for it.
-pub(super) fn lacks_rights(rights: Rights, unit: &str) -> Option<String> {
-    rights.lacks(&format!("address.{unit}"), FOR_ADDRESSES)
+/// Why the agent may not hold a unit, whatever the kernel has for it. It is said of the unit's addresses, as the file names
+/// them.
+pub(super) fn lacks_rights(home: &Home, unit: &str) -> Option<String> {
+    let topology = home.topology.borrow();
+    let own = topology.addresses.iter().filter(|(name, address)| unit_of(name, address) == unit);
+    let own: Vec<String> = own.map(|(name, _)| format!("address.{name}")).collect();
+    home.rights.lacks(&own, FOR_ADDRESSES)
 }
 
 /// This binary, even if another one lies at its path by now.

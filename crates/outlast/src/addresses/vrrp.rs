@@ -187,6 +187,8 @@ struct Unit {
     plan: RouterPlan,
     show: watch::Sender<AllRouters>,
     which: Which,
+    /// What the agent may not do, whatever the kernel has for it.
+    lacks: Option<String>,
     tell: mpsc::Sender<Heard>,
     heard: mpsc::Receiver<Heard>,
     /// They listen and look for this unit, and end with it.
@@ -210,6 +212,7 @@ impl Unit {
     fn new(home: Home, name: String, plan: RouterPlan, show: watch::Sender<AllRouters>) -> Unit {
         let (tell, heard) = mpsc::channel(HEARD_MAX);
         let which = Which::next(&name);
+        let lacks = lacks_rights(&home, &name);
         let mut beside = JoinSet::new();
         for (index, track) in plan.track.iter().enumerate() {
             let (which, tell) = (which.clone(), tell.clone());
@@ -222,6 +225,7 @@ impl Unit {
             plan,
             show,
             which,
+            lacks,
             tell,
             heard,
             beside,
@@ -258,7 +262,7 @@ impl Unit {
 
     /// Does what has become possible, and ends what is not any more.
     async fn pass(&mut self) {
-        if let Some(why) = lacks_rights(self.home.rights, &self.name) {
+        if let Some(why) = self.lacks.clone() {
             self.refuse(why);
         } else if self.ears.is_none() && self.try_at <= boottime() {
             match Rivals::open(&self.name, &self.places()) {

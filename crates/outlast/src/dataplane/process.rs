@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
@@ -48,7 +48,8 @@ pub fn run(data_dir: &Path, threads: usize) -> anyhow::Result<()> {
     let control = UnixListener::bind(&path).with_context(|| format!("bind {}", path.display()))?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
         .context("protect the control socket")?;
-    rights::give_up_as_data_plane();
+    let dir = std::fs::metadata(data_dir).context("look at the data directory")?;
+    rights::give_up_as_data_plane(dir.uid() == rustix::process::geteuid().as_raw());
     let (proxy, mut notices) = Proxy::start(threads, roots).context("start the workers")?;
     let guard = proxy.guard();
     std::thread::Builder::new()

@@ -12,21 +12,10 @@ use super::{CANDIDATES, FILE, answers, holders, seen_by, vrrp};
 use crate::{Lab, NOBODY, each_user, kill, one_user, processes, said, wait, wait_until};
 
 /// docs/rights.md has the same table.
-const OWN: Set = Set::DAC_OVERRIDE
-    .union(Set::FOWNER)
-    .union(Set::NET_BIND_SERVICE)
-    .union(Set::IPC_LOCK)
-    .union(Set::SYS_NICE);
+const OWN: Set = Set::DAC_OVERRIDE.union(Set::FOWNER).union(Set::NET_BIND_SERVICE).union(PASSED_ON);
 const ADDRESSES: Set = Set::NET_ADMIN.union(Set::NET_RAW);
-const EVER: Set = OWN
-    .union(ADDRESSES)
-    .union(Set::SETPCAP)
-    .union(Set::SETUID)
-    .union(Set::SETGID)
-    .union(Set::CHOWN)
-    .union(Set::KILL)
-    .union(Set::SYS_PTRACE)
-    .union(Set::SYS_RESOURCE);
+/// As the data plane has it, too.
+const PASSED_ON: Set = Set::IPC_LOCK.union(Set::SYS_NICE).union(Set::SYS_RESOURCE);
 
 /// What the kernel says of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,22 +93,18 @@ fn an_agent_keeps_what_its_file_needs_and_its_children_what_they_do() {
         // A lab cannot give more than it was given.
         let all = May::of(machine(&lab, &first)).unwrap().bounding;
         let own = May::of(agent(&lab, "client")).unwrap();
-        assert_eq!(
-            own,
-            roots(OWN & all, EVER & all, false),
-            "the agent of a node without addresses"
-        );
+        assert_eq!(own, roots(OWN & all, all, false), "the agent of a node without addresses");
         let pid = agent(&lab, &first);
-        let of_agent = roots((OWN | ADDRESSES) & all, EVER & all, false);
+        let of_agent = roots((OWN | ADDRESSES) & all, all, false);
         assert_eq!(May::of(pid), Some(of_agent), "the agent of a node with one");
-        let plane = roots((Set::IPC_LOCK | Set::SYS_NICE) & all, Set::empty(), true);
+        let plane = roots(PASSED_ON & all, Set::empty(), true);
         assert_eq!(May::of(child(pid, "proxy")), Some(plane));
         let guardian = child(pid, "address-guardian");
         let of_guardian = roots(Set::NET_ADMIN & all, Set::empty(), true);
         assert_eq!(May::of(guardian), Some(of_guardian));
         let log = lab.good(&["logs", &first]);
         assert!(log.contains("running"), "{log}");
-        let shown = "CAP_DAC_OVERRIDE CAP_FOWNER CAP_NET_BIND_SERVICE CAP_NET_ADMIN CAP_NET_RAW CAP_IPC_LOCK CAP_SYS_NICE";
+        let shown = "CAP_DAC_OVERRIDE CAP_FOWNER CAP_NET_BIND_SERVICE CAP_NET_ADMIN CAP_NET_RAW CAP_IPC_LOCK CAP_SYS_NICE CAP_SYS_RESOURCE";
         assert!(log.contains(shown), "{log}");
 
         // What is left is enough for its guardian to let go in its place.
@@ -170,6 +155,36 @@ fn an_address_that_comes_later_is_held_once_the_agent_has_taken_its_rights_up_ag
             });
         }
         wait("somebody answers on the address", || answers(&lab));
+    });
+}
+
+#[test]
+fn a_program_that_comes_later_has_an_agent_that_keeps_all_once_that_was_upgraded() {
+    each_user(|user| {
+        let lab = Lab::up(user, FILE);
+        let pid = agent(&lab, "client");
+        let all = May::of(machine(&lab, "client")).unwrap().bounding;
+        lab.write(&format!(
+            "{FILE}[process.later]\nnodes = [\"client\"]\ncommand = [\"sleep\", \"1000\"]\n"
+        ));
+        let says = "process.later starts programs, and this agent gave up what they may need when it started because the file named none: `outlast upgrade` on this node takes that up again";
+        let reload = said(&lab.exec("client", &["outlast", "reload"]));
+        assert!(reload.contains(&format!("\nwarning: {says}")), "{reload}");
+        // What was said is not said again.
+        let again = said(&lab.exec("client", &["outlast", "reload"]));
+        assert!(!again.contains("warning: process.later"), "{again}");
+        // It has all that root may have, all the same.
+        let has = roots(all, all, false);
+        let program = || {
+            let pids = processes().into_iter().filter_map(|pid| pid.parse().ok());
+            pids.filter(|pid| parent_of(*pid) == Some(agent(&lab, "client")))
+                .find(|pid| words(*pid) == ["sleep", "1000"])
+        };
+        assert_eq!(May::of(wait("the program", program)), Some(has));
+        assert_eq!(May::of(pid), Some(roots(OWN & all, all, false)));
+        let upgrade = lab.exec("client", &["outlast", "upgrade"]);
+        assert!(upgrade.status.success(), "{}", said(&upgrade));
+        wait_until("the agent has all again", || May::of(pid) == Some(has));
     });
 }
 

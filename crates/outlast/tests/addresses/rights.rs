@@ -275,6 +275,21 @@ fn an_agent_without_the_capabilities_for_an_address_says_so_and_leaves_it_to_oth
 }
 
 #[test]
+fn what_a_group_lacks_is_said_of_its_addresses() {
+    one_user(|user| {
+        let group = "group = \"gateway\"\n";
+        let inner = "[address.inner]\nip = \"10.0.0.101/24\"\ninterface = \"eth0\"\nnodes = [\"a\", \"b\", \"c\"]\n";
+        let lab = Lab::up(user, &format!("{FILE}{group}{inner}{group}"));
+        wait("somebody answers on the address", || answers(&lab));
+        let taken = ["--bounding-set=-net_raw", "--inh-caps=-net_raw"];
+        let run = end_own_agent(&lab, "a");
+        let agent = ByHand::start(&lab, "a", &run, &taken);
+        let says = "address.edge and address.inner need CAP_NET_RAW, which this agent does not have: it is root without that, so look at what starts it (systemd: `CapabilityBoundingSet`; a container: `--cap-add`)";
+        says_what_it_lacks(&lab, &agent, says);
+    });
+}
+
+#[test]
 fn a_node_of_a_virtual_router_says_so_as_well() {
     one_user(|user| {
         let lab = Lab::up(user, vrrp::FILE);

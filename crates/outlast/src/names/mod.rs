@@ -379,6 +379,10 @@ impl Desk {
             return;
         }
         let kept = self.kept.borrow();
+        // Until others have agreed on something, this node answers by what it agreed on alone: that has all of it.
+        if kept.to_bring.is_empty() || of.agreement.borrow().names != kept.agreed {
+            return;
+        }
         let zones = kept.to_bring.keys().filter(|zone| kept.agreed.zones.contains_key(*zone));
         if let Some(zone) = bring::next(zones, self.bringing.last.as_ref()) {
             self.bringing.last = Some(zone.clone());

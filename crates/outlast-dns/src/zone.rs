@@ -145,7 +145,7 @@ impl Rdata {
     }
 
     /// The data with its names in lower case, as it is signed and compared (RFC 4034 6.2).
-    pub(crate) fn canonical(&self, rtype: Rtype) -> Rdata {
+    pub fn canonical(&self, rtype: Rtype) -> Rdata {
         let at = if rtype == Rtype::SRV { Some(6) } else { rtype.name_at() };
         let mut data = self.0.clone();
         if let Some(name) = at.and_then(|at| data.get_mut(at..)) {

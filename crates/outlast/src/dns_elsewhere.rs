@@ -185,8 +185,7 @@ pub(crate) fn base(file: &Path) -> anyhow::Result<std::path::PathBuf> {
     Ok(file.parent().unwrap_or(&file).to_owned())
 }
 
-/// What the agent of this machine knows, and who that is.
-/// What the agent knows: what is healthy, and of each zone what people have said.
+/// What the agent of this machine knows, and who that is: what is healthy, and of each zone what people have said.
 async fn healths(at: &AtArgs) -> anyhow::Result<(Healths, BTreeMap<String, Sticky>, String)> {
     let dir = verbs::data_dir(at)?;
     let asked = admin::ask(&dir, http::Method::GET, "/v1/status", String::new()).await;

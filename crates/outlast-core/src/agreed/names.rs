@@ -126,7 +126,8 @@ pub struct AgreedNames {
     pub zones: BTreeMap<String, AgreedZone>,
 }
 
-coded_struct!(AgreedNames version 1 { epoch, health, moves_soon, chosen, pins, lowered, zones });
+// Version 1 did not have what is lowered.
+coded_struct!(AgreedNames version 2 { epoch, health, moves_soon, chosen, pins, lowered, zones });
 
 /// The same, shared with whoever looks at it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -9,8 +9,7 @@ use outlast_consensus::{Role, Term, boottime};
 use outlast_core::address::unit_of;
 use outlast_core::agent::Agreement;
 use outlast_core::agreed::{
-    AgreedNames, ClientId, Command, Entry, Expected, KvCommand, Limit, NameChange, NamesCommand,
-    Reply, Stamp,
+    AgreedNames, ClientId, Command, Entry, Expected, KvCommand, NamesCommand, Reply, Stamp,
 };
 use outlast_core::health::Health;
 use outlast_core::names::{Known, Lead, Sights, places, sights};
@@ -211,7 +210,9 @@ impl Hub {
         let (now, known) = (boottime(), known(topology, agreement));
         let look = lead.look(now, wall(), topology, &known, agreed);
         let command = match look.command {
-            Some(command) if agreed.epoch == 0 => Some(self.with_what_was_kept(topology, command)),
+            Some(command) if agreed.epoch == 0 => {
+                Some(self.with_what_was_kept(topology, agreed, command).await)
+            }
             command => command,
         };
         let Some(command) = command else {
@@ -233,26 +234,17 @@ impl Hub {
     }
 
     /// A node that was alone, or in a cluster that is founded anew, brings the records that updates had added to its zones.
-    fn with_what_was_kept(&self, topology: &Topology, command: NamesCommand) -> NamesCommand {
-        let NamesCommand::Change { from, mut changes, zones } = command;
-        let kept = crate::names::kept_records(&self.settings.data_dir);
-        for (zone, records) in kept.into_iter().filter(|(zone, _)| topology.dns.contains_key(zone))
-        {
-            changes.extend(records.into_iter().map(|record| NameChange::Record {
-                zone: zone.clone(),
-                record,
-                present: true,
-            }));
-        }
-        let most = Limit::NameChanges.most();
-        if most < changes.len() {
-            tracing::warn!(
-                left = changes.len() - most,
-                "records that updates had added are too many to be brought along; import them again"
-            );
-            changes.truncate(most);
-        }
-        NamesCommand::Change { from, changes, zones }
+    async fn with_what_was_kept(
+        &self,
+        topology: &Topology,
+        agreed: &AgreedNames,
+        command: NamesCommand,
+    ) -> NamesCommand {
+        let (data_dir, topology) = (self.settings.data_dir.clone(), topology.clone());
+        let (agreed, bare) = (agreed.clone(), command.clone());
+        // It reads the disk, and makes whole zones to see whether they could be answered.
+        let whole = move || crate::names::founding(&data_dir, &topology, &agreed, bare);
+        tokio::task::spawn_blocking(whole).await.unwrap_or(command)
     }
 
     /// Has agreed on what name servers of this node want.
@@ -292,8 +284,13 @@ impl Hub {
     /// Has the nodes agree on what name servers share in secret, and keeps what was agreed on at hand.
     pub(super) async fn share_name_secrets(self: Arc<Self>) {
         let mut topology = self.desk.topology.clone();
+        let kept = crate::names::kept_secrets(&self.settings.data_dir);
+        let mut catching_up = self.replica.caught_up.subscribe();
         let mut caught_up: Option<Instant> = None;
         loop {
+            if *catching_up.borrow_and_update() {
+                caught_up.get_or_insert_with(boottime);
+            }
             let wanted = secrets_of(&topology.borrow_and_update());
             let known = self.replica.read(|agreed| {
                 let items = agreed.space().items();
@@ -309,10 +306,6 @@ impl Hub {
                 changed
             });
             if !all {
-                let kept = crate::names::kept_secrets(&self.settings.data_dir);
-                if *self.replica.caught_up.borrow() {
-                    caught_up = caught_up.or(Some(boottime()));
-                }
                 let ripe = caught_up.is_some_and(|at| NEW_KEY_AFTER <= boottime().since(at));
                 for name in wanted.iter().filter(|name| !known.0.contains_key(*name)) {
                     let kept = kept.0.get(name).cloned();
@@ -324,6 +317,7 @@ impl Hub {
             tokio::select! {
                 () = tokio::time::sleep(SECRET_AGAIN), if !all => {}
                 Ok(()) = topology.changed() => {}
+                Ok(()) = catching_up.changed(), if caught_up.is_none() => {}
                 else => std::future::pending::<()>().await,
             }
         }

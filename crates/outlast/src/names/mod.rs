@@ -9,6 +9,7 @@
 //! All of it runs on a thread of its own, beside those that answer. A node that is cut off goes on answering by what it knew.
 //! Where there is only one node, it judges alone, and counts its own changes.
 
+mod bring;
 mod elsewhere;
 pub(crate) mod keys;
 mod serve;
@@ -31,11 +32,13 @@ use outlast_core::time::Instant;
 use outlast_core::topology::Topology;
 use outlast_dns::server::{Totals, UpdateRequest};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 use crate::agent::shared::wall;
 use crate::apart::Apart;
 use crate::cluster::{NameSecrets, OfNames, Wanted, new_secret, secrets_of};
+use bring::Brought;
+pub(crate) use bring::founding;
 use elsewhere::Elsewhere;
 use serve::Servers;
 use store::Kept;
@@ -45,6 +48,12 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// How soon after a look that came to something a node that is alone looks again.
 const LOOK_SOON: Duration = Duration::from_millis(1);
+
+/// How soon it is tried again to bring records along when nobody could be asked; twice as long each time.
+const BRING_AGAIN: Duration = Duration::from_secs(1);
+
+/// And how long at most.
+const BRING_AGAIN_MAX: Duration = Duration::from_secs(60);
 
 /// Requests to change zones that are worked on at the same time, and as many that wait.
 const UPDATES_MAX: usize = 32;
@@ -162,12 +171,7 @@ impl Drop for NameServers {
     }
 }
 
-/// The records, by zone, that updates had added when this node answered last, whatever has become of the others.
-pub(crate) fn kept_records(data_dir: &std::path::Path) -> BTreeMap<String, BTreeSet<AddedRecord>> {
-    store::load(data_dir).added()
-}
-
-/// What it shared in secret.
+/// What this node shared in secret when it answered last.
 pub(crate) fn kept_secrets(data_dir: &std::path::Path) -> NameSecrets {
     store::load(data_dir).secrets
 }
@@ -204,8 +208,26 @@ struct Desk {
     elsewhere: Elsewhere,
     updates: mpsc::Receiver<UpdateRequest>,
     open: JoinSet<()>,
-    /// Brings along what was added while this node was alone.
-    bringing: JoinSet<()>,
+    bringing: Bringing,
+}
+
+/// Brings along what was added while this node was alone, one zone after the other.
+#[derive(Default)]
+struct Bringing {
+    open: JoinSet<Brought>,
+    /// The zone that had its turn last.
+    last: Option<String>,
+    pause: Duration,
+    not_before: Instant,
+}
+
+impl Bringing {
+    /// Takes what came of the last try, by which the next one may have to wait.
+    fn heard(&mut self, later: bool, now: Instant) {
+        let longer = (self.pause * 2).clamp(BRING_AGAIN, BRING_AGAIN_MAX);
+        self.pause = if later { longer } else { Duration::ZERO };
+        self.not_before = now + self.pause;
+    }
 }
 
 impl Desk {
@@ -216,7 +238,10 @@ impl Desk {
     ) -> Desk {
         let (send_updates, updates) = mpsc::channel(UPDATES_MAX);
         let kept = store::load(&home.data_dir);
-        let kept = if others.is_some() { kept.in_company() } else { kept };
+        let kept = match others {
+            Some(_) => kept.in_company(),
+            None => bring::alone_again(kept, &home.topology.borrow()),
+        };
         let (kept, known) = watch::channel(kept);
         let (source, taken) = match others {
             Some(others) => (Source::Awaited(others), None),
@@ -240,7 +265,7 @@ impl Desk {
             elsewhere: Elsewhere::default(),
             updates,
             open: JoinSet::new(),
-            bringing: JoinSet::new(),
+            bringing: Bringing::default(),
         }
     }
 
@@ -270,6 +295,7 @@ impl Desk {
                 },
                 Ok(()) = topology.changed() => {}
                 Ok(()) = sights.changed() => {}
+                Some(brought) = self.bringing.open.join_next() => self.brought(brought),
                 Some(request) = self.updates.recv() => self.update(request),
                 Some(ask) = asked.recv() => self.asked(ask),
                 () = tokio::time::sleep(wake) => {}
@@ -326,7 +352,7 @@ impl Desk {
                 let mut kept = Kept {
                     secrets,
                     alone: true,
-                    to_bring: BTreeMap::new(),
+                    to_bring: before.to_bring.clone(),
                     agreed: before.agreed.clone(),
                 };
                 let now = boottime();
@@ -347,13 +373,43 @@ impl Desk {
 
     /// A node that was alone has its records agreed on, once the others have the zone.
     fn bring_along(&mut self) {
-        while self.bringing.try_join_next().is_some() {}
         let Source::Cluster(of) = &self.source else { return };
-        let kept = self.kept.borrow();
-        let zone = kept.to_bring.keys().find(|zone| kept.agreed.zones.contains_key(*zone));
-        if let (Some(zone), true, true) = (zone, *of.caught_up.borrow(), self.bringing.is_empty()) {
-            self.bringing.spawn(update::bring(self.view.clone(), zone.clone()));
+        let may = *of.caught_up.borrow() && self.bringing.not_before <= boottime();
+        if !may || !self.bringing.open.is_empty() {
+            return;
         }
+        let kept = self.kept.borrow();
+        // Until others have agreed on something, this node answers by what it agreed on alone: that has all of it.
+        if kept.to_bring.is_empty() || of.agreement.borrow().names != kept.agreed {
+            return;
+        }
+        let zones = kept.to_bring.keys().filter(|zone| kept.agreed.zones.contains_key(*zone));
+        if let Some(zone) = bring::next(zones, self.bringing.last.as_ref()) {
+            self.bringing.last = Some(zone.clone());
+            self.bringing.open.spawn(bring::bring(self.view.clone(), zone.clone()));
+        }
+    }
+
+    /// What is settled does not wait any more.
+    fn brought(&mut self, brought: Result<Brought, JoinError>) {
+        let Brought { zone, settled, later } = match brought {
+            Ok(brought) => brought,
+            Err(error) => {
+                tracing::error!(%error, "bring records along");
+                return self.bringing.heard(true, boottime());
+            }
+        };
+        self.bringing.heard(later, boottime());
+        let before = self.kept.borrow().clone();
+        let mut after = before.clone();
+        if let Entry::Occupied(mut waiting) = after.to_bring.entry(zone) {
+            waiting.get_mut().retain(|record| !settled.contains(record));
+            if waiting.get().is_empty() {
+                waiting.remove();
+            }
+        }
+        let topology = self.home.topology.borrow().clone();
+        self.keep(&topology, before, after);
     }
 
     fn keep(&mut self, topology: &Arc<Topology>, before: Kept, after: Kept) {
@@ -518,5 +574,22 @@ async fn heard(source: &mut Source) -> News {
             Some(wanted) => News::Wanted(wanted),
             None => pending().await,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_cannot_be_asked_is_asked_less_and_less_often_until_it_answers() {
+        let mut bringing = Bringing::default();
+        let start = Instant::default();
+        let mut pauses = Vec::new();
+        for later in [true, true, true, true, true, true, true, true, false, true] {
+            bringing.heard(later, start);
+            pauses.push(bringing.not_before.since(start).as_secs());
+        }
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60, 0, 1]);
     }
 }

@@ -13,8 +13,14 @@ use crate::cluster::NameSecrets;
 
 const FILE: &str = "names.bin";
 
-/// The version of the file's form; others are not read.
-const VERSION: u8 = 1;
+/// The version of the file's form; others are not read. Version 1 did not say whether the node was alone.
+const VERSION: u8 = 2;
+
+/// What is said of a file that is not read, with what is lost by it.
+const OLD: Malformed = Malformed(
+    "an older outlast has written it, in a form that is not read any more; if this node was alone, import the records that \
+     updates had added again, and tell the parents of signed zones the new DS",
+);
 
 /// What was known last.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,17 +40,11 @@ impl Kept {
             return self;
         }
         let zones = self.agreed.zones.iter().filter(|(_, zone)| !zone.records.is_empty());
-        let to_bring = zones.map(|(name, zone)| (name.clone(), zone.records.clone())).collect();
-        Kept { alone: false, to_bring, ..self }
-    }
-
-    /// All records that updates have added, as far as this node knows.
-    pub(super) fn added(&self) -> BTreeMap<String, BTreeSet<AddedRecord>> {
-        let mut added = self.to_bring.clone();
-        for (name, zone) in &self.agreed.zones {
-            added.entry(name.clone()).or_default().extend(zone.records.iter().cloned());
+        let mut to_bring = self.to_bring.clone();
+        for (name, zone) in zones {
+            to_bring.entry(name.clone()).or_default().extend(zone.records.iter().cloned());
         }
-        added
+        Kept { alone: false, to_bring, ..self }
     }
 }
 
@@ -67,8 +67,10 @@ pub(super) fn load(data_dir: &Path) -> Kept {
 
 fn decode(bytes: &[u8]) -> Result<Kept, Malformed> {
     let mut reader = Reader::new(bytes);
-    if reader.byte()? != VERSION {
-        return Err(Malformed("a version that is not known here"));
+    match reader.byte()? {
+        VERSION => {}
+        1 => return Err(OLD),
+        _ => return Err(Malformed("a version that is not known here")),
     }
     let agreed = AgreedNames::decode(&mut reader)?;
     let secrets = BTreeMap::decode(&mut reader)?;
@@ -115,6 +117,11 @@ mod tests {
         assert_eq!(company, Kept { to_bring, ..agreed_on });
         // Once more: the first time may have been cut short.
         assert_eq!(company.clone().in_company(), company);
+        // What waits already goes on waiting.
+        let zones = company.to_bring.keys().map(|_| "example.org".to_owned());
+        let waits: BTreeMap<_, _> = zones.zip(company.to_bring.values().cloned()).collect();
+        let again = Kept { alone: true, to_bring: waits, ..company.clone() }.in_company();
+        assert_eq!(again.to_bring.len(), 2);
     }
 
     #[test]
@@ -129,8 +136,14 @@ mod tests {
         let kept = Kept { agreed: Arc::new(agreed), secrets, alone: true, to_bring };
         save(&dir, &kept).unwrap();
         assert_eq!(load(&dir), kept);
-        std::fs::write(dir.join(FILE), b"\x01rubbish").unwrap();
-        assert_eq!(load(&dir), Kept::default());
+        for (bytes, wanted) in
+            [(&b"\x02rubbish"[..], ""), (b"\x01old", "import"), (b"\x09", "not known")]
+        {
+            std::fs::write(dir.join(FILE), bytes).unwrap();
+            assert_eq!(load(&dir), Kept::default());
+            let said = decode(bytes).unwrap_err().to_string();
+            assert!(said.contains(wanted), "{said}");
+        }
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use outlast_core::agreed::{
-    AgreedNames, AgreedPin, LOWERED_MAX, Limit, NameChange, NamesCommand, Reply,
+    AgreedNames, AgreedPin, LOWERED_MAX, Limit, NameChange, NamesCommand, Refusal, Reply,
 };
 use outlast_core::names::{FailoverId, policy_key};
 use outlast_core::time::Timestamp;
@@ -31,7 +31,7 @@ use crate::agent::shared::wall;
 const TRIES: u32 = 5;
 
 /// How long it may take until this node knows what it has had agreed on.
-const KNOWN_MAX: Duration = Duration::from_secs(2);
+pub(super) const KNOWN_MAX: Duration = Duration::from_secs(2);
 
 /// Bytes of all records of one name and type that updates make; signed, they still fit into a message.
 const SET_MAX: usize = 32 << 10;
@@ -40,7 +40,7 @@ const SET_MAX: usize = 32 << 10;
 const SET_OVERHEAD: usize = 12;
 
 /// Records that one entry takes out of a zone file.
-const BATCH: usize = 500;
+pub(super) const BATCH: usize = 500;
 
 /// Does what an update asks for, and answers it.
 pub(super) async fn carry_out(view: View, request: UpdateRequest) {
@@ -90,6 +90,10 @@ async fn change(
                 tracing::info!(why, "it is not known whether a zone was changed");
                 return UpdateAnswer::Failed;
             }
+            Ok(why) if !overtaken(&why) => {
+                tracing::info!(zone = name, %why, "a change of a zone is refused");
+                return UpdateAnswer::Refused;
+            }
             Ok(why) => {
                 tracing::debug!(%why, "a zone has changed meanwhile");
                 let mut known = view.kept.clone();
@@ -103,7 +107,12 @@ async fn change(
     UpdateAnswer::Failed
 }
 
-async fn agree(view: &View, command: NamesCommand) -> Result<Reply, String> {
+/// Something else was agreed on first: judged by that, it may still be.
+pub(super) fn overtaken(reply: &Reply) -> bool {
+    matches!(reply, Reply::Refused { why: Refusal::OtherEpoch { .. } })
+}
+
+pub(super) async fn agree(view: &View, command: NamesCommand) -> Result<Reply, String> {
     let (answer, answered) = oneshot::channel();
     let busy = || "too many changes of names wait already".to_owned();
     let mut known = view.changes.clone();
@@ -115,7 +124,7 @@ async fn agree(view: &View, command: NamesCommand) -> Result<Reply, String> {
 }
 
 /// What has to be agreed on so that a zone's records become what `make` makes of them.
-fn plan(
+pub(super) fn plan(
     name: &str,
     zone: &Zone,
     kept: &Kept,
@@ -125,11 +134,8 @@ fn plan(
         spec::spec(name, &Zone { dnssec: false, ..zone.clone() }, &kept.agreed, &kept.secrets);
     let spec = spec.map_err(|_bad| UpdateAnswer::Failed)?;
     let before = records(&spec);
-    let own = spec::file_sets(&spec.name, name, zone, &kept.agreed);
-    let own = own.map_err(|_bad| UpdateAnswer::Failed)?;
-    let mut of_file: BTreeSet<(Name, Rtype)> =
-        own.into_iter().map(|set| (set.owner, set.rtype)).collect();
-    of_file.insert((spec.name, Rtype::SOA));
+    let of_file = of_file(&spec.name, name, zone, &kept.agreed);
+    let of_file = of_file.map_err(|_bad| UpdateAnswer::Failed)?;
     let after = make(&before)?;
     let difference = |a: &[Record], b: &[Record]| -> Vec<Record> {
         a.iter().filter(|record| !b.contains(record)).cloned().collect()
@@ -179,6 +185,18 @@ fn plan(
     Ok(changes)
 }
 
+/// What the file has of a zone: that is changed there.
+pub(super) fn of_file(
+    own: &Name,
+    name: &str,
+    zone: &Zone,
+    agreed: &AgreedNames,
+) -> Result<BTreeSet<(Name, Rtype)>, String> {
+    let sets = spec::file_sets(own, name, zone, agreed)?;
+    let soa = (own.clone(), Rtype::SOA);
+    Ok(sets.into_iter().map(|set| (set.owner, set.rtype)).chain([soa]).collect())
+}
+
 /// A record as it was added: its time to live may have been another one than that of its whole set.
 fn known_as(kept: &Kept, zone: &str, record: &Record) -> Vec<outlast_core::agreed::AddedRecord> {
     let added = kept.agreed.zones.get(zone).map(|zone| &zone.records);
@@ -190,7 +208,12 @@ fn known_as(kept: &Kept, zone: &str, record: &Record) -> Vec<outlast_core::agree
     added.into_iter().flatten().filter(same).cloned().collect()
 }
 
-fn builds(name: &str, zone: &Zone, agreed: &AgreedNames, kept: &Kept) -> Result<(), String> {
+pub(super) fn builds(
+    name: &str,
+    zone: &Zone,
+    agreed: &AgreedNames,
+    kept: &Kept,
+) -> Result<(), String> {
     let spec = spec::spec(name, &Zone { dnssec: false, ..zone.clone() }, agreed, &kept.secrets)?;
     Table::build(&[spec], &mut Signatures::default(), 0)
         .map(drop)
@@ -198,7 +221,7 @@ fn builds(name: &str, zone: &Zone, agreed: &AgreedNames, kept: &Kept) -> Result<
 }
 
 /// All records of a zone as a secondary would see them, the SOA among them.
-fn records(spec: &ZoneSpec) -> Vec<Record> {
+pub(super) fn records(spec: &ZoneSpec) -> Vec<Record> {
     let mut records = vec![spec.soa_record()];
     for set in &spec.sets {
         records.extend(set.choice.default_records().iter().map(|data| Record {
@@ -219,9 +242,7 @@ pub(super) async fn import(view: View, zone: &str, text: &str) -> Result<String,
     let known = topology.dns.iter().find(|(known, _)| spec::parse(known).as_ref() == Ok(&name));
     let (own, of) = known.ok_or_else(|| no_zone(&topology, zone))?;
     let kept = view.kept.borrow().clone();
-    let of_file = spec::file_sets(&name, own, of, &kept.agreed)?;
-    let of_file: BTreeSet<(Name, Rtype)> =
-        of_file.into_iter().map(|set| (set.owner, set.rtype)).collect();
+    let of_file = of_file(&name, own, of, &kept.agreed)?;
     let (mut wanted, mut left) = (Vec::new(), BTreeMap::new());
     for set in &parsed.sets {
         let Choice::One(data) = &set.choice else { continue };
@@ -273,34 +294,6 @@ pub(super) async fn import(view: View, zone: &str, text: &str) -> Result<String,
     Ok(told)
 }
 
-/// Has agreed on what this node added to a zone while it was alone; the desk asks again for what is left.
-pub(super) async fn bring(view: View, zone: String) {
-    let kept = view.kept.borrow().clone();
-    let records = kept.to_bring.get(&zone).into_iter().flatten();
-    let changes: Vec<NameChange> = records
-        .take(BATCH)
-        .map(|record| NameChange::Record {
-            zone: zone.clone(),
-            record: record.clone(),
-            present: true,
-        })
-        .collect();
-    let from = kept.agreed.epoch;
-    let command = NamesCommand::Change { from, changes, zones: BTreeSet::from([zone.clone()]) };
-    let why = match agree(&view, command).await {
-        Ok(Reply::Done) => None,
-        Ok(why) => Some(why.to_string()),
-        Err(why) => Some(why),
-    };
-    if let Some(why) = &why {
-        tracing::info!(zone, why, "records that updates have added are not brought along yet");
-    }
-    let mut known = view.kept.clone();
-    let newer = known.wait_for(|now| from != now.agreed.epoch);
-    // What was refused for what it is, is refused again: not too often.
-    tokio::time::timeout(KNOWN_MAX, newer).await.ok();
-}
-
 fn no_zone(topology: &Topology, zone: &str) -> String {
     let zones: Vec<&str> = topology.dns.keys().map(String::as_str).collect();
     match zones.as_slice() {
@@ -334,6 +327,9 @@ async fn grant(
         match agree(view, command).await {
             Ok(Reply::Done) => return Ok(told),
             Err(why) => return Err(format!("{why}; it may still come to it")),
+            Ok(reply) if !overtaken(&reply) => {
+                return Err(format!("{name} stays as it is, the nodes have {reply}"));
+            }
             Ok(_overtaken) => {}
         }
         let mut known = view.kept.clone();
@@ -402,42 +398,71 @@ pub(super) async fn lower_ttl(
             ));
         }
         let until = lasts.map(from_now);
-        let longest = |ttl: fn(&TopologyRecord) -> Duration| {
-            show_duration(records.iter().map(|(_, record)| ttl(record)).max().unwrap_or_default())
-        };
-        let (ttl, lower) = (longest(|record| record.ttl), longest(|record| record.ttl_degraded));
-        if until.is_some() && ttl == lower {
+        let (lowers, stays) = by_use(&records);
+        if until.is_some() && lowers.is_empty() {
             return Err(format!(
-                "{name} is remembered for {ttl} anyway: give it a `ttl_degraded` below its `ttl` in the topology"
+                "{name} is remembered for {} anyway: give it a `ttl_degraded` below its `ttl` in the topology",
+                longest(&stays, |record| record.ttl)
             ));
         }
         let (mut changes, mut zones) = (Vec::new(), BTreeSet::new());
-        for (zone, record) in records {
+        // What an earlier file let be lowered ends with `--end`, too.
+        let meant = if until.is_some() { &lowers } else { &records };
+        for (zone, record) in meant {
             let key = policy_key(zone, &FailoverId::of(record));
             let before = agreed.lowered.get(&key).copied();
             if before.is_some() != until.is_some() {
-                zones.insert(zone.clone());
+                zones.insert((*zone).clone());
             }
             if before != until {
                 changes.push(NameChange::Lowered { record: key, until });
             }
         }
-        let told = match until {
-            Some(until) => format!(
-                "{name} is remembered for {lower} until {until}; caches still have it for up to {ttl} from now"
-            ),
-            None => format!("{name} is remembered for {ttl} again"),
-        };
+        let told = told_lowered(name, until, &lowers, &stays);
         Ok(Wish { changes, zones, told })
     };
     grant(&view, name, wish).await
 }
 
-/// The records of a name, each with its zone.
-fn records_of<'t>(
-    topology: &'t Topology,
+/// A record of the topology with its zone.
+type Of<'t> = (&'t String, &'t TopologyRecord);
+
+/// Those of a name's records that can be remembered for less long, and those that cannot.
+fn by_use<'t>(records: &[Of<'t>]) -> (Vec<Of<'t>>, Vec<Of<'t>>) {
+    records.iter().copied().partition(|(_, record)| record.ttl_degraded < record.ttl)
+}
+
+fn longest(records: &[Of<'_>], ttl: fn(&TopologyRecord) -> Duration) -> String {
+    show_duration(records.iter().map(|(_, record)| ttl(record)).max().unwrap_or_default())
+}
+
+/// What people are told once records are remembered for less long, or no more.
+fn told_lowered(
     name: &str,
-) -> Result<Vec<(&'t String, &'t TopologyRecord)>, String> {
+    until: Option<Timestamp>,
+    lowers: &[Of<'_>],
+    stays: &[Of<'_>],
+) -> String {
+    let lower = longest(lowers, |record| record.ttl_degraded);
+    let ttl = longest(if lowers.is_empty() { stays } else { lowers }, |record| record.ttl);
+    let Some(until) = until else { return format!("{name} is remembered for {ttl} again") };
+    let mut told = format!(
+        "{name} is remembered for {lower} until {until}; caches still have it for up to {ttl} from now"
+    );
+    if !stays.is_empty() {
+        let kinds: BTreeSet<&str> = stays.iter().map(|(_, record)| record.kind.word()).collect();
+        let kinds: Vec<&str> = kinds.into_iter().collect();
+        told.push_str(&format!(
+            "; its {} stays remembered for {}, without a lower `ttl_degraded`",
+            kinds.join(", "),
+            longest(stays, |record| record.ttl)
+        ));
+    }
+    told
+}
+
+/// The records of a name, each with its zone.
+fn records_of<'t>(topology: &'t Topology, name: &str) -> Result<Vec<Of<'t>>, String> {
     let wanted = spec::parse(name)?;
     let mut found = Vec::new();
     for (zone, of) in &topology.dns {
@@ -469,4 +494,73 @@ fn failovers_of(topology: &Topology, name: &str) -> Result<Vec<(String, Vec<Stri
         ));
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::{mpsc, watch};
+
+    use super::*;
+    use crate::cluster::Wanted;
+
+    fn topology(records: &str) -> Topology {
+        let text = format!(
+            "[cluster]\nname = \"t\"\n[dns.\"example.com\"]\nlisten = \"127.0.0.1:5353\"\nrecords = [\n{records}]\n"
+        );
+        crate::file::parse("t", &text).map_err(|bad| bad.to_string()).unwrap()
+    }
+
+    /// What a person is told whose wish is answered like this, and what was to be agreed on.
+    async fn told(topology: Topology, says: Reply) -> (Result<String, String>, Vec<NameChange>) {
+        let (_topology, topology) = watch::channel(Arc::new(topology));
+        let (know, known) = watch::channel(Kept::default());
+        let (changes, mut asked) = mpsc::channel::<Wanted>(1);
+        let (to_others, changes) = watch::channel(Some(changes));
+        let view = View { topology, kept: known, changes };
+        let others = async {
+            let mut wanted = Vec::new();
+            while let Some((NamesCommand::Change { changes, .. }, answer)) = asked.recv().await {
+                wanted.push(changes);
+                know.send_modify(|kept| Arc::make_mut(&mut kept.agreed).epoch += 1);
+                answer.send(Ok(says)).ok();
+            }
+            wanted
+        };
+        let person = async {
+            let told = lower_ttl(view, "api.example.com", Some(Duration::from_secs(60))).await;
+            drop(to_others);
+            told
+        };
+        let (told, wanted) = tokio::join!(person, others);
+        (told, wanted.into_iter().flatten().collect())
+    }
+
+    const API: &str = "  { name = \"api\", type = \"A\", values = [\"192.0.2.1\"], ttl = \"60s\", ttl_degraded = \"30s\" },\n";
+    const LONG: &str = "  { name = \"api\", type = \"TXT\", values = [\"x\"], ttl = \"5m\", ttl_degraded = \"5m\" },\n";
+
+    #[tokio::test]
+    async fn a_name_is_remembered_for_less_long_if_any_of_its_records_can_be() {
+        let (said, changes) = told(topology(&format!("{API}{LONG}")), Reply::Done).await;
+        let said = said.unwrap();
+        assert!(said.contains("remembered for 30s until"), "{said}");
+        assert!(said.contains("up to 1m from now; its TXT stays remembered for 5m"), "{said}");
+        assert_eq!(changes.len(), 1, "{changes:?}");
+        let (said, changes) = told(topology(LONG), Reply::Done).await;
+        let said = said.unwrap_err();
+        assert!(said.contains("remembered for 5m anyway"), "{said}");
+        assert_eq!(changes, []);
+    }
+
+    #[tokio::test]
+    async fn only_what_was_overtaken_is_tried_again_and_other_refusals_are_told() {
+        let over = Reply::Refused { why: Refusal::Over { limit: Limit::NamedThings } };
+        let (said, changes) = told(topology(API), over).await;
+        let said = said.unwrap_err();
+        assert!(said.contains("refused: more than"), "{said}");
+        assert_eq!(changes.len(), 1);
+        let other = Reply::Refused { why: Refusal::OtherEpoch { current: 8 } };
+        let (said, changes) = told(topology(API), other).await;
+        assert_eq!(said.unwrap_err(), "other changes keep coming first; ask again");
+        assert_eq!(changes.len(), TRIES as usize);
+    }
 }

@@ -127,13 +127,11 @@ mod tests {
         std::thread::spawn(work).join().unwrap()
     }
 
-    fn is_root() -> bool {
+    #[track_caller]
+    fn must_be_root() {
         let all = capabilities(None).unwrap().effective;
         let is = rustix::process::geteuid().is_root() && all.contains(CapabilitySet::SETPCAP);
-        if !is {
-            println!("not tested: needs root with CAP_SETPCAP");
-        }
-        is
+        assert!(is, "run this test as root with CAP_SETPCAP: it gives up what others do not have");
     }
 
     const KEEP: CapabilitySet = CapabilitySet::KILL.union(CapabilitySet::NET_RAW);
@@ -166,9 +164,7 @@ mod tests {
 
     #[test]
     fn programs_of_root_get_as_much_as_is_said() {
-        if !is_root() {
-            return;
-        }
+        must_be_root();
         let before = own();
         for (programs, gets) in [
             (Programs::Inheriting, before.bounding),
@@ -191,9 +187,7 @@ mod tests {
     /// A user who is not root and was given something to pass on, as a service manager does it.
     #[test]
     fn what_a_user_was_given_to_pass_on_is_passed_on_as_said() {
-        if !is_root() {
-            return;
-        }
+        must_be_root();
         let given = CapabilitySet::NET_RAW | CapabilitySet::SYS_NICE;
         for (programs, keep, passed) in [
             (Programs::Inheriting, CapabilitySet::all(), given),

@@ -343,3 +343,32 @@ impl Lone {
         patience <= now.since(self.answered)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// After the last heartbeat, with answers of whoever leads until then: whether only heartbeats seem to be lost.
+    fn check(silent: Duration, unanswered: Duration, basis: Basis, lost: bool) {
+        let start = Instant::default();
+        let mut lone = Lone::new(start, Pace::default(), true);
+        lone.watch.hear(start);
+        lone.basis = Some(basis);
+        lone.answered(start + silent.saturating_sub(unanswered));
+        assert_eq!(
+            lone.agrees_unheard(start + silent),
+            lost,
+            "{silent:?} {unanswered:?} {basis:?}"
+        );
+    }
+
+    #[test]
+    fn only_heartbeats_are_lost_where_agreement_goes_on_without_them() {
+        let (soon, none) = (Duration::from_millis(400), Duration::ZERO);
+        check(PATIENCE, none, Basis::Granted, true);
+        // In the moment after a cut nobody knows yet.
+        check(soon, none, Basis::Granted, false);
+        check(PATIENCE, SILENCE, Basis::Granted, false);
+        check(PATIENCE, none, Basis::WentOn, false);
+    }
+}

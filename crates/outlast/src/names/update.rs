@@ -185,6 +185,13 @@ pub(super) fn plan(
     Ok(changes)
 }
 
+/// Whether a zone has a record, whatever its time to live and the case of the names in it.
+fn has(records: &[Record], wanted: &Record) -> bool {
+    let data = wanted.data.canonical(wanted.rtype);
+    let same = |of: &Record| (&of.owner, of.rtype) == (&wanted.owner, wanted.rtype);
+    records.iter().any(|of| same(of) && of.data.canonical(of.rtype) == data)
+}
+
 /// What the file has of a zone: that is changed there.
 pub(super) fn of_file(
     own: &Name,
@@ -260,7 +267,7 @@ pub(super) async fn import(view: View, zone: &str, text: &str) -> Result<String,
     for batch in wanted.chunks(BATCH) {
         let answer = change(&view, &name, |_, now| {
             let mut after = now.to_vec();
-            after.extend(batch.iter().filter(|record| !now.contains(record)).cloned());
+            after.extend(batch.iter().filter(|record| !has(now, record)).cloned());
             Ok(after)
         });
         match answer.await {
@@ -537,6 +544,19 @@ mod tests {
 
     const API: &str = "  { name = \"api\", type = \"A\", values = [\"192.0.2.1\"], ttl = \"60s\", ttl_degraded = \"30s\" },\n";
     const LONG: &str = "  { name = \"api\", type = \"TXT\", values = [\"x\"], ttl = \"5m\", ttl_degraded = \"5m\" },\n";
+
+    #[test]
+    fn a_record_is_there_whatever_its_ttl_and_the_case_of_its_names() {
+        let record = |ttl, kind: &str, data: &str| {
+            let (rtype, data) = outlast_dns::zone::Rdata::parse(kind, data).unwrap();
+            Record { owner: "m.example.com".parse().unwrap(), rtype, ttl, data }
+        };
+        let there = [record(60, "MX", "10 mail.example.com."), record(60, "A", "192.0.2.1")];
+        assert!(has(&there, &record(300, "MX", "10 MAIL.example.com.")));
+        assert!(has(&there, &record(300, "A", "192.0.2.1")));
+        assert!(!has(&there, &record(60, "A", "192.0.2.2")));
+        assert!(!has(&there, &record(60, "MX", "20 mail.example.com.")));
+    }
 
     #[tokio::test]
     async fn a_name_is_remembered_for_less_long_if_any_of_its_records_can_be() {

@@ -304,10 +304,7 @@ fn a_node_of_a_virtual_router_says_so_as_well() {
 
 #[test]
 fn an_agent_that_is_not_root_holds_an_address_with_the_capabilities_that_it_was_given() {
-    if !geteuid().is_root() {
-        println!("not tested: only root has another user in its lab");
-        return;
-    }
+    assert!(geteuid().is_root(), "run this test as root: nobody else has another user in its lab");
     let lab = Lab::up(None, FILE);
     wait("somebody answers on the address", || answers(&lab));
     let nobody = NOBODY.to_string();
